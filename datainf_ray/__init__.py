@@ -1,0 +1,40 @@
+"""Which training rows did this? DataInf influence of every row of a LoRA fine-tuning corpus, on Ray.
+
+import datainf_ray
+
+run = datainf_ray.attribute("attribute.yaml", output="runs/a")
+run.top(query=0, k=10)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datainf_ray.config import RunConfig
+    from datainf_ray.errors import RequestError, RunFailedError
+    from datainf_ray.execute import attribute
+    from datainf_ray.forecast import plan
+    from datainf_ray.runs.results import Run, open_run
+
+__all__ = ["RequestError", "Run", "RunConfig", "RunFailedError", "attribute", "open_run", "plan"]
+
+# Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
+_HOMES = {
+    "RequestError": "errors",
+    "Run": "runs.results",
+    "RunConfig": "config",
+    "RunFailedError": "errors",
+    "attribute": "execute",
+    "open_run": "runs.results",
+    "plan": "forecast",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

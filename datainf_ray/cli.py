@@ -1,0 +1,175 @@
+"""The `datainf` command. Status: 0 done; 1 it failed, and says why; 2 the request was wrong; 130 interrupted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from datainf_ray.errors import RequestError, RunFailedError
+
+app = typer.Typer(
+    help="Which training rows did this? Influence of every row of a LoRA fine-tuning corpus.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file: a path or any fsspec URL.")]
+Assignments = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in --set cluster.max_workers=2.")
+]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")]
+
+
+class Format(str, Enum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+@app.command()
+def run(config: Config, assignments: Assignments = []) -> None:  # noqa: B006 - typer reads the default
+    """The main job. Running it again takes up what was cut off, or says that it is done."""
+    from datainf_ray.execute import attribute
+
+    with _terminable():
+        attribute(config, **_overrides(assignments))
+
+
+@app.command()
+def plan(
+    config: Config,
+    assignments: Assignments = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """What a run would take: rows, tokens, blocks, chunks, sweeps, memory, bytes, time. Touches no GPU."""
+    from datainf_ray.forecast import plan as forecast
+    from datainf_ray.forecast import render
+
+    expected = forecast(config, **_overrides(assignments))
+    if as_json:
+        typer.echo(json.dumps(expected.model_dump(), indent=2))
+    else:
+        render(expected)
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option(help="Where the demo's model, rows and runs are put.")] = "datainf-demo",
+) -> None:
+    """The main job on a real model and real text that need no network."""
+    from datainf_ray.demo import run_demo
+
+    with _terminable():
+        run_demo(output)
+
+
+@app.command()
+def top(
+    run: RunPath,
+    query: Annotated[str, typer.Option(help="The query's number or id.")] = "0",
+    k: Annotated[int, typer.Option("-k", min=1, help="How many rows.")] = 10,
+    harmful: Annotated[bool, typer.Option("--harmful", help="The rows that raise the query's loss.")] = False,
+    output_format: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.table,
+) -> None:
+    """The rows that helped a query most, or with --harmful those that harmed it."""
+    from datainf_ray.runs.results import open_run
+
+    rows = open_run(run).top(query=query, k=k, harmful=harmful).to_pylist()
+    if output_format is Format.json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif output_format is Format.csv:
+        text = io.StringIO()
+        fields = ["query", "direction", "rank", "row", "id", "influence", "preview"]
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        typer.echo(text.getvalue(), nl=False)
+    else:
+        _show(rows, open_run(run).queries().to_pylist(), harmful)
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write report.html into the run directory, and say where it is."""
+    from datainf_ray.runs.report import write_report
+    from datainf_ray.runs.results import open_run
+
+    typer.echo(write_report(open_run(run)))
+
+
+def main() -> None:
+    """The command's entry point: what went wrong is one line on standard error, and the exit status."""
+    try:
+        app(standalone_mode=True)
+    except RequestError as error:
+        _leave(f"error: {error}", 2)
+    except RunFailedError as error:
+        _leave(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        _leave("interrupted; run the same command again to go on", 130)
+    except BrokenPipeError:  # the reader of our output has left, as `datainf top | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _leave(text: str, status: int) -> None:
+    typer.echo(text, err=True)
+    sys.exit(status)
+
+
+def _overrides(assignments: list[str]) -> dict[str, Any]:
+    from datainf_ray.config import parse_assignment
+
+    return dict(parse_assignment(text) for text in assignments)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, which `ray job stop` and batch systems send, end the run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not rows:
+        console.print(f"no row was {'harmful' if harmful else 'helpful'} to this query")
+        return
+    query = queries[rows[0]["query"]]
+    effect = (
+        "harmful: more weight on it raises the query's loss"
+        if harmful
+        else ("helpful: more weight on it lowers the query's loss")
+    )
+    console.print(Text(f"query {query['query']}: {query['id']}  {query['preview'] or ''}"))
+    table = Table(title=f"{effect}", title_justify="left", title_style="bold")
+    table.add_column("rank", justify="right")
+    table.add_column("influence", justify="right", no_wrap=True)
+    table.add_column("id", overflow="fold")
+    table.add_column("text", overflow="fold")
+    for row in rows:
+        table.add_row(str(row["rank"]), f"{row['influence']:.4g}", Text(row["id"]), Text(row["preview"] or ""))
+    console.print(table)

@@ -1,0 +1,257 @@
+"""What can be asked for: `RunConfig` and its parts, from YAML, a dict or Python.
+
+Every key is documented where it stands. A wrong key or value is a `RequestError` of one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import fsspec
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from datainf_ray.errors import RequestError
+
+Task = Literal["causal-lm", "sequence-classification", "text-to-image"]
+MethodName = Literal["datainf", "hessian-free", "lissa", "exact", "cosine"]
+
+#: What a column can be to the model; the combinations that make sense are in `corpus.chunks`.
+ROLES = (
+    "text",
+    "text_pair",
+    "label",
+    "prompt",
+    "completion",
+    "messages",
+    "input_ids",
+    "labels",
+    "image",
+)
+
+
+class _Part(BaseModel):
+    """A part of the configuration: unknown keys are refused, and so are values of another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(_Part):
+    """The fine-tuned model: a base and a PEFT adapter."""
+
+    base: str = Field(min_length=1, description="hub id, local path or fsspec URL of the base model")
+    adapter: str = Field(min_length=1, description="hub id, local path or fsspec URL of the PEFT adapter's directory")
+    task: Task = Field("causal-lm", description="what the model was trained for")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the base weights; auto: the checkpoint's own on a GPU, float32 on a CPU"
+    )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        None, description="bitsandbytes quantization of the base; needs a GPU"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the base model")
+
+
+class RowsConfig(_Part):
+    """A set of rows: files, and which of their columns mean what."""
+
+    path: str | tuple[str, ...] = Field(description="path, glob or list of them, on any fsspec filesystem")
+    columns: dict[str, str] = Field(default_factory=dict, description="role: column; empty: the roles' own names")
+    id: str | None = Field(None, description="column that names a row; default <file>#<row in file>")
+    max_length: int | None = Field(None, ge=2, description="in tokens; longer rows are cut; default the model's own")
+
+    @field_validator("path")
+    @classmethod
+    def _some_path(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or any(not p for p in value):
+            raise ValueError("name at least one file")
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
+        for role in value:
+            if role not in ROLES:
+                raise ValueError(f"unknown role {role!r}{_meant(role, ROLES)}")
+        return value
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+
+class QueriesConfig(RowsConfig):
+    """The rows whose loss is to be explained."""
+
+    group: str | None = Field(
+        None, description="null: every row is a query; all: one query, the mean; a column: one query per value"
+    )
+
+
+class MethodConfig(_Part):
+    """How influence is computed."""
+
+    name: MethodName = "datainf"
+    damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="c in λ_l = c · mean‖g‖² / d_l")
+    loss: Literal["mean", "sum"] = Field("mean", description="over an example's target tokens")
+    curvature_rows: int | None = Field(None, ge=1, description="null: all rows; N: a seeded random sample of N")
+
+
+class ClusterConfig(_Part):
+    """Where the work is done, and in what portions."""
+
+    address: str | None = Field(None, description="null: join the cluster at RAY_ADDRESS, else start a local one")
+    min_workers: int = Field(0, ge=0, description="workers that must be up before the first sweep begins")
+    max_workers: int | None = Field(None, ge=1, description="null: as many as the cluster has room for")
+    gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs, else 0")
+    cpus_per_worker: int = Field(1, ge=1, description="also the number of threads a worker computes with")
+    chunk_rows: int = Field(1024, ge=1, description="rows in a chunk: the unit of work, of retry and of commit")
+    batch_tokens: int = Field(8192, ge=1, description="padded tokens in a batch; one longer row is a batch of its own")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClusterConfig:
+        if self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than max_workers {self.max_workers}")
+        return self
+
+
+class ResultsConfig(_Part):
+    """What is written."""
+
+    top_k: int = Field(100, ge=1, description="rows per query and direction in top.parquet")
+    scores: bool = Field(True, description="write every row's influence on every query")
+    blocks: bool = Field(False, description="write every row's influence on every query through every block")
+    self_influence: bool = Field(False, description="write every row's influence on itself")
+
+
+class RunConfig(_Part):
+    """One run: which rows of `train` did what `queries` show?"""
+
+    model: ModelConfig
+    train: RowsConfig
+    queries: QueriesConfig
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    gradients: Literal["auto", "recompute", "keep"] = Field("auto", description="what the second sweep reads")
+    index: bool | str | None = Field(None, description="fsspec URL or true: write a gradient index")
+    results: ResultsConfig = Field(default_factory=ResultsConfig)
+    output: str = Field(min_length=1, description="the run directory: a path or fsspec URL")
+    seed: int = Field(0, ge=0, description="of everything that is drawn at random")
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> RunConfig:
+        """What the contract names and this version does not do yet is refused by name, never ignored."""
+        later = {
+            "model.task": (self.model.task, ("causal-lm", "sequence-classification")),
+            "method.name": (self.method.name, ("datainf", "hessian-free")),
+            "method.curvature_rows": (self.method.curvature_rows, (None,)),
+            "gradients": (self.gradients, ("auto", "recompute")),
+            "index": (self.index, (None, False)),
+            "results.self_influence": (self.results.self_influence, (False,)),
+        }
+        for key, (value, possible) in later.items():
+            if value not in possible:
+                choice = " or ".join("null" if p is None else json.dumps(p) for p in possible)
+                raise ValueError(f"{key}: {value!r} is not available in this version; use {choice}")
+        return self
+
+
+def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: Any) -> RunConfig:
+    """A `RunConfig` from a YAML file (a path or any fsspec URL), a dict or another `RunConfig`.
+
+    `overrides` replace keys: nested dicts are merged, and a key may be dotted (`{"cluster.max_workers": 2}`).
+    Raises `RequestError` with one line that names the key, its value and what would be right.
+    """
+    where = ""
+    if isinstance(source, RunConfig):
+        tree: Any = source.model_dump(exclude_unset=True)
+    elif isinstance(source, dict):
+        tree = source
+    else:
+        where = f"{source}: "
+        try:
+            with fsspec.open(str(source), "rt", encoding="utf-8") as file:
+                tree = yaml.safe_load(file)
+        except FileNotFoundError:
+            raise RequestError(f"{source}: no such configuration file") from None
+        except (OSError, ImportError, ValueError) as error:  # ValueError: an unknown protocol, or not UTF-8
+            raise RequestError(f"{source}: cannot be read: {one_line(error)}") from None
+        except yaml.YAMLError as error:
+            raise RequestError(f"{source}: not YAML: {one_line(error)}") from None
+        if not isinstance(tree, dict):
+            raise RequestError(f"{source}: a configuration is a mapping of keys such as model, train, queries, output")
+    for key, value in overrides.items():
+        tree = _replaced(tree, key.split("."), value, key)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise RequestError(where + _explain(error)) from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`"cluster.max_workers=2"` as `("cluster.max_workers", 2)`; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RequestError(f"--set {text}: write KEY=VALUE, for example --set cluster.max_workers=2")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {text}: the value is not YAML: {one_line(error)}") from None
+
+
+def one_line(error: object) -> str:
+    """An exception's message with its line breaks and indents folded into single spaces."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> dict[str, Any]:
+    head, rest = path[0], path[1:]
+    old = tree.get(head)
+    if isinstance(old, BaseModel):
+        old = old.model_dump(exclude_unset=True)
+    if rest:
+        if old is not None and not isinstance(old, dict):
+            raise RequestError(f"{whole}: {head} is {old!r} and has no key {rest[0]!r}")
+        value = _replaced(old or {}, rest, value, whole)
+    elif isinstance(value, dict) and isinstance(old, dict):
+        for key, inner in value.items():
+            old = _replaced(old, [str(key)], inner, f"{whole}.{key}")
+        value = old
+    return {**tree, head: value}
+
+
+def _meant(word: str, known: Any) -> str:
+    """`; did you mean X?` where one of the known words is close, and the known words where none is."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(map(str, known))}"
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong with a configuration, in one line."""
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a misspelt key explains the rest
+    location = [str(part) for part in first["loc"] if part not in ("str", "tuple[str, ...]", "bool")]
+    key, value = ".".join(location), first["input"]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and first["type"] != "missing" else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_meant(location[-1], _fields(location[:-1]))}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing; it must be given{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and not key:
+        return message  # a check across keys names them itself
+    shown = "null" if value is None else repr(value)
+    return f"{key}: {message[0].lower()}{message[1:]}, not {shown[:120]}{more}"
+
+
+def _fields(path: list[str]) -> list[str]:
+    """The keys that the part of the configuration at `path` has."""
+    part: type[BaseModel] = RunConfig
+    for name in path:
+        field = part.model_fields.get(name)
+        inner = (field.annotation, *get_args(field.annotation)) if field else ()
+        part = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), part)
+    return list(part.model_fields)

@@ -1,0 +1,77 @@
+"""Examples of like length, padded together, within a budget of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+
+from datainf_ray.corpus.tokens import IGNORED, Example
+
+
+@dataclass
+class Batch:
+    """b examples padded to s tokens."""
+
+    input_ids: torch.Tensor  #: b×s int64
+    attention_mask: torch.Tensor  #: b×s int64, 0 where padded
+    position_ids: torch.Tensor  #: b×s int64, counted over an example's own tokens
+    labels: torch.Tensor  #: causal: b×s int64, -100 where no target; classes: b int64; regression: b float32
+    token_type_ids: torch.Tensor | None  #: b×s int64
+    rows: torch.Tensor  #: b int64: which of the chunk's examples these are
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if t is None else t.to(device) for name, t in moved.items()})
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Positions in `lengths`, batched so that a batch padded to its longest has at most `batch_tokens` tokens.
+
+    Shortest first, equal lengths in their own order; an example longer than the budget is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[position] <= batch_tokens:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
+def collate(
+    examples: Sequence[Example], positions: Sequence[int], pad_id: int, side: Literal["right", "left"] = "right"
+) -> Batch:
+    """The examples at `positions`, padded on `side` to the longest of them; see `Batch` for the shapes.
+
+    `examples` are a chunk's, and `positions` those of one batch; all of them have status ok.
+    """
+    chosen = [examples[position] for position in positions]
+    longest = max(example.tokens for example in chosen)
+
+    def padded(values: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+        out = torch.full((len(values), longest), filler, dtype=torch.int64)
+        for row, line in zip(out, values, strict=True):
+            row[slice(None, len(line)) if side == "right" else slice(longest - len(line), None)] = torch.tensor(
+                line, dtype=torch.int64
+            )
+        return out
+
+    mask = padded([[1] * example.tokens for example in chosen], 0)
+    types = [example.token_type_ids for example in chosen]
+    targets = [example.target for example in chosen]
+    if targets[0] is None:
+        labels = padded([example.labels for example in chosen], IGNORED)
+    else:
+        labels = torch.tensor(targets, dtype=torch.float32 if isinstance(targets[0], float) else torch.int64)
+    return Batch(
+        input_ids=padded([example.input_ids for example in chosen], pad_id),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        labels=labels,
+        token_type_ids=None if any(t is None for t in types) else padded([t for t in types if t is not None], 0),
+        rows=torch.tensor(list(positions), dtype=torch.int64),
+    )

@@ -1,0 +1,113 @@
+"""The corpus as it was planned: its files, its rows and the chunks they are worked on in.
+
+A chunk is a fixed range of row numbers. It follows from the files and `chunk_rows` alone, whoever works on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from datainf_ray.config import QueriesConfig, RowsConfig, one_line
+from datainf_ray.corpus.columns import choose_columns, require_column
+from datainf_ray.corpus.files import SourceFile, find_files
+from datainf_ray.corpus.records import survey_text
+from datainf_ray.corpus.tables import survey_table
+from datainf_ray.errors import RequestError
+
+_THREADS = 32  # files surveyed at a time: mostly waiting for the store
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows start..stop-1 of one file."""
+
+    file: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows first..first+rows-1 of the corpus: the unit of work, of retry, of commit and of resume."""
+
+    number: int
+    first: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(segment.stop - segment.start for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A planned corpus: nothing of its content, only what is needed to find any row again."""
+
+    files: tuple[SourceFile, ...]
+    kind: str  #: text, prompt-completion, messages, tokens or classification
+    columns: dict[str, str]  #: role: column, of the roles that are used
+    id_column: str | None
+    group_column: str | None
+    rows: int
+
+    def chunks(self, chunk_rows: int) -> list[Chunk]:
+        """The rows in chunks of `chunk_rows`, in order; the last one may be smaller."""
+        segments = self._segments(chunk_rows)
+        return [
+            Chunk(number, first, tuple(next(segments))) for number, first in enumerate(range(0, self.rows, chunk_rows))
+        ]
+
+    def fingerprint(self) -> str:
+        """Sha256 of what the rows are: equal for a corpus that was only moved, different for one that was changed."""
+        files = [(file.name, file.size, file.identity, file.rows) for file in self.files]
+        meaning = (self.kind, sorted(self.columns.items()), self.id_column, self.group_column)
+        return hashlib.sha256(json.dumps([files, meaning]).encode()).hexdigest()
+
+    def _segments(self, chunk_rows: int) -> Iterator[list[Segment]]:
+        pending: list[Segment] = []
+        room = chunk_rows
+        for index, file in enumerate(self.files):
+            start = 0
+            while start < file.rows:
+                stop = min(file.rows, start + room)
+                pending.append(Segment(index, start, stop))
+                room -= stop - start
+                start = stop
+                if room == 0:
+                    yield pending
+                    pending, room = [], chunk_rows
+        if pending:
+            yield pending
+
+
+def plan_corpus(rows: RowsConfig, task: str, key: str) -> Corpus:
+    """The corpus that `rows` means to `task`, from file metadata; text files are read once to find their rows.
+
+    `key` ("train" or "queries") is named in errors. Raises `RequestError` where no file matches, a file cannot be
+    read, there is no row, or a column that is needed is absent.
+    """
+    found = find_files(rows.paths, f"{key}.path")
+    with ThreadPoolExecutor(min(_THREADS, len(found))) as pool:
+        surveyed = list(pool.map(lambda file: _survey(file, f"{key}.path"), found))
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # files of one corpus share their columns: keep them once
+    files = tuple(replace(file, columns=known.setdefault(file.columns, file.columns)) for file in surveyed)
+    filled = [file for file in files if file.rows]
+    if not filled:
+        raise RequestError(f"{key}.path: {', '.join(rows.paths)}: no rows in {len(files)} file(s)")
+    kind, columns = choose_columns(rows.columns, filled, task, key)
+    group = rows.group if isinstance(rows, QueriesConfig) and rows.group != "all" else None
+    for name, column in (("id", rows.id), ("group", group)):
+        if column is not None:
+            require_column(column, filled, f"{key}.{name}")
+    return Corpus(files, kind, columns, rows.id, group, sum(file.rows for file in files))
+
+
+def _survey(file: SourceFile, key: str) -> SourceFile:
+    try:
+        return survey_text(file) if file.format in ("jsonl", "csv") else survey_table(file)
+    except Exception as error:  # stores and decoders raise errors of their own
+        raise RequestError(f"{key}: {file.path}: cannot be read as {file.format}: {one_line(error)}") from None

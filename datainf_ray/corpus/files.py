@@ -1,0 +1,217 @@
+"""Which files a request means, what they are called in row ids, and how each is opened.
+
+Paths are local paths or any URL that fsspec opens; an entry is a file, a glob or a directory.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from datainf_ray.config import one_line
+from datainf_ray.errors import RequestError
+
+#: File name suffix: format.
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4"}
+
+_MAGIC = "*?["
+_HASHED = 8 << 20  # bytes up to which a local file is known by its content rather than by its time
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a corpus. `rows`, `columns`, `groups`, `stride` and `offsets` are filled in by the survey."""
+
+    path: str  #: local path or full fsspec URL
+    name: str  #: what row ids call it: relative to the entry's directory
+    format: str  #: parquet, jsonl, csv or arrow
+    compression: str | None  #: gzip, bz2, xz, zstd, lz4 or None
+    size: int  #: bytes, as stored
+    identity: str  #: changes when the content does: a hash, the store's checksum, or the time of the last change
+    rows: int = 0
+    columns: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()  #: Parquet, Arrow: the first row of every row group or record batch
+    stride: int = 0  #: text: rows between two offsets
+    offsets: tuple[int, ...] = ()  #: text: byte at which row k·stride begins, in the decompressed stream
+
+    @property
+    def delimiter(self) -> str:
+        """What separates the fields of a CSV file."""
+        return "\t" if ".tsv" in PurePosixPath(self.path.lower()).suffixes[-2:] else ","
+
+
+def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
+    """The files that `entries` name, in order of first mention, sorted by path within a glob or directory.
+
+    A file that is named twice is taken once. A file's name is its path below the entry's directory; files whose
+    names would be the same are called by their full path. Raises `RequestError` naming `key` where nothing matches,
+    a suffix is unknown or the store cannot be listed.
+    """
+    found: dict[str, SourceFile] = {}
+    for entry in entries:
+        try:
+            files = list(_expand(entry, key))
+        except RequestError:
+            raise
+        except ImportError as error:  # an fsspec protocol whose package is absent
+            raise RequestError(f"{key}: {entry}: {one_line(error)}") from None
+        except Exception as error:  # every store raises errors of its own
+            raise RequestError(f"{key}: {entry}: cannot be listed: {one_line(error)}") from None
+        if not files:
+            raise RequestError(f"{key}: {entry}: no data file there; known are {_known()}")
+        for file in files:
+            found.setdefault(file.path, file)
+    uses = Counter(file.name for file in found.values())
+    return tuple(file if uses[file.name] == 1 else replace(file, name=file.path) for file in found.values())
+
+
+def _expand(entry: str, key: str) -> Iterator[SourceFile]:
+    fs, path = url_to_fs(entry)
+    path = path.rstrip("/") or path
+    glob = any(c in path for c in _MAGIC)
+    try:
+        info = fs.info(path)  # first as it stands: a name may well hold a bracket
+    except FileNotFoundError:
+        info = None
+    if info is not None and info["type"] == "directory":
+        infos = {p: info for p, info in fs.find(path, detail=True).items() if not _hidden(_below(p, path))}
+        infos = {p: info for p, info in infos.items() if _kind(p) is not None}
+        directory = path
+    elif info is not None:
+        infos = {path: info}
+        directory = fs._parent(path)
+    elif glob:
+        matched = fs.glob(path, detail=True)
+        infos = {p: info for p, info in matched.items() if info.get("type") != "directory" and not _hidden(_last(p))}
+        if not infos:
+            only = "it matches only directories" if matched else "no file matches"
+            raise RequestError(f"{key}: {entry}: {only}")
+        directory = _static(path)
+    else:
+        raise RequestError(f"{key}: {entry}: no such file or directory")
+    for p in sorted(infos):
+        kind = _kind(p)
+        if kind is None:
+            raise RequestError(f"{key}: {p}: unknown kind of file; known are {_known()}")
+        size = int(infos[p].get("size") or 0)
+        yield SourceFile(_url(entry, fs, p), _below(p, directory), *kind, size, _identity(fs, p, size, infos[p]))
+
+
+def open_file(file: SourceFile) -> BinaryIO:
+    """The file's decompressed content, to be read from front to back; it can seek where it is not compressed."""
+    fs, path = url_to_fs(file.path)
+    raw = fs.open(path, "rb")
+    if file.compression is None:
+        return cast(BinaryIO, io.BufferedReader(raw, _BLOCK))
+    return cast(BinaryIO, io.BufferedReader(_DECOMPRESS[file.compression](raw), _BLOCK))
+
+
+def open_seekable(file: SourceFile) -> pa.NativeFile:
+    """The file's decompressed content, to be read anywhere; a compressed file is unpacked to an unnamed local one."""
+    if file.compression is not None:
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - pyarrow's file keeps it open
+        with open_file(file) as stream:
+            shutil.copyfileobj(stream, unpacked, _BLOCK)
+        unpacked.seek(0)
+        return pa.PythonFile(unpacked, mode="r")
+    fs, path = url_to_fs(file.path)
+    if isinstance(fs, LocalFileSystem) and file.size > 0:
+        return pa.memory_map(path) if file.format == "arrow" else pa.OSFile(path)
+    return pa.PythonFile(fs.open(path, "rb", cache_type="none"), mode="r")  # pyarrow knows what it needs next
+
+
+def _arrow_codec(codec: str) -> Callable[[Any], Any]:
+    # Arrow's own: fsspec's zstd reader stops at the end of the first frame without a word.
+    return lambda raw: pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+
+
+_DECOMPRESS: dict[str, Callable[[Any], Any]] = {
+    "gzip": lambda raw: gzip.GzipFile(fileobj=raw),
+    "bz2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "zstd": _arrow_codec("zstd"),
+    "lz4": _arrow_codec("lz4"),
+}
+
+
+def _kind(path: str) -> tuple[str, str | None] | None:
+    """Format and compression that a file's name stands for; None where it is not a data file's."""
+    name = _last(path).partition("?")[0].lower()
+    compression = next((codec for suffix, codec in COMPRESSIONS.items() if name.endswith(suffix)), None)
+    if compression is not None:
+        name = name.rpartition(".")[0]
+    kind = FORMATS.get(PurePosixPath(name).suffix)
+    return None if kind is None else (kind, compression)
+
+
+def _identity(fs: AbstractFileSystem, path: str, size: int, info: dict[str, Any]) -> str:
+    if isinstance(fs, LocalFileSystem | MemoryFileSystem) and size <= _HASHED:
+        return hashlib.sha256(fs.cat_file(path)).hexdigest()
+    for key in ("md5Hash", "crc32c", "checksum", "ETag", "etag", "LastModified", "last_modified"):
+        if info.get(key):
+            return f"{key} {info[key]}"
+    return f"changed {info.get('mtime') or info.get('created') or ''}"
+
+
+def _url(entry: str, fs: AbstractFileSystem, path: str) -> str:
+    """The address under which a worker finds `path`, whatever its working directory."""
+    outer, chained, inner = entry.partition("::")
+    if chained and "://" in outer:  # zip://*.jsonl::s3://b/rows.zip
+        return f"{outer.partition('://')[0]}://{path.lstrip('/')}::{inner}"
+    if chained:  # simplecache::s3://b/rows/*.jsonl
+        inner_fs, _ = url_to_fs(inner)
+        return f"{outer}::{_url(inner, inner_fs, path)}"
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def _static(pattern: str) -> str:
+    """The directory of a glob: all that stands before its first part with a wildcard."""
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if any(c in part for c in _MAGIC))
+    return "/".join(parts[:first])
+
+
+def _below(path: str, directory: str) -> str:
+    directory = directory.rstrip("/") + "/"
+    return path[len(directory) :] if path.startswith(directory) else path.lstrip("/")
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
+
+
+def _known() -> str:
+    return f"{' '.join(FORMATS)}, each also with {' '.join(COMPRESSIONS)}"

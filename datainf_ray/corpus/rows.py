@@ -1,0 +1,142 @@
+"""The rows of a chunk, good and bad, in order and under their ids."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datainf_ray.corpus.chunks import Chunk, Corpus
+from datainf_ray.corpus.records import Parsed, TextSource
+from datainf_ray.corpus.tables import TableSource
+
+_TEXT = ("text", "text_pair", "prompt", "completion")
+_LISTS = ("messages", "input_ids", "labels")
+
+
+@dataclass
+class Row:
+    """One row: its fields by role, or what is wrong with it in `problem`, and then `fields` has what could be read."""
+
+    row: int  #: number in the corpus
+    id: str  #: the id column's value; "<file>#<row in file>" without one, or where it is null or not UTF-8
+    fields: dict[str, Any]
+    group: str | None  #: the group column's value
+    problem: str | None  #: null in a row that can be encoded
+
+
+class RowReader:
+    """Reads rows of a corpus: only the columns that are needed, and on from where the last chunk ended.
+
+    Keeps at most one file open, with one decoded batch (about 64 MiB) where it is Parquet or Arrow.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        wanted = (*corpus.columns.values(), corpus.id_column, corpus.group_column)
+        self._columns = list(dict.fromkeys(column for column in wanted if column is not None))
+        self._starts = list(itertools.accumulate((file.rows for file in corpus.files), initial=0))[:-1]
+        self._open: tuple[int, TextSource | TableSource] | None = None
+
+    def read(self, chunk: Chunk) -> list[Row]:
+        """The chunk's rows: exactly `chunk.rows`, in order, whatever is wrong with them.
+
+        Raises OSError where a file cannot be reached or has fewer rows than when it was planned.
+        """
+        return [row for s in chunk.segments for row in self._rows(s.file, s.start, s.stop)]
+
+    def read_rows(self, numbers: Sequence[int]) -> list[Row]:
+        """A few rows of the corpus by number, in the order of `numbers`. Raises IndexError where there is none."""
+        found: dict[int, Row] = {}
+        for number in sorted(set(numbers)):
+            if not 0 <= number < self._corpus.rows:
+                raise IndexError(f"row {number} of a corpus of {self._corpus.rows} rows")
+            file = bisect.bisect_right(self._starts, number) - 1
+            start = number - self._starts[file]
+            found[number] = next(self._rows(file, start, start + 1))
+        return [found[number] for number in numbers]
+
+    def close(self) -> None:
+        """Closes the file that is open; the next read opens what it needs."""
+        if self._open is not None:
+            self._open[1].close()
+        self._open = None
+
+    def _rows(self, index: int, start: int, stop: int) -> Iterator[Row]:
+        file = self._corpus.files[index]
+        try:
+            for number, parsed in enumerate(self._source(index).read(start, stop), start):
+                yield self._row(self._starts[index] + number, f"{file.name}#{number}", parsed)
+        except Exception:
+            self.close()  # a second attempt begins with a connection of its own
+            raise
+
+    def _source(self, index: int) -> TextSource | TableSource:
+        if self._open is None or self._open[0] != index:
+            self.close()
+            file = self._corpus.files[index]
+            text = file.format in ("jsonl", "csv")
+            self._open = (index, TextSource(file) if text else TableSource(file, self._columns))
+        return self._open[1]
+
+    def _row(self, number: int, default: str, parsed: Parsed) -> Row:
+        corpus, values, problem = self._corpus, parsed.values, parsed.problem
+        fields: dict[str, Any] = {}
+        for role, column in corpus.columns.items():
+            if column in values:
+                fields[role], wrong = _checked(role, values[column])
+                problem = problem or wrong
+            else:
+                problem = problem or f"row has no column {column!r}"
+        group = _name(values, corpus.group_column)
+        if group is None and corpus.group_column is not None:
+            problem = problem or f"{corpus.group_column} is null"
+        named = _name(values, corpus.id_column)
+        return Row(number, default if named is None else named, fields, group, problem)
+
+
+def _name(values: dict[str, Any], column: str | None) -> str | None:
+    value = None if column is None else values.get(column)
+    return None if value is None or not _encodable(value) else str(value)
+
+
+def _checked(role: str, value: Any) -> tuple[Any, str | None]:
+    """The value as its role wants it, and what is wrong with it."""
+    if value is None:
+        return None, f"{role} is null"
+    if not _encodable(value):
+        return value, f"{role} is not UTF-8"
+    if role in _LISTS and isinstance(value, str):  # as CSV, which has no lists, must write them
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            return value, f"{role} is text that is not JSON: {error}"
+        if not _encodable(value):
+            return value, f"{role} is not UTF-8"
+    if role in _TEXT and not isinstance(value, str):
+        return value, f"{role} is {_called(value)}, not text"
+    if role in _LISTS and not isinstance(value, list):
+        return value, f"{role} is {_called(value)}, not a list"
+    return value, None
+
+
+def _encodable(value: Any) -> bool:
+    """Whether all text in it can be written as UTF-8, which lone surrogates cannot; JSON, too, can spell those."""
+    if isinstance(value, str):
+        try:
+            value.isascii() or value.encode()
+        except UnicodeEncodeError:
+            return False
+    elif isinstance(value, dict):
+        return all(_encodable(part) for pair in value.items() for part in pair)
+    elif isinstance(value, list):
+        return all(_encodable(part) for part in value if not isinstance(part, int))
+    return True
+
+
+def _called(value: Any) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

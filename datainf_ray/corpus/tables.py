@@ -1,0 +1,143 @@
+"""The record batches of Parquet and Arrow files: how many rows, which columns, and the rows themselves."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datainf_ray.corpus.files import SourceFile, open_seekable
+from datainf_ray.corpus.records import Parsed, decode
+
+_BATCH_BYTES = 64 << 20  # decoded at a time; a smaller row group stays whole
+_FILE_MAGIC = b"ARROW1"
+
+
+def survey_table(file: SourceFile) -> SourceFile:
+    """`file` with its rows, columns and groups: from a Parquet file's footer, from an Arrow file's batch headers.
+
+    Raises what pyarrow raises where the file is damaged.
+    """
+    with open_seekable(file) as source:
+        if file.format == "parquet":
+            parquet = pq.ParquetFile(source)
+            meta, columns = parquet.metadata, parquet.schema_arrow.names
+            sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        elif _is_ipc_file(source):
+            reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[0]))
+            columns = pa.ipc.open_file(source).schema.names
+            sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+        else:
+            stream = pa.ipc.open_stream(source)
+            columns = stream.schema.names
+            sizes = [sum(batch.num_rows for batch in stream)]  # one group: a stream is read from front to back
+    groups = tuple(itertools.accumulate(sizes, initial=0))
+    return replace(file, rows=groups[-1], columns=tuple(columns), groups=groups[:-1])
+
+
+class TableSource:
+    """The rows of one Parquet or Arrow file. Keeps one decoded batch, and reads on from it where it can."""
+
+    def __init__(self, file: SourceFile, columns: Sequence[str]) -> None:
+        self._file, self._columns = file, list(columns)
+        self._source = open_seekable(file)
+        self._reader = self._open()
+        self._group = -1
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._batch: pa.RecordBatch | None = None
+        self._first = 0  # the row at which the batch begins
+
+    def read(self, start: int, stop: int) -> Iterator[Parsed]:
+        """Rows start..stop-1; the rows of a group that cannot be decoded each say so."""
+        while start < stop:
+            group = bisect.bisect_right(self._file.groups, start) - 1
+            end = min(stop, self._group_end(group))
+            try:
+                batch = self._batch_at(group, start)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                self._group = -1
+                if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                    raise  # the store failed, not the content
+                yield from (Parsed({}, f"cannot be decoded: {error}") for _ in range(end - start))
+                start = end
+                continue
+            piece = batch.slice(start - self._first, end - start)
+            yield from _parse(piece)
+            start += piece.num_rows
+
+    def close(self) -> None:
+        self._batch, self._batches = None, iter(())
+        self._source.close()
+
+    def _open(self) -> Any:
+        if self._file.format == "parquet":
+            return pq.ParquetFile(self._source, pre_buffer=True)
+        if _is_ipc_file(self._source):
+            names = pa.ipc.open_file(self._source).schema.names
+            wanted = [names.index(column) for column in self._columns]
+            return pa.ipc.open_file(self._source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+        return None  # a stream is opened where it is read
+
+    def _group_end(self, group: int) -> int:
+        groups = self._file.groups
+        return groups[group + 1] if group + 1 < len(groups) else self._file.rows
+
+    def _batch_at(self, group: int, row: int) -> pa.RecordBatch:
+        """The batch that holds `row`, decoded from the group's beginning only where it lies behind."""
+        if group != self._group or row < self._first:
+            self._batches, self._batch = self._decode(group), None
+            self._group, self._first = group, self._file.groups[group]
+        while self._batch is None or row >= self._first + self._batch.num_rows:
+            self._first += 0 if self._batch is None else self._batch.num_rows
+            self._batch = next(self._batches, None)
+            if self._batch is None:
+                raise pa.ArrowInvalid(f"ends before row {row}; it has changed since it was planned")
+        return self._batch
+
+    def _decode(self, group: int) -> Iterator[pa.RecordBatch]:
+        if self._file.format == "parquet":
+            size = self._reader.metadata.row_group(group)
+            rows = max(1, min(size.num_rows, size.num_rows * _BATCH_BYTES // max(1, size.total_byte_size)))
+            return self._reader.iter_batches(batch_size=rows, row_groups=[group], columns=self._columns)
+        if self._reader is not None:
+            return iter((self._reader.get_batch(group),))
+        self._source.seek(0)
+        return iter(pa.ipc.open_stream(self._source))
+
+
+def _is_ipc_file(source: pa.NativeFile) -> bool:
+    """Whether this is Arrow's file format rather than its stream format."""
+    magic = source.read(len(_FILE_MAGIC))
+    source.seek(0)
+    return bool(magic == _FILE_MAGIC)
+
+
+def _parse(batch: pa.RecordBatch) -> Iterator[Parsed]:
+    columns = [_values(column) for column in batch.columns]
+    for row in zip(*columns, strict=True):
+        yield Parsed(dict(zip(batch.schema.names, row, strict=True)))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The column as Python objects; bytes that are not UTF-8 as lone surrogates."""
+    kind = column.type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        try:
+            return column.to_pylist()
+        except UnicodeDecodeError:
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                return [_value(value) for value in column]
+            column = column.cast(pa.large_binary())
+    return [None if value is None else decode(value) for value in column.to_pylist()]
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:  # somewhere within a list or a struct
+        return decode(error.object)

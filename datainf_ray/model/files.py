@@ -1,0 +1,76 @@
+"""Where a model lies: a hub id, a local directory, or an fsspec URL that is fetched once per machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import fsspec
+
+from datainf_ray.config import one_line
+from datainf_ray.errors import RequestError
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+
+
+def local_folder(reference: str, key: str, weights: bool = True) -> str:
+    """The local directory of a model, or its hub id unchanged, where transformers fetches it itself.
+
+    An fsspec URL is copied to the cache directory (`DATAINF_CACHE`, else ~/.cache/datainf_ray), whole or not at all;
+    `weights=False` leaves the weight files out, which is enough to know the shapes. Raises `RequestError` naming `key`.
+    """
+    if "://" in reference and not reference.startswith("file://"):
+        return _fetched(reference, key, weights)
+    path = Path(reference.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        return str(path)
+    looks_local = reference.startswith((".", "/", "~", "file://")) or (
+        path.parent.is_dir() and path.parent != Path(".")
+    )
+    if path.exists() or looks_local or not _HUB_ID.match(reference):
+        raise RequestError(f"{key}: {reference}: no such directory; give a model's directory, hub id or URL")
+    return reference
+
+
+def _fetched(url: str, key: str, weights: bool) -> str:
+    try:
+        fs, root = fsspec.url_to_fs(url)
+        found = {path: info for path, info in fs.find(root, detail=True).items() if info["type"] == "file"}
+    except (OSError, ValueError, ImportError) as error:
+        raise RequestError(f"{key}: {url}: cannot be listed: {one_line(error)}") from None
+    if not found:
+        raise RequestError(f"{key}: {url}: no such directory, or an empty one")
+    root = fs._strip_protocol(root).rstrip("/")
+    wanted = {p: i for p, i in found.items() if weights or not p.endswith(_WEIGHTS)}
+    # The same listing is the same model: a changed file has another size, tag or time, and another folder here.
+    marks = [
+        f"{path.removeprefix(root)} {info.get('size')} {info.get('ETag') or info.get('etag') or info.get('mtime')}"
+        for path, info in sorted(wanted.items())
+    ]
+    digest = hashlib.sha256("\n".join([url, *marks]).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("DATAINF_CACHE") or Path.home() / ".cache" / "datainf_ray") / "models"
+    target = cache / digest
+    if target.is_dir():
+        return str(target)
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=".part-"))
+    try:
+        for path in wanted:
+            local = scratch / path.removeprefix(root).lstrip("/")
+            local.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(path, str(local))
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another worker on this machine was first
+                raise
+    except OSError as error:
+        raise RequestError(f"{key}: {url}: cannot be fetched: {one_line(error)}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return str(target)

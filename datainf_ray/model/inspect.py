@@ -1,0 +1,246 @@
+"""What can be known of a model before any weight is loaded: its blocks, whether the adapter fits, its tokenizer.
+
+The base is built on torch's meta device, where tensors have shapes and no storage, and the adapter's file is read as
+far as its header. So a mistake is found in seconds on the driver, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from datainf_ray.config import ModelConfig, one_line
+from datainf_ray.errors import RequestError
+from datainf_ray.influence.block import Block
+from datainf_ray.model.files import local_folder
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HEADS = ("classifier", "score")  #: what transformers calls the layer on top of a sequence classifier
+_ADAPTER = "default"
+_KINDS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "modules_to_save")
+_TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the driver and the workers must agree on."""
+
+    blocks: tuple[Block, ...]
+    base_parameters: int
+    num_labels: int | None = None  # sequence classification only; 1 is regression
+    label2id: dict[str, int] = field(default_factory=dict)
+    max_length: int | None = None  # tokens; None where the model states no limit
+    hidden_size: int = 0
+    vocabulary: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """The number of trainable parameters, Σ_l d_l."""
+        return sum(block.size for block in self.blocks)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' and peft's advice and progress bars out of our output; their errors still raise."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("peft").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def adapter_folder(model: ModelConfig) -> str:
+    """The adapter's local directory, fetched where it is elsewhere. Pickled weights are refused."""
+    folder = local_folder(model.adapter, "model.adapter")
+    if not Path(folder).is_dir():  # a hub id
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(
+                folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+            )
+        except Exception as error:  # the hub's errors have no common type; each means that there is nothing to read
+            raise RequestError(f"model.adapter: {model.adapter}: cannot be fetched: {one_line(error)}") from None
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise RequestError(f"model.adapter: {model.adapter}: no adapter_config.json there; give a PEFT adapter")
+    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
+        pickled = (Path(folder) / "adapter_model.bin").is_file()
+        hint = "; adapter_model.bin is a pickle: save it again with safe_serialization=True" if pickled else ""
+        raise RequestError(f"model.adapter: {model.adapter}: no {ADAPTER_WEIGHTS} there{hint}")
+    return folder
+
+
+def adapter_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in the adapter's weight file, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"model.adapter: {folder}/{ADAPTER_WEIGHTS} cannot be read: {one_line(error)}") from None
+
+
+def head_size(shapes: dict[str, tuple[int, ...]]) -> int | None:
+    """The number of labels of the classification head that the adapter carries; None where it carries none."""
+    for key, shape in shapes.items():
+        parts = key.split(".")
+        ending = parts[-2:] if parts[-2] in HEADS else parts[-3:]
+        if len(shape) == 2 and (ending[0] in HEADS) and ending[1:] in (["weight"], ["out_proj", "weight"]):
+            return shape[0]
+    return None
+
+
+def base_config(model: ModelConfig, num_labels: int | None, weights: bool = False) -> tuple[Any, str]:
+    """The base model's transformers configuration and the folder (or hub id) that it was read from."""
+    from transformers import AutoConfig
+
+    folder = local_folder(model.base, "model.base", weights=weights)
+    labels = {"num_labels": num_labels} if num_labels is not None else {}
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **labels)
+    except Exception as error:  # OSError, ValueError, KeyError and what remote code raises: none of it can be loaded
+        raise RequestError(f"model.base: {model.base}: cannot be loaded: {one_line(error)[:300]}") from None
+    return config, folder
+
+
+def model_class(task: str) -> Any:
+    """The transformers class that a task's models are loaded with."""
+    import transformers
+
+    return {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "sequence-classification": transformers.AutoModelForSequenceClassification,
+    }[task]
+
+
+def peft_config(folder: str) -> Any:
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except Exception as error:  # a type it does not know, a missing field, a broken file
+        raise RequestError(f"model.adapter: {folder}/adapter_config.json: {one_line(error)[:300]}") from None
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if kind != "LORA":
+        raise RequestError(f"model.adapter: {folder}: peft_type is {kind}; datainf-ray attributes LORA adapters")
+    config.inference_mode = False
+    return config
+
+
+def name_blocks(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable tensors by the names that the adapter's own file gives them, less PEFT's prefix."""
+    named = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts = name.removeprefix("base_model.model.").split(".")
+            parts = [p for p in parts if p not in (_ADAPTER, "modules_to_save")]
+            named[".".join(parts)] = parameter
+    return named
+
+
+def kind_of(model: nn.Module, parameter: nn.Parameter) -> str:
+    """Which part of the adapter a trainable tensor is."""
+    name = next(n for n, p in model.named_parameters() if p is parameter)
+    for kind in _KINDS:
+        if kind in name.split("."):
+            return kind
+    return "bias" if name.endswith(".bias") else "other"
+
+
+def inspect_model(model: ModelConfig) -> ModelFacts:
+    """The facts of base and adapter, or a `RequestError` that says what does not fit. Loads no weights."""
+    folder = adapter_folder(model)
+    shapes = adapter_shapes(folder)
+    adapter = peft_config(folder)
+    labelled = model.task == "sequence-classification"
+    config, _ = base_config(model, head_size(shapes) if labelled else None)
+    if labelled and getattr(config, "problem_type", None) == "multi_label_classification":
+        raise RequestError(f"model.base: {model.base}: rows with several labels are not supported")
+    adapter.init_lora_weights = True  # some initialisations read the base's weights, which are not here
+    try:
+        with quiet(), torch.device("meta"):
+            from peft import get_peft_model
+
+            base = model_class(model.task).from_config(config, trust_remote_code=model.trust_remote_code)
+            parameters = sum(p.numel() for p in base.parameters())
+            wrapped = get_peft_model(base, adapter, adapter_name=_ADAPTER)
+    except Exception as error:  # peft says ValueError for most misfits, torch and transformers have their own
+        raise RequestError(
+            f"model.adapter: {model.adapter}: does not fit the base {model.base}: {one_line(error)[:300]}"
+        ) from None
+    _must_fit(model, wrapped, shapes)
+    blocks = tuple(Block(n, kind_of(wrapped, p), tuple(p.shape)) for n, p in name_blocks(wrapped).items())
+    if not blocks:
+        raise RequestError(f"model.adapter: {model.adapter}: no trainable block; there is nothing to take gradients of")
+    text = config.get_text_config()
+    return ModelFacts(
+        blocks=blocks,
+        base_parameters=parameters,
+        num_labels=config.num_labels if labelled else None,
+        label2id={str(k): int(v) for k, v in (config.label2id or {}).items()} if labelled else {},
+        max_length=_longest(text),
+        hidden_size=getattr(text, "hidden_size", 0) or 0,
+        vocabulary=getattr(text, "vocab_size", 0) or 0,
+    )
+
+
+def _must_fit(model: ModelConfig, wrapped: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Every tensor of the adapter's file has its place and its shape in the model, and none is wanting."""
+    from peft import get_peft_model_state_dict
+
+    with quiet():
+        state = get_peft_model_state_dict(wrapped, adapter_name=_ADAPTER, save_embedding_layers=False)
+    expected = {key: tuple(value.shape) for key, value in state.items()}
+    said = f"model.adapter: {model.adapter}: does not fit the base {model.base}: "
+    for key in sorted(expected.keys() - shapes.keys()):
+        raise RequestError(f"{said}{ADAPTER_WEIGHTS} has no {key}")
+    for key in sorted(shapes.keys() - expected.keys()):
+        raise RequestError(f"{said}the base has no place for {key}")
+    for key, shape in shapes.items():
+        if shape != expected[key]:
+            raise RequestError(f"{said}{key} is {_by(shape)} in the adapter and {_by(expected[key])} in the base")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "a scalar"
+
+
+def _longest(config: Any) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if limit and "roberta" in str(config.model_type):
+        limit -= config.pad_token_id + 1  # its positions begin behind the padding's
+    return limit
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """The adapter's tokenizer where it brings one (chat templates and added tokens are saved there), else the base's.
+
+    None where neither has one, which is fine for rows of token ids.
+    """
+    from transformers import AutoTokenizer
+
+    own = Path(adapter_folder(model))
+    folder = own if (own / "tokenizer_config.json").is_file() else local_folder(model.base, "model.base", weights=False)
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZERS):
+        return None
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # no common type: a missing file, a missing package, a class it does not know
+        raise RequestError(f"model.base: {model.base}: no tokenizer can be loaded: {one_line(error)[:300]}") from None

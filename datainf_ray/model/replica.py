@@ -1,0 +1,248 @@
+"""A replica: base and adapter on one device, giving the loss and the gradients of every example of a batch."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from datainf_ray.config import ModelConfig, one_line
+from datainf_ray.errors import RequestError
+from datainf_ray.influence.block import Block
+from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupported
+from datainf_ray.model.inspect import (
+    _ADAPTER,
+    HEADS,
+    adapter_folder,
+    adapter_shapes,
+    base_config,
+    head_size,
+    kind_of,
+    model_class,
+    name_blocks,
+    peft_config,
+    quiet,
+)
+from datainf_ray.model.loss import class_losses, token_losses
+
+
+class Batch(Protocol):
+    """What a replica needs of a batch of b examples, s tokens long with padding; see `corpus.batches`."""
+
+    input_ids: Tensor  # b × s
+    attention_mask: Tensor  # b × s, 1 where there is a token
+    position_ids: Tensor  # b × s
+    token_type_ids: Tensor | None  # b × s
+    labels: Tensor  # b × s token ids with -100 where there is no target; or b classes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a replica takes its gradients, and how that compares with plain autograd on single rows."""
+
+    path: Literal["hooks", "one by one"]
+    cosine: float | None  # the smallest over blocks, between a row's gradient in a batch and alone; None: not measured
+    reason: str | None  # why not by hooks
+
+
+class Replica:
+    """A model in eval mode whose adapter's tensors are the blocks.
+
+    `blocks` are in the order of the model's parameters; `path` is "hooks" or "one by one" (see `capture`).
+    """
+
+    def __init__(self, model: nn.Module, task: str, reduction: Literal["mean", "sum"] = "mean") -> None:
+        self.model = model.eval()
+        self.task, self.reduction = task, reduction
+        self.parameters = name_blocks(model)
+        self.blocks = tuple(Block(n, kind_of(model, p), tuple(p.shape)) for n, p in self.parameters.items())
+        self.device = next(iter(self.parameters.values())).device
+        # In float16 small gradients vanish on the way down; a power of two is undone without rounding.
+        half = any(p.dtype == torch.float16 for p in model.parameters())
+        self.scale = 1024.0 if half else 1.0
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._takes = frozenset(inspect.signature(base.forward).parameters)
+        # RoBERTa and its kin derive positions from the padding themselves, and count from another number
+        self._own_positions = any(hasattr(m, "create_position_ids_from_input_ids") for m in base.modules())
+        self.reason = unsupported(model, self.parameters)
+        self._capture = Capture(model, self.parameters) if self.reason is None else None
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+
+    @property
+    def path(self) -> Literal["hooks", "one by one"]:
+        return "hooks" if self.reason is None else "one by one"
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The b losses of a batch, float32 or wider."""
+        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if batch.token_type_ids is not None and "token_type_ids" in self._takes:
+            given["token_type_ids"] = batch.token_type_ids
+        if "position_ids" in self._takes and not self._own_positions:
+            given["position_ids"] = batch.position_ids
+        if self.task == "causal-lm":
+            logits = self.model(**given, use_cache=False).logits
+            return token_losses(logits, batch.labels, self.reduction)
+        return class_losses(self.model(**given).logits, batch.labels)
+
+    def gradients(self, batch: Batch, consume: Consume) -> Tensor:
+        """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients.
+
+        By hooks a block comes once, with all b rows; one by one it comes for every row by itself. A block that a row's
+        loss does not depend on may not come at all: its gradient is zero.
+        """
+        b = len(batch.input_ids)
+        if self._capture is None or self.reason is not None:
+            return torch.stack([self._alone(_row(batch, i), i, consume) for i in range(b)])
+        with self._capture.into(consume, torch.arange(b, device=self.device), self.scale):
+            losses = self.losses(batch)
+            (losses.sum() * self.scale).backward()
+        return losses.detach()
+
+    def _alone(self, batch: Batch, position: int, consume: Consume) -> Tensor:
+        """One example, by autograd on the blocks themselves: right for any layer, and slow."""
+        blocks = list(self.parameters.items())
+        for _, parameter in blocks:
+            parameter.requires_grad_(True)
+        try:
+            loss = self.losses(batch)[0]
+            gradients = torch.autograd.grad(loss * self.scale, [p for _, p in blocks], allow_unused=True)
+        finally:
+            for _, parameter in blocks:
+                parameter.requires_grad_(False)
+        rows = torch.tensor([position], device=self.device)
+        for (name, _), gradient in zip(blocks, gradients, strict=True):
+            if gradient is not None:
+                wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+                consume(name, wide.reshape(1, -1) / self.scale, rows)
+        return loss.detach()
+
+    def check(self, batch: Batch) -> Verdict:
+        """Compare the captured gradients of a batch with autograd on each of its rows alone.
+
+        Where they differ by more than rounding the replica takes the slow way from then on, and says why. A wrong
+        gradient differs by its own size, so the bounds are wide: half precision rounds the same sums by some per cent.
+        """
+        if self.reason is not None:
+            return Verdict("one by one", None, self.reason)
+        together = {b.name: torch.zeros(len(batch.input_ids), b.size, device=self.device) for b in self.blocks}
+        alone = {name: torch.zeros_like(g) for name, g in together.items()}
+        try:
+            self.gradients(batch, _put_into(together))
+        except CaptureError as error:
+            self.reason = one_line(error)
+            return Verdict("one by one", None, self.reason)
+        for i in range(len(batch.input_ids)):
+            self._alone(_row(batch, i), i, _put_into(alone))
+        single = not any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters())
+        tolerance = 1e-2 if single else 0.5
+        cosine = 1.0
+        for name, exact in alone.items():
+            size = exact.norm(dim=1).double()
+            if not size.isfinite().all() or not (size > 0).any():
+                continue  # a row that is not finite gets its status in the sweep; one without gradient has no direction
+            error = (together[name] - exact).norm(dim=1).double()
+            # a row whose gradient is a billionth of its neighbour's is all rounding
+            worst = (error / size.clamp(min=1e-6 * float(size.max()))).max()
+            dots = torch.nn.functional.cosine_similarity(together[name].double(), exact.double(), dim=1)
+            cosine = min(cosine, float(dots[size > 1e-6 * size.max()].min()))
+            if worst > tolerance:
+                self.reason = f"the gradients of {name} by hooks differ from autograd's by {float(worst):.1%}"
+                return Verdict("one by one", cosine, self.reason)
+        return Verdict("hooks", cosine, None)
+
+
+def _put_into(table: dict[str, Tensor]) -> Consume:
+    return lambda block, gradients, rows: table[block].index_copy_(0, rows, gradients.to(table[block].dtype))
+
+
+@dataclass
+class _Row:
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor | None
+    labels: Tensor
+
+
+def _row(batch: Batch, i: int) -> _Row:
+    """One example of a batch, without its padding."""
+    real = batch.attention_mask[i].bool()
+
+    def cut(x: Tensor) -> Tensor:
+        return x[i][real][None]
+
+    types = None if batch.token_type_ids is None else cut(batch.token_type_ids)
+    labels = batch.labels[i : i + 1] if batch.labels.ndim == 1 else cut(batch.labels)
+    return _Row(cut(batch.input_ids), cut(batch.attention_mask), cut(batch.position_ids), types, labels)
+
+
+def load_replica(
+    model: ModelConfig, device: torch.device | str = "cpu", reduction: Literal["mean", "sum"] = "mean"
+) -> Replica:
+    """Base and adapter, loaded and checked: what the base's checkpoint lacks the adapter must bring.
+
+    Raises `RequestError` where they cannot be loaded.
+    """
+    device = torch.device(device)
+    folder = adapter_folder(model)
+    shapes = adapter_shapes(folder)
+    adapter = peft_config(folder)
+    labelled = model.task == "sequence-classification"
+    config, base_folder = base_config(model, head_size(shapes) if labelled else None, weights=True)
+    extra: dict[str, Any] = {}
+    if model.quantization is not None:
+        if device.type != "cuda":
+            raise RequestError(f"model.quantization: {model.quantization} needs a CUDA GPU; use null on {device.type}")
+        from transformers import BitsAndBytesConfig
+
+        four = model.quantization == "4bit"
+        extra = {
+            "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four),
+            "device_map": {"": device},
+        }
+    dtype: Any = getattr(torch, model.dtype) if model.dtype != "auto" else "auto"
+    if model.dtype == "auto" and device.type == "cpu":
+        dtype = torch.float32  # half precision on a CPU is slow and gains nothing
+    try:
+        with quiet():
+            base, info = model_class(model.task).from_pretrained(
+                base_folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=model.trust_remote_code,
+                **extra,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise RequestError(f"model.base: {model.base}: cannot be loaded: {one_line(error)[:300]}") from None
+    saved = tuple(adapter.modules_to_save or ()) + (HEADS if head_size(shapes) is not None else ())
+    random = [key for key in info["missing_keys"] if not any(name in key.split(".") for name in saved)]
+    if random:
+        raise RequestError(
+            f"model.base: {model.base}: its checkpoint has no {random[0]} (and {len(random) - 1} more), and the "
+            "adapter does not bring it: random weights would be attributed"
+        )
+    if labelled and base.config.pad_token_id is None:
+        base.config.pad_token_id = _padding(model)
+    from peft import PeftModel
+
+    with quiet():
+        wrapped = PeftModel.from_pretrained(base, folder, adapter_name=_ADAPTER, is_trainable=True)
+    if model.quantization is None:
+        wrapped = wrapped.to(device)
+    return Replica(wrapped, model.task, reduction)
+
+
+def _padding(model: ModelConfig) -> int:
+    """The id that decoders with a classification head look for to find a row's last token."""
+    from datainf_ray.model.inspect import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    for token in ("pad_token_id", "eos_token_id"):
+        if tokenizer is not None and getattr(tokenizer, token, None) is not None:
+            return getattr(tokenizer, token)
+    raise RequestError(f"model.base: {model.base}: neither the model nor its tokenizer has a padding token")

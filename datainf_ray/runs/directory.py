@@ -1,0 +1,178 @@
+"""Files in a run directory, at a local path or any fsspec URL.
+
+A file is there whole or not at all: readers never see one that is half written, whenever a writer is killed. Locally
+that is a temporary file (its name begins with a dot) that is renamed; in an object store a put is atomic by itself.
+`commit` creates a file once, so that two workers that computed the same chunk cannot overwrite each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from datainf_ray.config import one_line
+from datainf_ray.errors import RequestError
+from datainf_ray.runs.schemas import table_bytes
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_ATTEMPTS = 5
+
+
+class RunDirectory:
+    """A directory of files that are written atomically; small, and safe to pickle.
+
+    `url` is a path or fsspec URL; it need not exist yet. `key` is the configuration key that `RequestError`s name.
+    A file's `name` is its path in the directory, with "/" on every system; names that begin with "." are no files
+    of the run. What the storage raises (`OSError`, and `FileNotFoundError` for a missing file) is passed on, except
+    by the constructor and `check_writable`, which raise `RequestError`.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], key: str = "output") -> None:
+        url = os.fspath(url)
+        self.key = key
+        try:
+            self.fs, root = fsspec.core.url_to_fs(url)
+        except ImportError as error:
+            extra = _EXTRAS.get(url.partition("://")[0])
+            remedy = f"pip install 'datainf-ray[{extra}]'" if extra else one_line(error)
+            raise RequestError(f"{key}: {url} needs a package that is not installed: {remedy}") from None
+        except ValueError as error:
+            raise RequestError(f"{key}: {url} is neither a path nor an fsspec URL: {one_line(error)}") from None
+        self.root: str = root.rstrip("/")
+        self.local = isinstance(self.fs, LocalFileSystem)
+        self.url: str = self.root if self.local else url.rstrip("/")  # absolute: a worker's own directory is another
+
+    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str, str]]:
+        return RunDirectory, (self.url, self.key)
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({self.url!r})"
+
+    def path(self, name: str) -> str:
+        """The URL (or the local path) of a file, for people and for other libraries."""
+        return f"{self.url}/{name}"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, replacing the one that is there in one step."""
+        if self.local:
+            with self._temporary(name, data) as temporary:
+                os.replace(temporary, self._at(name))
+        else:
+            self.fs.pipe_file(self._at(name), data)
+
+    def commit(self, name: str, data: bytes) -> bool:
+        """Create a file once.
+
+        True if the file now holds `data`, whoever wrote it; False if it was there with other content, which stays.
+        """
+        return self._commit_local(name, data) if self.local else self._commit_remote(name, data)
+
+    def read(self, name: str) -> bytes:
+        return self.fs.cat_file(self._at(name))
+
+    def exists(self, name: str) -> bool:
+        self.fs.invalidate_cache()
+        return self.fs.isfile(self._at(name))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """The sorted names of the files whose name begins with `prefix`, such as "examples/"; [] if there is none."""
+        folder = prefix.rpartition("/")[0]
+        top = self._at(folder) if folder else self.root
+        if self.local:
+            # fs.find asks for every file's size and fails when a temporary file vanishes meanwhile
+            paths = [os.path.join(at, file).replace(os.sep, "/") for at, _, files in os.walk(top) for file in files]
+        else:
+            self.fs.invalidate_cache()
+            paths = self.fs.find(top)
+        names = (path.removeprefix(self.root + "/") for path in paths)
+        return sorted(n for n in names if n.startswith(prefix) and not any(p.startswith(".") for p in n.split("/")))
+
+    def remove(self, name: str) -> None:
+        """Take a file away; fine if it is not there."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self._at(name))
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write(name, (text + "\n").encode())
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        self.write(name, table_bytes(table))
+
+    def commit_table(self, name: str, table: pa.Table) -> bool:
+        return self.commit(name, table_bytes(table))
+
+    def check_writable(self) -> None:
+        """Write a small file and take it away again; `RequestError` with the reason if that cannot be done."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"datainf")
+        except Exception as error:  # every storage library has its own classes, for credentials above all
+            reason = one_line(error) or type(error).__name__
+            raise RequestError(f"{self.key}: {self.url} cannot be written: {reason}") from None
+        with suppress(OSError):  # a store that lets us write but not delete will do
+            self.fs.rm_file(self._at(probe))
+
+    def _at(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    @contextmanager
+    def _temporary(self, name: str, data: bytes) -> Iterator[str]:
+        """A complete temporary file beside the file `name`; gone afterwards, unless it was renamed."""
+        folder, file = os.path.split(self._at(name))
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, f".{file[:100]}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(path, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())  # else a crash of the machine can leave the new name with no content
+            yield path
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def _commit_local(self, name: str, data: bytes) -> bool:
+        target = self._at(name)
+        with self._temporary(name, data) as temporary:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK):
+                    raise
+                # No hard links here (exFAT, some network mounts). Two writers may then both rename, which does no
+                # harm when they have the same content, as those of one chunk do.
+                if not os.path.exists(target):
+                    os.replace(temporary, target)
+        return self.read(name) == data
+
+    def _commit_remote(self, name: str, data: bytes) -> bool:
+        """Stores differ in what they raise when the file exists, and a lost answer looks like a failure: so look."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                self.fs.pipe_file(self._at(name), data, mode="create")
+                return True
+            except (PermissionError, FileNotFoundError):
+                raise
+            except OSError:  # exists; or S3's 409, two requests at the same time, of which neither need have won
+                with suppress(FileNotFoundError):
+                    return self.read(name) == data
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+        raise AssertionError("the loop returns or raises")

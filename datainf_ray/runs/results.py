@@ -1,0 +1,257 @@
+"""A run, read back: `open_run` and `Run`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from datainf_ray.config import one_line
+from datainf_ray.errors import RequestError
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.render import render
+from datainf_ray.runs.schemas import OK, examples_schema, matrix
+from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
+
+
+def open_run(url: str) -> Run:
+    """The run whose directory is at `url`, finished or still running; `RequestError` if there is none."""
+    return Run(RunDirectory(url, key="run"))
+
+
+class Run:
+    """The results of one run.
+
+    Tables are pyarrow tables. All but `examples` need a finished run: until then they raise `RequestError`, as does a
+    query that does not exist or a result that the run did not store.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self._document = self._load()
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            document = self.directory.read_json("run.json")
+        except FileNotFoundError:
+            raise RequestError(f"run: {self.url} is not a run directory: there is no run.json in it") from None
+        except ValueError as error:
+            raise RequestError(f"run: {self.directory.path('run.json')} is not JSON: {one_line(error)}") from None
+        except Exception as error:  # every storage library has its own classes, for credentials above all
+            raise RequestError(f"run: {self.url} cannot be read: {one_line(error)}") from None
+        if not isinstance(document, dict) or document.get("format") != 1:
+            raise RequestError(f"run: {self.directory.path('run.json')} has a format that this version does not read")
+        return document
+
+    @property
+    def url(self) -> str:
+        """The run directory's URL, or its absolute path."""
+        return self.directory.url
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The content of run.json; read again for as long as the run is not done."""
+        if self._document["state"] != "done":
+            self._document = self._load()
+        return self._document
+
+    @property
+    def state(self) -> str:
+        """ "running", "done" or "failed"."""
+        return self.document["state"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's whole configuration, as plain values."""
+        return self.document["config"]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether every row's influence was stored (`results.scores`)."""
+        return bool(self.config["results"]["scores"])
+
+    @property
+    def top_k(self) -> int:
+        """How many rows per query and direction were listed (`results.top_k`)."""
+        return self.config["results"]["top_k"]
+
+    def summary(self) -> dict[str, Any]:
+        """What was asked, what came out and what it cost, as plain values.
+
+        `status` counts the rows by status, `seconds` is wall time, and each of `sweeps` has name, source, examples,
+        tokens, seconds and workers.
+        """
+        document = self.document
+        config, counts = document["config"], document.get("counts") or {}
+        return {
+            "output": self.url,
+            "state": document["state"],
+            "reason": document.get("reason"),
+            "method": config["method"]["name"],
+            "damping": config["method"]["damping"],
+            "sign": document.get("sign"),
+            "rows": counts.get("rows"),
+            "status": counts.get("status") or {},
+            "tokens": counts.get("tokens"),
+            "queries": counts.get("queries"),
+            "blocks": counts.get("blocks"),
+            "parameters": counts.get("parameters"),
+            "device": document.get("device"),
+            "seconds": document.get("seconds"),
+            "sweeps": document.get("sweeps") or [],
+        }
+
+    def queries(self) -> pa.Table:
+        """The columns query, id, rows, tokens, loss, preview, status; one row per query."""
+        return self._table("queries.parquet")
+
+    def blocks(self) -> pa.Table:
+        """The columns block, kind, shape, size, damping, mean_sqnorm; one row per block."""
+        return self._table("blocks.parquet")
+
+    def examples(self, columns: list[str] | None = None) -> pa.Table:
+        """Every row of the corpus, sorted by row, with all columns of examples/ or those named.
+
+        Of a run that is not done, the rows that are committed so far. The table is as large as the corpus has rows: for
+        part of it, point DuckDB, Polars or `pyarrow.dataset` at examples/ in the run directory.
+        """
+        names = self.part_names()
+        if not names:
+            queries = (self.document.get("counts") or {}).get("queries")
+            schema = examples_schema(queries or 1, scores=bool(queries) and self.has_scores)
+            return schema.empty_table().select(columns or schema.names)
+        parts = self._dataset(names)
+        wanted = columns or parts.schema.names
+        table = parts.to_table(columns=wanted if "row" in wanted else ["row", *wanted])
+        if np.any(np.diff(table["row"].to_numpy()) < 0):
+            table = table.sort_by("row")
+        return table.select(wanted)
+
+    def scores(self) -> pa.Table:
+        """The columns row, id, influence: of every row of the corpus on every query, null where it has no score.
+
+        `influence` is a list of one float32 per query, in the order of `queries()`.
+        """
+        self._require_done()
+        if not self.has_scores:
+            raise RequestError(f"run: {self.url} stored no scores (results.scores: false); use top()")
+        return self.examples(["row", "id", "influence"])
+
+    def top(self, query: int | str = 0, k: int = 10, harmful: bool = False) -> pa.Table:
+        """The `k` most helpful rows for a query, or the most harmful; fewer if fewer rows are helpful (harmful).
+
+        `query` is the query's number or its id. The columns are those of top.parquet: query, direction, rank, row, id,
+        influence, preview. Beyond the rows that the run listed (`results.top_k`) the scores are searched, which takes a
+        pass over examples/; previews of those rows are null. `RequestError` if scores were not stored.
+        """
+        number = self._query_number(query)
+        if k < 1:
+            raise RequestError(f"k: {k}: want at least 1")
+        direction = DIRECTIONS[int(harmful)]
+        listed = self._table("top.parquet", filters=[("query", "==", number), ("direction", "==", direction)])
+        if k <= self.top_k or listed.num_rows < self.top_k:  # all that is asked for is listed, or all that there is
+            return listed.sort_by("rank").slice(0, k)
+        if not self.has_scores:
+            stored = f"stored no scores, only the {self.top_k} most {direction} rows per query"
+            raise RequestError(f"k: {k}: {self.url} {stored}; ask for at most {self.top_k}")
+        return self._search(number, k, direction, listed)
+
+    def tops(self) -> pa.Table:
+        """The whole of top.parquet: all queries, both directions."""
+        return self._table("top.parquet")
+
+    def part_names(self) -> list[str]:
+        """The names of the files of examples/, in order."""
+        return [name for name in self.directory.list("examples/part-") if name.endswith(".parquet")]
+
+    def parts(self, names: list[str], columns: list[str]) -> Any:
+        """Record batches of some of the files of examples/, in order, read ahead but never all at once."""
+        return self._dataset(names).to_batches(columns=columns)
+
+    def _search(self, number: int, k: int, direction: str, listed: pa.Table) -> pa.Table:
+        """The first `k` places of one query, from the scores."""
+        best = None
+        for batch in self.parts(self.part_names(), ["row", "id", "influence"]):
+            texts = pa.table([batch["row"], batch["id"], pa.nulls(len(batch), pa.string())], ["row", "id", "preview"])
+            influence = matrix(batch["influence"])[:, [number]]
+            top = select_top(influence, batch["row"].to_numpy(), texts, k)
+            best = top if best is None else merge_top(best, top)
+        if best is None:
+            return listed
+        found = top_table(best)
+        found = found.filter(pc.equal(found["direction"], direction))
+        previews = dict(zip(listed["row"].to_pylist(), listed["preview"].to_pylist(), strict=True))
+        return (
+            found.set_column(0, found.field("query"), pa.array([number] * len(found), pa.int32()))
+            .drop_columns("preview")
+            .append_column(listed.field("preview"), pa.array(map(previews.get, found["row"].to_pylist()), pa.string()))
+        )
+
+    def _query_number(self, query: int | str) -> int:
+        queries = self.queries()
+        ids = queries["id"].to_pylist()
+        if isinstance(query, str) and query in ids:
+            if ids.count(query) > 1:
+                numbers = [str(n) for n, name in enumerate(ids) if name == query]
+                raise RequestError(f"query: {query!r} is the id of several queries; name one of {', '.join(numbers)}")
+            number = ids.index(query)
+        else:
+            try:
+                number = int(query)
+            except ValueError:
+                close = difflib.get_close_matches(str(query), ids, 1)
+                meant = f"; did you mean {close[0]!r}?" if close else ""
+                raise RequestError(f"query: no query has the id {query!r}{meant}") from None
+            if not 0 <= number < len(ids):
+                raise RequestError(f"query: {number} is not there; the run has queries 0 to {len(ids) - 1}")
+        status = queries["status"][number].as_py()
+        if status != OK:
+            raise RequestError(f"query: {number} ({ids[number]}) has no scores: {status}")
+        return number
+
+    def _require_done(self) -> None:
+        if self.state != "done":
+            reason = f": {self._document['reason']}" if self._document.get("reason") else ""
+            raise RequestError(f"run: {self.url} is {self._document['state']!r}{reason}; its tables are not complete")
+
+    def _table(self, name: str, filters: Any = None) -> pa.Table:
+        self._require_done()
+        try:
+            data = self.directory.read(name)
+        except FileNotFoundError:
+            raise RequestError(f"run: {self.url} is done, but {name} is missing from it") from None
+        return pq.read_table(pa.BufferReader(data), filters=filters)  # by path, a folder called k=v would be a column
+
+    def _dataset(self, names: list[str]) -> ds.Dataset:
+        files = PyFileSystem(FSSpecHandler(self.directory.fs))
+        paths = [f"{self.directory.root}/{name}" for name in names]
+        return ds.dataset(paths, format="parquet", filesystem=files, partitioning=None)
+
+    def __repr__(self) -> str:
+        summary = self.summary()
+        rows = "rows not counted yet" if summary["rows"] is None else f"{summary['rows']:,} rows"
+        queries = (
+            ""
+            if summary["queries"] is None
+            else f", {summary['queries']:,} {'query' if summary['queries'] == 1 else 'queries'}"
+        )
+        return f"<Run {self.url}: {summary['state']}, {summary['method']}, {rows}{queries}>"
+
+    def _repr_html_(self) -> str:
+        """The summary and, of a finished run, the first query that could be used with its top rows."""
+        query, tops = None, {}
+        if self.state == "done":
+            query = next((q for q in self.queries().to_pylist() if q["status"] == OK), None)
+        if query:
+            # the words beside the sign, as everywhere a person reads
+            tops = {
+                word: self.top(query["query"], min(5, self.top_k), harmful=word == "harmful").to_pylist()
+                for word in DIRECTIONS
+            }
+        return render("notebook.html.j2", summary=self.summary(), query=query, tops=tops)

@@ -1,0 +1,182 @@
+"""Run directories with known numbers, written with the package's own functions; and an S3 server."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datainf_ray.config import load_config
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.results import Run, open_run
+from datainf_ray.runs.schemas import blocks_schema, examples_schema, queries_schema, vectors
+from datainf_ray.runs.top import merge_top, select_top, top_table
+
+
+@dataclass
+class Made:
+    """A fabricated run, and the numbers that went into it."""
+
+    run: Run
+    influence: np.ndarray  # (rows × queries), NaN where there is no score
+    ids: list[str]
+    previews: list[str]
+
+
+def make_run(
+    url: str,
+    rows: int = 200,
+    queries: int = 3,
+    *,
+    previews: list[str] | None = None,
+    query_previews: list[str] | None = None,
+    query_status: list[str] | None = None,
+    influence: np.ndarray | None = None,
+    chunk: int = 64,
+    state: str = "done",
+    results: dict[str, Any] | None = None,
+    path: Any = "s3://b/sft/*.parquet",
+) -> Made:
+    """A run directory at `url` as the main job leaves it; every tenth row has no score."""
+    config = load_config(
+        {
+            "model": {"base": "org/base", "adapter": "s3://b/adapter"},
+            "train": {"path": path},
+            "queries": {"path": "eval.jsonl"},
+            "results": {"top_k": 20, **(results or {})},
+            "output": url,
+        }
+    )
+    draw = np.random.default_rng(7)
+    if influence is None:
+        influence = (draw.standard_t(3, size=(rows, queries)) * 1e-5).astype(np.float32)
+    missing = np.arange(rows) % 10 == 9
+    influence[missing] = np.nan
+    ids = [f"sft-{r // chunk:02d}.parquet#{r % chunk}" for r in range(rows)]
+    previews = previews or [f"question {r} ⟶ answer {r}" for r in range(rows)]
+    status = np.where(missing, "no_target_tokens", "ok")
+    directory = RunDirectory(url)
+    best = None
+    for number, start in enumerate(range(0, rows, chunk)):
+        part = slice(start, min(start + chunk, rows))
+        row = np.arange(part.start, part.stop)
+        columns = {
+            "row": row,
+            "id": ids[part],
+            "tokens": np.full(len(row), 12, np.int32),
+            "loss": pa.array(draw.uniform(0.5, 3, len(row)), pa.float32(), mask=missing[part]),
+            "sqnorm": pa.array(draw.uniform(1, 9, len(row)), pa.float32(), mask=missing[part]),
+            "status": status[part],
+            "influence": vectors(influence[part], missing[part]),
+        }
+        schema = examples_schema(queries, scores=config.results.scores)
+        table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+        directory.commit_table(f"examples/part-{number:06d}.parquet", table)
+        texts = pa.table({"row": row, "id": ids[part], "preview": previews[part]})
+        top = select_top(influence[part], row, texts, config.results.top_k)
+        best = top if best is None else merge_top(best, top)
+    query_status = query_status or ["ok"] * queries
+    directory.write_table(
+        "queries.parquet",
+        pa.table(
+            {
+                "query": range(queries),
+                "id": [f"eval.jsonl#{q}" for q in range(queries)],
+                "rows": [int(s == "ok") for s in query_status],
+                "tokens": [30 + q for q in range(queries)],
+                "loss": [1.5 + q if s == "ok" else None for q, s in enumerate(query_status)],
+                "preview": query_previews or [f"asked {q} ⟶ said {q}" for q in range(queries)],
+                "status": query_status,
+            },
+            schema=queries_schema(),
+        ),
+    )
+    names = [f"layers.{n}.q_proj.lora_{side}" for n in range(12) for side in "AB"]
+    directory.write_table(
+        "blocks.parquet",
+        pa.table(
+            {
+                "block": names,
+                "kind": ["lora_A" if n.endswith("A") else "lora_B" for n in names],
+                "shape": [[8, 384] if n.endswith("A") else [384, 8] for n in names],
+                "size": [8 * 384] * len(names),
+                "damping": draw.uniform(1e-7, 1e-5, len(names)),
+                "mean_sqnorm": draw.uniform(0.01, 1, len(names)),
+            },
+            schema=blocks_schema(),
+        ),
+    )
+    directory.write_table("top.parquet", top_table(best))
+    scored = int((~missing).sum())
+    sweep = {"source": "backward", "tokens": rows * 12, "examples": rows, "workers": 2}
+    directory.write_json(
+        "run.json",
+        {
+            "format": 1,
+            "state": state,
+            "config": config.model_dump(mode="json"),
+            "fingerprint": "4f" * 32,
+            "versions": {"datainf_ray": "0.1.0", "torch": "2.9.0", "ray": "2.50.0", "python": "3.11.7"},
+            "sign": "positive influence: upweighting the row raises the query's loss (harmful); negative: helpful",
+            "created": "2026-01-02T03:04:05+00:00",
+            "finished": "2026-01-02T03:14:25+00:00" if state == "done" else None,
+            "seconds": 620.5,
+            "counts": {
+                "rows": rows,
+                "tokens": rows * 12,
+                "queries": queries,
+                "blocks": len(names),
+                "parameters": 8 * 384 * len(names),
+                "status": {"ok": scored, "no_target_tokens": rows - scored},
+            },
+            "trainable": {"attributed": 8 * 384 * len(names), "total": 8 * 384 * len(names)},
+            "device": "cpu",
+            "sweeps": [
+                {**sweep, "name": "queries", "examples": queries, "tokens": 99, "seconds": 0.4},
+                {**sweep, "name": "moments", "seconds": 203.2},
+                {**sweep, "name": "curvature", "seconds": 204.0},
+                {**sweep, "name": "scores", "seconds": 210.1},
+            ],
+            "reason": "the cluster went away" if state == "failed" else None,
+        },
+    )
+    return Made(open_run(url), influence, ids, previews)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., Made]:
+    """`make_run`, in a new local directory unless a URL is given."""
+    return lambda *args, url=None, **kwargs: make_run(url or str(tmp_path / "run"), *args, **kwargs)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket on an S3 server of this test's own."""
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # an instance of another test talks to that test's server
+    urllib.request.urlopen(
+        f"http://{host}:{port}/moto-api/reset", data=b""
+    )  # servers of one process share their buckets
+    boto3.client("s3").create_bucket(Bucket="runs")
+    yield "s3://runs"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

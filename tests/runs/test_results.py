@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datainf_ray.errors import RequestError
+from datainf_ray.runs.results import Run, open_run
+from datainf_ray.runs.schemas import matrix
+
+if TYPE_CHECKING:
+    from conftest import Made
+
+
+def _best(made: Made, query: int, k: int, harmful: bool) -> list[int]:
+    values = made.influence[:, query]
+    scored = np.flatnonzero(values > 0 if harmful else values < 0)
+    return scored[np.argsort(values[scored] * (-1 if harmful else 1), kind="stable")][:k].tolist()
+
+
+def _change(run: Run, **changes: object) -> None:
+    run.directory.write_json("run.json", {**run.document, **changes})
+
+
+@pytest.mark.parametrize("harmful", [False, True])
+@pytest.mark.parametrize("query", [0, 2])
+def test_top_lists_the_strongest_rows_with_their_texts(made: Callable[..., Made], query: int, harmful: bool) -> None:
+    it = made()
+    table = it.run.top(query, 10, harmful)
+    rows = _best(it, query, 10, harmful)
+    assert table["row"].to_pylist() == rows
+    assert table["rank"].to_pylist() == list(range(1, 11))
+    assert table["id"].to_pylist() == [it.ids[r] for r in rows]
+    assert table["preview"].to_pylist() == [it.previews[r] for r in rows]
+    assert set(table["direction"].to_pylist()) == {"harmful" if harmful else "helpful"}
+    np.testing.assert_array_equal(table["influence"].to_numpy(), it.influence[rows, query])
+
+
+def test_beyond_the_listed_rows_the_scores_are_searched(made: Callable[..., Made]) -> None:
+    it = made(results={"top_k": 5})
+    table = it.run.top(1, 50, harmful=True)
+    rows = _best(it, 1, 50, True)
+    assert len(rows) == 50
+    assert table["row"].to_pylist() == rows
+    assert table["query"].to_pylist() == [1] * 50
+    assert table["id"].to_pylist() == [it.ids[r] for r in rows]
+    assert table["preview"].to_pylist() == [it.previews[r] for r in rows[:5]] + [None] * 45
+    assert table.schema == it.run.top(1, 5, harmful=True).schema
+    assert table.slice(0, 5).equals(it.run.top(1, 5, harmful=True))
+
+
+def test_beyond_the_listed_rows_without_scores_is_refused(made: Callable[..., Made]) -> None:
+    run = made(results={"top_k": 5, "scores": False}).run
+    assert run.top(0, 5).num_rows == 5
+    with pytest.raises(RequestError, match=r"^k: 6: .* no scores, only the 5 most helpful rows .* at most 5"):
+        run.top(0, 6)
+    with pytest.raises(RequestError, match=r"stored no scores \(results.scores: false\)"):
+        run.scores()
+    assert "influence" not in run.examples().schema.names
+
+
+def test_fewer_helpful_rows_than_asked_for_is_no_error(made: Callable[..., Made]) -> None:
+    influence = np.full((30, 1), 1e-3, np.float32)
+    influence[4] = -1e-3
+    run = made(rows=30, queries=1, influence=influence, results={"scores": False}).run
+    assert run.top(0, 100)["row"].to_pylist() == [4]
+
+
+def test_a_query_goes_by_its_number_or_its_id(made: Callable[..., Made]) -> None:
+    run = made(query_status=["ok", "no_target_tokens", "ok"]).run
+    assert run.top("eval.jsonl#2").equals(run.top(2))
+    assert run.top("2").equals(run.top(2))
+    for query, said in [
+        (3, r"^query: 3 is not there; the run has queries 0 to 2$"),
+        (-1, r"^query: -1 is not there"),
+        ("eval.json#2", r"^query: no query has the id 'eval.json#2'; did you mean 'eval.jsonl#2'\?$"),
+        (1, r"^query: 1 \(eval.jsonl#1\) has no scores: no_target_tokens$"),
+    ]:
+        with pytest.raises(RequestError, match=said):
+            run.top(query)
+    with pytest.raises(RequestError, match=r"^k: 0"):
+        run.top(0, 0)
+
+
+def test_an_id_comes_before_a_number_and_must_be_one_query(made: Callable[..., Made]) -> None:
+    run = made().run
+    ids = pa.array(["2", "same", "same"])
+    run.directory.write_table("queries.parquet", run.queries().set_column(1, "id", ids))
+    assert run.top("2").equals(run.top(0))
+    with pytest.raises(RequestError, match="'same' is the id of several queries; name one of 1, 2"):
+        run.top("same")
+
+
+def test_scores_hold_every_row_once_in_order(made: Callable[..., Made]) -> None:
+    it = made(rows=200, chunk=64)
+    scores = it.run.scores()
+    assert scores.schema.names == ["row", "id", "influence"]
+    assert scores["row"].to_pylist() == list(range(200))
+    assert scores["id"].to_pylist() == it.ids
+    assert scores["influence"].null_count == 20
+    np.testing.assert_array_equal(matrix(scores["influence"]), it.influence)
+
+
+def test_examples_are_sorted_by_row_whatever_the_parts_are_called(made: Callable[..., Made]) -> None:
+    run = made(rows=200, chunk=64).run
+    folder = Path(run.url) / "examples"
+    (folder / "part-000000.parquet").rename(folder / "part-000009.parquet")
+    (folder / ".part-000001.parquet.tmp").write_bytes(b"half")
+    (folder / "part-000000.done").write_bytes(b"")
+    table = run.examples()
+    assert table["row"].to_pylist() == list(range(200))
+    assert table.schema.names == ["row", "id", "tokens", "loss", "sqnorm", "status", "influence"]
+    assert run.examples(["status"]).schema.names == ["status"]
+    assert run.examples(["status"])["status"].to_pylist() == table["status"].to_pylist()
+
+
+def test_the_summary_says_what_came_out_and_what_it_cost(made: Callable[..., Made]) -> None:
+    run = made().run
+    summary = run.summary()
+    assert summary["output"] == run.url
+    assert summary["state"] == "done"
+    assert summary["rows"] == 200
+    assert summary["status"] == {"ok": 180, "no_target_tokens": 20}
+    assert (summary["queries"], summary["blocks"], summary["tokens"]) == (3, 24, 2400)
+    assert (summary["method"], summary["damping"]) == ("datainf", 0.1)
+    assert summary["sign"].startswith("positive influence")
+    assert summary["seconds"] == 620.5
+    assert [s["name"] for s in summary["sweeps"]] == ["queries", "moments", "curvature", "scores"]
+    json.dumps(summary)
+    assert repr(run) == f"<Run {run.url}: done, datainf, 200 rows, 3 queries>"
+    assert run.blocks().num_rows == 24
+    assert run.config["results"]["top_k"] == 20
+
+
+def test_a_run_that_is_not_done_shows_only_what_is_committed(made: Callable[..., Made]) -> None:
+    run = made(state="running").run
+    assert run.state == "running"
+    assert run.examples().num_rows == 200
+    for read in (run.queries, run.blocks, run.scores, run.top, run.tops):
+        with pytest.raises(RequestError, match=r"is 'running'; its tables are not complete"):
+            read()
+    assert "running" in run._repr_html_()
+    _change(run, state="failed", reason="the cluster went away")
+    with pytest.raises(RequestError, match=r"is 'failed': the cluster went away"):
+        run.top()
+    _change(run, state="done")  # by another process: the same object sees it
+    assert run.top().num_rows == 10
+
+
+def test_a_run_with_nothing_committed_has_no_examples(made: Callable[..., Made]) -> None:
+    run = made(state="running").run
+    for part in (Path(run.url) / "examples").iterdir():
+        part.unlink()
+    assert run.examples().num_rows == 0
+    assert run.examples(["row", "influence"]).schema.names == ["row", "influence"]
+    _change(run, counts={})
+    assert run.examples().num_rows == 0
+    assert repr(run) == f"<Run {run.url}: running, datainf, rows not counted yet>"
+    assert "running" in run._repr_html_()
+
+
+def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"^run: /.* is not a run directory: there is no run.json in it$"):
+        open_run(str(tmp_path))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RequestError, match=r"^run: .*run.json is not JSON"):
+        open_run(str(tmp_path))
+    (tmp_path / "run.json").write_text('{"format": 2, "state": "done"}')
+    with pytest.raises(RequestError, match=r"^run: .*run.json has a format"):
+        open_run(str(tmp_path))
+    with pytest.raises(RequestError, match=r"^run: nope://x"):
+        open_run("nope://x")
+
+
+def test_a_table_that_is_missing_is_named(made: Callable[..., Made]) -> None:
+    run = made().run
+    (Path(run.url) / "blocks.parquet").unlink()
+    with pytest.raises(RequestError, match=r"blocks.parquet is missing"):
+        run.blocks()
+
+
+def test_a_notebook_shows_both_directions_and_escapes_the_rows(made: Callable[..., Made]) -> None:
+    run = made(previews=["<script>alert(1)</script>"] * 200, query_previews=["<img src=x>"] * 3).run
+    html = run._repr_html_()
+    assert "Most helpful" in html
+    assert "Most harmful" in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<script" not in html
+    assert "<img" not in html
+    assert run.top(0, 1)["id"][0].as_py() in html
+
+
+def test_a_notebook_takes_the_first_query_that_could_be_used(made: Callable[..., Made]) -> None:
+    assert (
+        "Query 1,"
+        in made(query_status=["unreadable", "ok", "ok"], results={"top_k": 2, "scores": False}).run._repr_html_()
+    )
+
+
+def test_a_folder_that_looks_like_a_partition_adds_no_column(made: Callable[..., Made], tmp_path: Path) -> None:
+    run = made(url=str(tmp_path / "rank=3" / "_run")).run
+    assert run.examples().schema.names == ["row", "id", "tokens", "loss", "sqnorm", "status", "influence"]
+    assert run.top(0, 3)["rank"].to_pylist() == [1, 2, 3]
+
+
+def test_a_run_in_memory_reads_the_same(made: Callable[..., Made]) -> None:
+    fsspec.filesystem("memory").store.clear()
+    _reads_the_same(made(url="memory://runs/a", results={"top_k": 5}))
+
+
+@pytest.mark.cluster
+def test_a_run_in_a_bucket_reads_the_same(made: Callable[..., Made], bucket: str) -> None:
+    _reads_the_same(made(url=f"{bucket}/a", results={"top_k": 5}))
+    with pytest.raises(RequestError, match=r"^run: s3://runs/b is not a run directory"):
+        open_run(f"{bucket}/b")
+
+
+def _reads_the_same(it: Made) -> None:
+    np.testing.assert_array_equal(matrix(it.run.scores()["influence"]), it.influence)
+    assert it.run.top(1, 5)["row"].to_pylist() == _best(it, 1, 5, False)
+    assert it.run.top(1, 30)["row"].to_pylist() == _best(it, 1, 30, False)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datainf_ray.runs.schemas import (
+    blocks_schema,
+    examples_schema,
+    matrix,
+    queries_schema,
+    table_bytes,
+    top_schema,
+    vectors,
+)
+
+
+def test_examples_hold_the_contracts_columns() -> None:
+    assert {field.name: field.type for field in examples_schema(3)} == {
+        "row": pa.int64(),
+        "id": pa.string(),
+        "tokens": pa.int32(),
+        "loss": pa.float32(),
+        "sqnorm": pa.float32(),
+        "status": pa.string(),
+        "influence": pa.list_(pa.float32(), 3),
+    }
+    assert "influence" not in examples_schema(3, scores=False).names
+    assert examples_schema(3, blocks=5).field("block_influence").type.list_size == 15
+
+
+@pytest.mark.parametrize(
+    ("schema", "names"),
+    [
+        (queries_schema(), "query id rows tokens loss preview status"),
+        (blocks_schema(), "block kind shape size damping mean_sqnorm"),
+        (top_schema(), "query direction rank row id influence preview"),
+    ],
+)
+def test_the_other_tables_hold_the_contracts_columns(schema: pa.Schema, names: str) -> None:
+    assert schema.names == names.split()
+
+
+@pytest.mark.parametrize("width", [1, 7])
+def test_vectors_come_back_from_parquet_with_their_nulls(width: int) -> None:
+    values = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
+    missing = np.arange(20) % 3 == 0
+    column = vectors(values, missing)
+    assert column.null_count == 7
+    back = pq.read_table(pa.BufferReader(table_bytes(pa.table({"v": column}))))["v"]
+    assert back.null_count == 7
+    expected = np.where(missing[:, None], np.nan, values)
+    np.testing.assert_array_equal(matrix(back), expected)
+    np.testing.assert_array_equal(matrix(back.slice(4, 11)), expected[4:15])
+    np.testing.assert_array_equal(
+        matrix(pa.chunked_array([column.slice(15), column.slice(0, 2)])), expected[[*range(15, 20), 0, 1]]
+    )
+
+
+def test_a_column_of_nulls_only_and_an_empty_one_are_allowed() -> None:
+    values = np.zeros((2, 3), np.float32)
+    assert np.isnan(matrix(vectors(values, np.array([True, True])))).all()
+    assert matrix(vectors(values[:0])).shape == (0, 3)
+
+
+def test_equal_tables_give_equal_bytes() -> None:
+    table = pa.table({"id": ["a", "b"], "v": vectors(np.ones((2, 3), np.float32))})
+    assert table_bytes(table) == table_bytes(pa.concat_tables([table.slice(0, 1), table.slice(1)]).combine_chunks())
