@@ -72,6 +72,8 @@ def _execute(job: Job, watcher: Watcher) -> Run:
     job.directory.write_json("run.json", document)
     run = open_run(job.directory.url)
     write_report(run)
+    for name in job.directory.list(f"{CHECKPOINTS}/"):  # last: until the run is done they are what it goes on from
+        job.directory.remove(name)
     for line in _findings(job, run, document):
         watcher.say(line)
     return run
@@ -111,8 +113,6 @@ def _sweep(job: Job, document: dict[str, Any], watcher: Watcher) -> None:
         watcher.say(f"gradients were taken one example at a time, which is slow: {info.verdict.reason}")
     document["counts"].update(status=dict(sweeps.status), tokens=sweeps.records[-1]["tokens"])
     document["problems"] = [dict(zip(("id", "status", "detail"), p, strict=True)) for p in sweeps.problems[:100]]
-    for name in job.directory.list(f"{CHECKPOINTS}/"):
-        job.directory.remove(name)
 
 
 def _query_gradients(job: Job, sweeps: ClusterSweeps) -> dict[str, State]:

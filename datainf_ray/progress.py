@@ -69,7 +69,7 @@ class Lines:
         if self.workers == 0 and workers:
             self.began = time.monotonic()  # a worker's start is not the sweep's speed
         self.done, self.tokens, self.workers = self.done + rows, self.tokens + tokens, workers
-        if time.monotonic() - self.shown >= _EVERY:
+        if time.monotonic() - self.shown >= _EVERY and self.done < self.rows:
             self._show()
 
     def end(self) -> None:
@@ -79,15 +79,18 @@ class Lines:
         self.shown = time.monotonic()
         seconds = max(self.shown - self.began, 1e-9)
         if not self.workers:
-            self.say(f"{self.sweep}: waiting for a worker")
-            return
-        left = (self.rows - self.done) * seconds / self.done if self.done else None
-        rest = (
-            "" if left is None else f", {_clock(left)} left" if self.done < self.rows else f", took {_clock(seconds)}"
-        )
-        self.say(
-            f"{self.sweep}: {self.done:,} of {self.rows:,} rows, {self.tokens / seconds:,.0f} tokens/s, "
-            f"{_workers(self.workers)}{rest}"
+            self.say(f"{self.sweep}: waiting for a worker, {_clock(seconds)}")
+        elif not self.done:
+            self.say(f"{self.sweep}: {self.rows:,} rows, {_workers(self.workers)}, {_clock(seconds)}")
+        else:
+            self.say(f"{self.sweep}: {self._state(seconds)}")
+
+    def _state(self, seconds: float) -> str:
+        left = (self.rows - self.done) * seconds / self.done
+        rest = f"{_clock(left)} left" if self.done < self.rows else f"took {_clock(seconds)}"
+        return (
+            f"{self.done:,} of {self.rows:,} rows, {self.tokens / seconds:,.0f} tokens/s, "
+            f"{_workers(self.workers)}, {rest}"
         )
 
 

@@ -15,3 +15,29 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.pop("RAY_ADDRESS", None)
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of the tests' own; runs inside join it. Only for tests that leave it whole."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 10**8)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def tiny_llama(tmp_path: Path) -> dict[str, Any]:
+    """The `model` part of a configuration; beside it 40 training rows and 4 queries."""
+    tiny.write_rows(tmp_path / "train.jsonl", 40, seed=1)
+    tiny.write_rows(tmp_path / "queries.jsonl", 4, seed=2)
+    return tiny.save_model(tmp_path, "llama")

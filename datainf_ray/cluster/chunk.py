@@ -54,12 +54,13 @@ def sweep_chunk(
     make_fold: Callable[[], Fold],
     batch_tokens: int,
     pad_id: int,
-    side: str,
 ) -> Swept:
     """Feed the gradients of a chunk's usable examples to a fold.
 
-    Batches follow from the examples' lengths alone. A row whose loss or gradient is not finite has spoiled the fold's
-    sums by the time it is known, so the chunk begins again without it; the other rows keep their batches.
+    Batches follow from the examples' lengths alone, and are padded on the right whatever side the tokenizer is set to
+    for generating: a causal model never sees what comes after, and an encoder's first token stays the first. A row
+    whose loss or gradient is not finite has spoiled the fold's sums by the time it is known, so the chunk begins again
+    without it; the other rows keep their batches.
     """
     usable = [k for k, example in enumerate(examples) if example.status == OK]
     batches = [[usable[i] for i in batch] for batch in plan_batches([examples[k].tokens for k in usable], batch_tokens)]
@@ -72,7 +73,7 @@ def sweep_chunk(
             positions = [k for k in planned if k not in spoilt]
             if not positions:
                 continue
-            batch = collate(examples, positions, pad_id, side).to(replica.device)
+            batch = collate(examples, positions, pad_id).to(replica.device)
             rows = batch.rows
 
             def consume(block: str, gradients: Tensor, at: Tensor, rows: Tensor = rows, fold: Fold = fold) -> None:

@@ -100,13 +100,12 @@ class Worker:
         self.tokenizer = load_tokenizer(config.model)
         ids = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         self.pad_id = next((i for i in ids if i is not None), 0)
-        self.side = getattr(self.tokenizer, "padding_side", "right")
         self.readers = {name: RowReader(corpus) for name, corpus in spec.corpora.items()}
         self.encoders = {
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()
         }
         if spec.sample:
-            sample = collate(spec.sample, range(len(spec.sample)), self.pad_id, self.side).to(self.device)
+            sample = collate(spec.sample, range(len(spec.sample)), self.pad_id).to(self.device)
             self.verdict = self.replica.check(sample)
         else:
             self.verdict = Verdict(self.replica.path, None, self.replica.reason)
@@ -139,7 +138,6 @@ class Worker:
                 self._fold_maker(sweep, chunk),
                 self.spec.config.cluster.batch_tokens,
                 self.pad_id,
-                self.side,
             )
             status, state = swept.status, swept.fold.result()
             if sweep.fold is Scores:

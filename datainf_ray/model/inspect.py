@@ -7,6 +7,7 @@ far as its header. So a mistake is found in seconds on the driver, whatever the 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,7 +57,9 @@ def quiet() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     logging.getLogger("peft").setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between the libraries: nothing a user can mend
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:

@@ -1,0 +1,179 @@
+"""The methods over gradients in memory, against the paper's sums as loops, and against retraining."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from datainf_ray.influence.block import Block
+from datainf_ray.influence.folds import COUNT, SMALLEST, TOTAL, Curvature, GradientSums, Moments, Scores
+from datainf_ray.influence.memory import InMemory
+from datainf_ray.influence.methods import block_damping, datainf, hessian_free, ihvp
+from tests import reference
+
+
+def gradients(rows: int, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Two blocks of very different size and scale, a third without any gradient."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(size: int, scale: float) -> Tensor:
+        wide = torch.randn(rows, 1, generator=generator, dtype=torch.float64).exp()  # norms over orders of magnitude
+        return (scale * wide * torch.randn(rows, size, generator=generator, dtype=torch.float64)).to(dtype)
+
+    return {"a": draw(40, 1.0), "b": draw(7, 1e-4), "zero": torch.zeros(rows, 5, dtype=dtype)}
+
+
+def doubled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.double() for k, v in state.items()}
+
+
+@pytest.mark.parametrize("chunk", [8, 50, 1024])
+def test_datainf_equals_the_papers_sums(chunk: int) -> None:
+    g, v = gradients(50, 1), gradients(3, 2)
+    sweeps = InMemory(g, batch=7, chunk=chunk)
+    datainf(sweeps, v, 0.1)
+    assert reference.worst(sweeps.scores, reference.datainf(doubled(g), doubled(v))) < 1e-5
+
+
+def test_the_formula_is_exact_in_double_precision() -> None:
+    g, v = gradients(30, 3, torch.float64), gradients(4, 4, torch.float64)
+    sweeps = InMemory(g, batch=4, chunk=16)
+    datainf(sweeps, v, 0.3)
+    assert reference.worst(sweeps.scores, reference.datainf(g, v, 0.3)) < 1e-12
+
+
+def test_hessian_free_is_the_negative_dot_product() -> None:
+    g, v = gradients(20, 5), gradients(3, 6)
+    sweeps = InMemory(g)
+    hessian_free(sweeps, v)
+    assert reference.worst(sweeps.scores, reference.hessian_free(doubled(g), doubled(v))) < 1e-5
+
+
+def test_a_block_without_gradient_adds_nothing_and_no_nan() -> None:
+    g, v = gradients(20, 7), gradients(2, 8)
+    v["zero"] = torch.ones_like(v["zero"])  # the queries have a gradient where no row has
+    with_it, without = InMemory(g), InMemory({k: g[k] for k in ("a", "b")})
+    datainf(with_it, v, 0.1)
+    datainf(without, {k: v[k] for k in ("a", "b")}, 0.1)
+    assert with_it.scores.isfinite().all()
+    torch.testing.assert_close(with_it.scores, without.scores, rtol=0, atol=0)
+
+
+def test_a_row_without_gradient_has_no_influence() -> None:
+    g, v = gradients(20, 9), gradients(2, 10)
+    for block in g.values():
+        block[4] = 0
+    sweeps = InMemory(g)
+    datainf(sweeps, v, 0.1)
+    assert (sweeps.scores[4] == 0).all()
+    assert (sweeps.scores[[3, 5]] != 0).all()
+
+
+def test_damping_is_the_papers() -> None:
+    g = gradients(20, 11)["a"]
+    fold = Moments([Block("a", "", (40,))], 20)
+    fold.update("a", g, torch.arange(20))
+    fold.finite(torch.arange(20))
+    moments = fold.result()["a"]
+    sqnorms = g.double().square().sum(1)
+    assert moments[COUNT] == 20
+    assert float(moments[TOTAL]) == pytest.approx(float(sqnorms.sum()), rel=1e-6)
+    assert float(moments[SMALLEST]) == pytest.approx(float(sqnorms.min()), rel=1e-6)
+    want = 0.1 * float(sqnorms.sum()) / (20 * 40)
+    assert float(block_damping(Block("a", "", (40,)), moments, c=0.1)) == pytest.approx(want, rel=1e-6)
+
+
+def test_the_ihvp_solves_the_papers_approximation() -> None:
+    """r = (1/n) Σ (g gᵀ + λI)⁻¹ v, of which the closed form is Sherman and Morrison's."""
+    g, v = gradients(12, 12, torch.float64)["a"], gradients(2, 13, torch.float64)["a"]
+    block = Block("a", "", (40,))
+    moments = torch.tensor([12.0, float(g.square().sum()), 0.0], dtype=torch.float64)
+    lam = block_damping(block, moments, c=0.1)
+    fold = Curvature([block], 12, queries={"a": v}, damping={"a": lam})
+    fold.update("a", g, torch.arange(12))
+    r = ihvp(block, v, fold.result()["a"], moments, lam)
+    eye = torch.eye(40, dtype=torch.float64)
+    want = sum(torch.linalg.solve(torch.outer(x, x) + lam * eye, v.T) for x in g).T / 12
+    torch.testing.assert_close(r, want, rtol=1e-9, atol=0)
+
+
+def test_merged_halves_are_the_whole() -> None:
+    g = gradients(20, 14)["a"]
+    block = [Block("a", "", (40,))]
+
+    def moments(part: Tensor) -> Tensor:
+        fold = Moments(block, len(part))
+        fold.update("a", part, torch.arange(len(part)))
+        fold.finite(torch.arange(len(part)))
+        return fold.result()["a"]
+
+    torch.testing.assert_close(Moments.merge(moments(g[:6]), moments(g[6:])), moments(g), rtol=1e-12, atol=0)
+
+
+def test_gradient_sums_are_by_group() -> None:
+    g = gradients(6, 15)["a"]
+    groups = torch.tensor([1, 0, 1, 2, 0, 1])
+    fold = GradientSums([Block("a", "", (40,))], 6, groups=groups, queries=4)
+    for rows in (torch.tensor([3, 0, 1]), torch.tensor([2, 5, 4])):
+        fold.update("a", g[rows], rows)
+    sums = fold.result()["a"]
+    for q in range(4):
+        torch.testing.assert_close(sums[q], g[groups == q].sum(0), rtol=1e-5, atol=0)
+
+
+def test_a_row_that_is_not_finite_is_reported() -> None:
+    g = gradients(4, 16)["a"]
+    g[2, 3] = torch.nan
+    fold = Scores([Block("a", "", (40,))], 4, vectors={"a": torch.ones(1, 40)})
+    fold.update("a", g, torch.arange(4))
+    assert fold.finite(torch.arange(4)).tolist() == [True, True, False, True]
+
+
+def test_scores_by_block_add_up_to_the_scores() -> None:
+    g, v = gradients(9, 17), gradients(2, 18)
+    blocks = [Block(n, "", tuple(x.shape[1:])) for n, x in g.items()]
+    fold = Scores(blocks, 9, vectors=v, by_block=True)
+    for name, x in g.items():
+        fold.update(name, x, torch.arange(9))
+    assert fold.block_scores is not None
+    torch.testing.assert_close(fold.block_scores.sum(2), fold.scores, rtol=1e-5, atol=0)
+    torch.testing.assert_close(fold.block_scores[:, :, 0], -(g["a"] @ v["a"].T), rtol=1e-5, atol=0)
+
+
+def test_retraining_without_the_most_harmful_row_lowers_the_querys_loss() -> None:
+    """The sign, on ridge-regularised logistic regression, where retraining is exact."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    truth = torch.randn(5, generator=generator, dtype=torch.float64)
+    y = torch.where(x @ truth + 0.5 * torch.randn(40, generator=generator, dtype=torch.float64) > 0, 1.0, -1.0)
+    queries = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    signs = torch.where(queries @ truth > 0, 1.0, -1.0)
+
+    def fit(keep: Tensor) -> Tensor:
+        w = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+        for _ in range(30):  # Newton's method: converged to rounding
+            loss = torch.nn.functional.softplus(-y[keep] * (x[keep] @ w)).sum() / 40 + 0.05 * w @ w
+            (gradient,) = torch.autograd.grad(loss, w, create_graph=True)
+            hessian = torch.stack([torch.autograd.grad(g, w, retain_graph=True)[0] for g in gradient])
+            with torch.no_grad():
+                w -= torch.linalg.solve(hessian, gradient)
+        return w.detach()
+
+    def per_row(rows: Tensor, labels: Tensor, w: Tensor) -> Tensor:
+        return (-labels * torch.sigmoid(-labels * (rows @ w)))[:, None] * rows
+
+    everyone = torch.arange(40)
+    w = fit(everyone)
+    sweeps = InMemory({"w": per_row(x, y, w)})
+    datainf(sweeps, {"w": per_row(queries, signs, w)}, 0.1)
+
+    def query_loss(w: Tensor) -> Tensor:
+        return torch.nn.functional.softplus(-signs * (queries @ w))
+
+    before = query_loss(w)
+    for q in range(6):
+        harmful, helpful = int(sweeps.scores[:, q].argmax()), int(sweeps.scores[:, q].argmin())
+        assert sweeps.scores[harmful, q] > 0 > sweeps.scores[helpful, q]
+        assert query_loss(fit(everyone[everyone != harmful]))[q] < before[q]
+        assert query_loss(fit(everyone[everyone != helpful]))[q] > before[q]

@@ -1,0 +1,226 @@
+"""Gradients of a whole batch against autograd in float64, one example at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from datainf_ray.config import ModelConfig
+from datainf_ray.corpus.batches import collate, plan_batches
+from datainf_ray.corpus.tokens import Example
+from datainf_ray.errors import RequestError
+from datainf_ray.model.replica import Replica, load_replica
+from tests import reference, tiny
+
+MODELS = [
+    ("llama", None, "right"),
+    ("llama", "all-linear", "left"),
+    ("gpt2", None, "left"),
+    ("gpt2", "all-linear", "right"),
+    ("bert", None, "right"),
+    ("bert", "all-linear", "right"),
+    ("roberta", None, "right"),
+    ("llama-classifier", None, "left"),
+    ("gpt2-classifier", None, "right"),
+]
+
+
+def rows_for(model: dict[str, Any], folder: Path, count: int = 7) -> list[dict[str, Any]]:
+    path = tiny.write_rows(folder / "rows.jsonl", count, 3, labels=3 if "classification" in model["task"] else None)
+    return reference.encode(model, str(path))
+
+
+def examples_of(rows: list[dict[str, Any]]) -> list[Example]:
+    return [
+        Example(k, str(k), "ok", input_ids=r["input_ids"], target=r["labels"])
+        if isinstance(r["labels"], int)
+        else Example(k, str(k), "ok", input_ids=r["input_ids"], labels=r["labels"])
+        for k, r in enumerate(rows)
+    ]
+
+
+def captured(
+    replica: Replica, examples: list[Example], size: int, side: str = "right"
+) -> tuple[dict[str, Tensor], Tensor]:
+    """{block: rows × size} and the losses, from batches of `size` rows."""
+    out = {b.name: torch.zeros(len(examples), b.size) for b in replica.blocks}
+    losses = torch.zeros(len(examples))
+    order = [k for batch in plan_batches([e.tokens for e in examples], 10**9) for k in batch]
+    for start in range(0, len(order), size):
+        batch = collate(examples, order[start : start + size], 0, side)
+
+        def keep(block: str, gradients: Tensor, at: Tensor, rows: Tensor = batch.rows) -> None:
+            out[block][rows[at]] = gradients.float()
+
+        losses[batch.rows] = replica.gradients(batch, keep).float()
+    return out, losses
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """The largest error of a row's gradient, relative to that gradient's norm."""
+    norm = want.norm(dim=1)
+    error = (got.double() - want).norm(dim=1)
+    assert (error[norm == 0] == 0).all()
+    return float((error[norm > 0] / norm[norm > 0]).max()) if (norm > 0).any() else 0.0
+
+
+@pytest.mark.parametrize(("arch", "targets", "side"), MODELS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradients_equal_single_example_autograd(
+    tmp_path: Path, arch: str, targets: str | None, side: str, reduction: str
+) -> None:
+    model = tiny.save_model(tmp_path, arch, targets, side=side)
+    rows = rows_for(model, tmp_path)
+    exact = reference.load(model)
+    want = list(reference.gradients(exact, rows, reduction).values())
+    want_losses = torch.stack([reference.loss(exact, r, reduction) for r in rows]).detach()
+    replica = load_replica(ModelConfig(**model), reduction=reduction)
+    assert replica.path == "hooks"
+    for size in (1, 3, 7):
+        got, losses = captured(replica, examples_of(rows), size, side)
+        torch.testing.assert_close(losses.double(), want_losses, rtol=1e-5, atol=0)
+        assert len(got) == len(want)
+        for (name, g), w in zip(got.items(), want, strict=True):
+            assert relative(g, w) < 1e-4, (name, size)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "bert", "roberta", "llama-classifier"])
+def test_losses_are_those_that_peft_gives_a_row_alone(tmp_path: Path, arch: str) -> None:
+    model = tiny.save_model(tmp_path, arch)
+    rows = rows_for(model, tmp_path)
+    peft = reference.load(model, torch.float32)
+    with torch.no_grad():
+        want = [peft(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]])).loss for r in rows]
+    _, losses = captured(load_replica(ModelConfig(**model)), examples_of(rows), 7)
+    torch.testing.assert_close(losses, torch.stack(want), rtol=1e-5, atol=0)
+
+
+def test_the_base_gets_no_gradient_and_the_batch_none(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path, "llama")
+    replica = load_replica(ModelConfig(**model))
+    captured(replica, examples_of(rows_for(model, tmp_path)), 3)
+    assert all(p.grad is None and not p.requires_grad for p in replica.model.parameters())
+
+
+def test_dropout_is_off(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path, "bert", lora={"lora_dropout": 0.5}, settings={"hidden_dropout_prob": 0.5})
+    replica = load_replica(ModelConfig(**model))
+    examples = examples_of(rows_for(model, tmp_path))
+    first, second = captured(replica, examples, 3)[0], captured(replica, examples, 3)[0]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+UNUSUAL = {
+    "DoRA": ("llama", {"use_dora": True}),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "norm saved": ("llama", {"modules_to_save": ["norm"]}),
+    "head saved": ("llama", {"modules_to_save": ["lm_head"]}),
+    "biases": ("bert", {"bias": "lora_only"}),
+    "rsLoRA": ("llama", {"use_rslora": True}),
+}
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_adapters_beyond_plain_lora_are_right_too(tmp_path: Path, case: str) -> None:
+    arch, lora = UNUSUAL[case]
+    model = tiny.save_model(tmp_path, arch, lora=lora)
+    rows = rows_for(model, tmp_path)
+    exact = reference.load(model)
+    want = list(reference.gradients(exact, rows).values())
+    replica = load_replica(ModelConfig(**model))
+    got, _ = captured(replica, examples_of(rows), 3)
+    assert sum(b.size for b in replica.blocks) == sum(p.numel() for p in exact.parameters() if p.requires_grad)
+    for (name, g), w in zip(got.items(), want, strict=True):
+        assert relative(g, w) < 1e-4, name
+    slow = case in ("DoRA", "embedding", "norm saved")
+    assert replica.path == ("one by one" if slow else "hooks")
+
+
+def test_any_adapter_name_is_read(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path, "llama", adapter_name="mine")
+    replica = load_replica(ModelConfig(**model))
+    assert replica.blocks[0].name == "model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def test_check_agrees_with_autograd_and_notices_a_wrong_hook(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path, "llama")
+    examples = examples_of(rows_for(model, tmp_path))
+    sample = collate(examples, [0, 1], 0)
+    replica = load_replica(ModelConfig(**model))
+    verdict = replica.check(sample)
+    assert (verdict.path, verdict.reason) == ("hooks", None)
+    assert verdict.cosine == pytest.approx(1, abs=1e-6)
+
+    wrong = load_replica(ModelConfig(**model))
+    assert wrong._capture is not None
+    emit = wrong._capture._emit
+
+    def half(site: Any) -> None:
+        site.weight_gradient = site.weight_gradient / 2
+        emit(site)
+
+    wrong._capture._emit = half
+    assert wrong.check(sample).path == "one by one"
+    want = captured(load_replica(ModelConfig(**model)), examples, 3)[0]
+    got = captured(wrong, examples, 3)[0]  # and from then on it is right, if slow
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-7)
+
+
+def test_a_layer_that_is_called_twice_gives_the_sum(tmp_path: Path) -> None:
+    """Weight sharing across depth, as ALBERT does it."""
+    model = tiny.save_model(tmp_path, "llama")
+    rows = rows_for(model, tmp_path)
+
+    def share(peft: torch.nn.Module) -> None:
+        layers = peft.get_base_model().model.layers
+        layers[1].self_attn.q_proj = layers[0].self_attn.q_proj
+
+    exact = reference.load(model)
+    share(exact)
+    want = list(reference.gradients(exact, rows).values())
+    loaded = load_replica(ModelConfig(**model)).model
+    for p in loaded.parameters():
+        p.requires_grad_(False)
+    for n, p in loaded.named_parameters():
+        p.requires_grad_("lora_" in n)
+    share(loaded)
+    replica = Replica(loaded, "causal-lm")
+    for (name, g), w in zip(captured(replica, examples_of(rows), 3)[0].items(), want, strict=True):
+        assert relative(g, w) < 1e-4, name
+
+
+def test_a_base_without_its_weights_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tiny.save_model(tmp_path, "bert")
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    dropped = "bert.encoder.layer.1.output.dense.weight"
+    save_file({k: v for k, v in weights.items() if k != dropped}, file, {"format": "pt"})
+    with pytest.raises(RequestError, match=r"model.base: .* has no .*output\.dense\.weight"):
+        load_replica(ModelConfig(**model))
+
+
+def test_the_head_may_come_from_the_adapter_alone(tmp_path: Path) -> None:
+    """A base that was never a classifier: its number of labels and its head are the adapter's."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    model = tiny.save_model(tmp_path, "bert", labels=5)
+    rows = rows_for(model, tmp_path)
+    want = list(reference.gradients(reference.load(model), rows).values())
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    for key in ("id2label", "label2id", "num_labels"):
+        config.pop(key, None)
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "base" / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file, {"format": "pt"})
+    got = captured(load_replica(ModelConfig(**model)), examples_of(rows), 3)[0]
+    for (name, g), w in zip(got.items(), want, strict=True):
+        assert relative(g, w) < 1e-4, name

@@ -1,0 +1,85 @@
+"""What is right, found another way: float64, one example at a time, plain autograd, the paper's sums as loops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+
+def load(model: dict[str, Any], dtype: torch.dtype = torch.float64) -> PeftModel:
+    kind = AutoModelForCausalLM if model["task"] == "causal-lm" else AutoModelForSequenceClassification
+    base = kind.from_pretrained(model["base"], dtype=dtype, attn_implementation="eager")
+    return PeftModel.from_pretrained(base, model["adapter"], is_trainable=True).to(dtype).eval()
+
+
+def encode(model: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The rows' tokens and targets, by the tokenizer itself; a completion is closed with EOS."""
+    tokenizer = AutoTokenizer.from_pretrained(model["base"])
+    out = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "label" in row:
+            out.append({"input_ids": tokenizer(row["text"])["input_ids"], "labels": row["label"]})
+        else:
+            prompt = tokenizer(row["prompt"])["input_ids"]
+            answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            out.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    return out
+
+
+def loss(model: PeftModel, row: dict[str, Any], reduction: str = "mean") -> Tensor:
+    """The loss of one row alone, from the logits, in the model's own precision."""
+    logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+    if isinstance(row["labels"], int):
+        return -torch.log_softmax(logits, -1)[row["labels"]]
+    total, count = torch.zeros((), dtype=logits.dtype), 0
+    for t, target in enumerate(row["labels"][1:]):
+        if target != -100:
+            total = total - torch.log_softmax(logits[t], -1)[target]
+            count += 1
+    return total / count if reduction == "mean" else total
+
+
+def gradients(model: PeftModel, rows: list[dict[str, Any]], reduction: str = "mean") -> dict[str, Tensor]:
+    """{parameter name: rows × size}, one backward pass per row."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    out: dict[str, list[Tensor]] = {n: [] for n, _ in named}
+    for row in rows:
+        found = torch.autograd.grad(loss(model, row, reduction), [p for _, p in named], allow_unused=True)
+        for (n, p), g in zip(named, found, strict=True):
+            out[n].append(torch.zeros_like(p).flatten() if g is None else g.flatten())
+    return {n: torch.stack(g) for n, g in out.items()}
+
+
+def datainf(g: dict[str, Tensor], v: dict[str, Tensor], c: float = 0.1) -> Tensor:
+    """rows × queries, as the paper writes it: example by example, query by query, block by block."""
+    n, m = len(next(iter(g.values()))), len(next(iter(v.values())))
+    scores = torch.zeros(n, m, dtype=torch.float64)
+    for name, block in g.items():
+        if not block.any():
+            continue  # no row has a gradient there
+        lam = c * sum(float(x @ x) for x in block) / (n * block.shape[1])
+        for q in range(m):
+            h = torch.zeros_like(block[0])
+            for x in block:
+                h += (v[name][q] @ x) / (lam + x @ x) * x / n
+            r = (v[name][q] - h) / lam
+            for k in range(n):
+                scores[k, q] -= r @ block[k]
+    return scores
+
+
+def hessian_free(g: dict[str, Tensor], v: dict[str, Tensor]) -> Tensor:
+    return -sum(g[name] @ v[name].T for name in g)
+
+
+def worst(got: Tensor, want: Tensor) -> float:
+    """The largest relative error of a column, in the Euclidean norm."""
+    got, want = torch.as_tensor(got).double(), want.double()
+    return float(((got - want).norm(dim=0) / want.norm(dim=0)).max())

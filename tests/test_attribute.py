@@ -1,0 +1,311 @@
+"""Whole runs on a small local Ray, against float64 and plain loops."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import datainf_ray
+from datainf_ray.errors import RequestError
+from datainf_ray.runs.schemas import matrix
+from tests import reference, tiny
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
+
+
+def attribute(config: dict[str, Any], **overrides: Any) -> datainf_ray.Run:
+    return datainf_ray.attribute(config, progress=False, **overrides)
+
+
+def scores(run: datainf_ray.Run) -> torch.Tensor:
+    return torch.from_numpy(matrix(run.scores()["influence"]))
+
+
+def tables(run: datainf_ray.Run) -> dict[str, bytes]:
+    """Every Parquet file of a run, by its name."""
+    root = Path(run.url)
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
+
+
+def exact(model: dict[str, Any], folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    peft = reference.load(model)
+    rows, queries = (reference.encode(model, str(folder / f"{name}.jsonl")) for name in ("train", "queries"))
+    return reference.gradients(peft, rows), reference.gradients(peft, queries)
+
+
+@pytest.mark.parametrize(
+    ("arch", "targets", "side", "batch_tokens", "workers"),
+    [
+        ("llama", None, "right", 1, 1),  # batches of one
+        ("llama", "all-linear", "left", 60, 2),  # about three
+        ("gpt2", "all-linear", "right", 160, 1),  # about seven
+        ("gpt2", None, "left", 60, 2),
+        ("bert", None, "right", 60, 1),
+        ("bert", "all-linear", "right", 160, 2),
+    ],
+)
+def test_datainf_equals_the_float64_loop(
+    tmp_path: Path, arch: str, targets: str | None, side: str, batch_tokens: int, workers: int
+) -> None:
+    labels = 3 if arch == "bert" else None
+    tiny.write_rows(tmp_path / "train.jsonl", 40, 1, labels)
+    tiny.write_rows(tmp_path / "queries.jsonl", 4, 2, labels)
+    model = tiny.save_model(tmp_path, arch, targets, side=side)
+    config = tiny.configuration(tmp_path, model, tmp_path / "run")
+    config["cluster"] |= {"batch_tokens": batch_tokens, "max_workers": workers}
+    run = attribute(config)
+    g, v = exact(model, tmp_path)
+    assert reference.worst(scores(run), reference.datainf(g, v)) < 1e-4
+    peft = reference.load(model)
+    rows = reference.encode(model, str(tmp_path / "train.jsonl"))
+    want = [float(reference.loss(peft, row)) for row in rows]
+    np.testing.assert_allclose(run.examples()["loss"].to_numpy(), want, rtol=1e-5, atol=0)
+    total = sum(x.square().sum(1) for x in g.values()).numpy()
+    np.testing.assert_allclose(run.examples()["sqnorm"].to_numpy(), total, rtol=1e-4, atol=0)
+    lambdas = [0.1 * float(x.square().sum()) / (len(x) * x.shape[1]) for x in g.values()]
+    np.testing.assert_allclose(run.blocks()["damping"].to_numpy(), lambdas, rtol=1e-4, atol=0)
+    assert run.summary()["status"] == {"ok": 40}
+
+
+def test_hessian_free_equals_the_dot_product(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", method={"name": "hessian-free"})
+    run = attribute(config)
+    assert reference.worst(scores(run), reference.hessian_free(*exact(tiny_llama, tmp_path))) < 1e-4
+    assert [s["name"] for s in run.summary()["sweeps"]] == ["queries", "scores"]
+    assert run.blocks()["damping"].null_count == len(run.blocks())
+    assert run.blocks()["mean_sqnorm"].null_count == 0
+
+
+def test_groups_are_means_of_their_rows(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    lines = (tmp_path / "queries.jsonl").read_text().splitlines()
+    topics = ["x", "y", "x", "x"]
+    rows = [json.loads(line) | {"topic": t} for line, t in zip(lines, topics, strict=True)]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "each")
+    each = scores(attribute(config))
+    whole = attribute(config, output=str(tmp_path / "all"), **{"queries.group": "all"})
+    by_topic = attribute(config, output=str(tmp_path / "topic"), **{"queries.group": "topic"})
+    # influence is linear in the query's gradient, so that of a mean is the mean
+    assert reference.worst(scores(whole), each.double().mean(1, keepdim=True)) < 1e-4
+    want = torch.stack([each[:, [0, 2, 3]].double().mean(1), each[:, 1].double()], 1)
+    assert reference.worst(scores(by_topic), want) < 1e-4
+    assert by_topic.queries()["id"].to_pylist() == ["x", "y"]
+    assert by_topic.queries()["rows"].to_pylist() == [3, 1]
+    assert by_topic.top(query="y", k=3).num_rows == 3
+
+
+def test_sum_loss_is_another_question(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", method={"loss": "sum"})
+    peft = reference.load(tiny_llama)
+    g, v = (
+        reference.gradients(peft, reference.encode(tiny_llama, str(tmp_path / f"{name}.jsonl")), "sum")
+        for name in ("train", "queries")
+    )
+    assert reference.worst(scores(attribute(config)), reference.datainf(g, v)) < 1e-4
+
+
+def test_one_worker_and_two_write_the_same_bits(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "one", results={"blocks": True, "top_k": 5})
+    one = attribute(config, **{"cluster.max_workers": 1})
+    two = attribute(config, output=str(tmp_path / "two"), **{"cluster.max_workers": 2, "cluster.min_workers": 2})
+    assert tables(one) == tables(two)
+    assert two.summary()["sweeps"][-1]["workers"] == 2
+    by_block = matrix(one.examples()["block_influence"]).reshape(40, 4, -1)
+    np.testing.assert_allclose(by_block.sum(2), scores(one), rtol=1e-3, atol=1e-4 * float(scores(one).abs().max()))
+
+
+def test_a_killed_worker_changes_nothing(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    tiny.write_rows(tmp_path / "train.jsonl", 600, seed=1)
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet")
+    config["cluster"] |= {"chunk_rows": 20, "batch_tokens": 20}
+    quiet = attribute(config)
+    killed: list[int] = []
+
+    def kill(stop: threading.Event) -> None:
+        while not stop.wait(0.05):
+            busy = [p for p in psutil.Process().children(recursive=True) if "Worker.run" in " ".join(_cmdline(p))]
+            if busy and len(killed) < 2:
+                busy[0].kill()
+                killed.append(busy[0].pid)
+                time.sleep(3)
+
+    stop = threading.Event()
+    killer = threading.Thread(target=kill, args=(stop,))
+    killer.start()
+    try:
+        disturbed = attribute(config, output=str(tmp_path / "disturbed"))
+    finally:
+        stop.set()
+        killer.join()
+    assert killed, "no worker was caught at work"
+    assert tables(disturbed) == tables(quiet)
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+BAD = [
+    b'{"name": "null", "prompt": null, "completion": "w1"}\n',
+    b'{"name": "empty", "prompt": "w1", "completion": ""}\n',
+    b'{"name": "bytes", "prompt": "w1", "completion": "\xff\xfe w2"}\n',
+    b'{"name": "broken", "prompt": "w1", \n',
+    b'{"name": "missing", "prompt": "w1"}\n',
+    b'{"name": "number", "prompt": 3, "completion": "w2"}\n',
+]
+
+
+def test_bad_rows_keep_their_place_and_change_no_other(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    good = (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True)
+    clean = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "clean"))
+    mixed = [line for k, line in enumerate(good) for line in ([BAD[k // 7], line] if k % 7 == 0 else [line])]
+    (tmp_path / "train.jsonl").write_bytes(b"".join(mixed))
+    run = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "mixed"))
+    examples = run.examples()
+    assert examples["row"].to_pylist() == list(range(len(mixed)))
+    status = dict(zip(examples["id"].to_pylist(), examples["status"].to_pylist(), strict=True))
+    bad = [k for k, s in enumerate(examples["status"].to_pylist()) if s != "ok"]
+    assert len(bad) == len(BAD)
+    assert status["empty"] != "ok"
+    assert status["null"] == status["missing"] == "unreadable"
+    assert all(examples["influence"][k].as_py() is None and examples["loss"][k].as_py() is None for k in bad)
+    counts = run.summary()["status"]
+    assert counts["ok"] == 40
+    assert sum(counts.values()) == len(mixed)
+    rest = scores(run)[[k for k in range(len(mixed)) if k not in bad]]
+    assert reference.worst(rest, scores(clean).double()) < 1e-5  # the chunks differ, so the rounding does
+
+
+def test_a_row_that_is_not_finite_is_left_out_and_named(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    clean = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "clean"))
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][3] = torch.nan  # <unk>, which no other row has
+    save_file(weights, file, {"format": "pt"})
+    with (tmp_path / "train.jsonl").open("a") as rows:
+        rows.write('{"name": "poison", "prompt": "w1", "completion": "w2 strange w3"}\n')
+    run = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
+    assert run.examples()["status"].to_pylist() == ["ok"] * 40 + ["nonfinite"]
+    assert run.examples()["influence"][40].as_py() is None
+    assert reference.worst(scores(run)[:40], scores(clean).double()) < 1e-5
+    assert run.document["problems"][0]["id"] == "poison"
+
+
+def test_a_query_that_cannot_be_used_is_named_and_the_others_are_answered(
+    tmp_path: Path, tiny_llama: dict[str, Any]
+) -> None:
+    clean = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "clean"))
+    lines = (tmp_path / "queries.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "queries.jsonl").write_bytes(b"".join([lines[0], BAD[1], *lines[1:]]))
+    run = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
+    assert run.queries()["status"].to_pylist() == ["ok", "no_target_tokens", "ok", "ok", "ok"]
+    assert run.queries()["loss"].to_pylist()[1] is None
+    assert scores(run)[:, 1].isnan().all()
+    assert reference.worst(scores(run)[:, [0, 2, 3, 4]], scores(clean).double()) < 1e-5
+    assert run.top(query=1).num_rows == 0
+
+
+class Interrupter:
+    """A watcher that stops the run at a moment of a sweep, as Ctrl-C does."""
+
+    def __init__(self, sweep: str, chunks: int) -> None:
+        self.when, self.left, self.now = sweep, chunks, ""
+
+    def say(self, text: str) -> None: ...
+
+    def begin(self, sweep: str, rows: int) -> None:
+        self.now = sweep
+
+    def advance(self, rows: int, tokens: int, workers: int) -> None:
+        if self.now == self.when and rows:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    def end(self) -> None: ...
+
+
+@pytest.mark.parametrize(("sweep", "again"), [("moments", ["moments", "curvature", "scores"]), ("scores", ["scores"])])
+def test_an_interrupted_run_is_taken_up(
+    tmp_path: Path, tiny_llama: dict[str, Any], sweep: str, again: list[str]
+) -> None:
+    from datainf_ray.config import load_config
+    from datainf_ray.execute import _execute
+    from datainf_ray.job import prepare
+
+    quiet = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet"))
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        _execute(prepare(load_config(config)), Interrupter(sweep, 3))
+    cut = datainf_ray.open_run(tmp_path / "cut")
+    assert cut.state == "interrupted"
+    with pytest.raises(RequestError, match="interrupted"):
+        cut.top()
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "examples").glob("*.parquet")}
+    assert bool(kept) == (sweep == "scores")
+    run = attribute(config)
+    assert [s["name"] for s in run.summary()["sweeps"]] == again
+    assert tables(run) == tables(quiet)
+    assert {
+        p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "examples").glob("*.parquet")
+    }.items() >= kept.items()
+    assert not list((tmp_path / "cut").glob("checkpoints/*"))
+
+
+def test_a_finished_run_is_not_computed_again_and_another_is_refused(
+    tmp_path: Path, tiny_llama: dict[str, Any]
+) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+    attribute(config)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert attribute(config, **{"cluster.max_workers": 1}).state == "done"
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.parquet")}.items() <= before.items()
+    with pytest.raises(RequestError, match=r"method.damping is 0.1 there and 0.3 here"):
+        attribute(config, **{"method.damping": 0.3})
+    with (tmp_path / "train.jsonl").open("a") as rows:
+        rows.write('{"name": "new", "prompt": "w1", "completion": "w2"}\n')
+    with pytest.raises(RequestError, match=r"output: .* holds another run: the train's rows are others"):
+        attribute(config)
+
+
+def test_scores_may_be_left_out(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "with", results={"top_k": 3})
+    with_scores = attribute(config)
+    without = attribute(config, output=str(tmp_path / "without"), **{"results.scores": False})
+    assert "influence" not in pq.read_schema(tmp_path / "without" / "examples" / "part-000000.parquet").names
+    assert tables(without)["top.parquet"] == tables(with_scores)["top.parquet"]
+    values = scores(with_scores)[:, 2]
+    top = without.top(query=2, k=3, harmful=True)
+    assert top["row"].to_pylist() == values.argsort(descending=True)[:3].tolist()
+
+
+def test_the_run_says_what_it_was(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    run = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
+    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert document["state"] == "done"
+    assert document["sign"].startswith("positive influence: upweighting the row raises the query's loss (harmful)")
+    assert document["counts"]["parameters"] == sum(run.blocks()["size"].to_pylist())
+    assert [s["name"] for s in document["sweeps"]] == ["queries", "moments", "curvature", "scores"]
+    assert all(s["source"] == "backward" and s["examples"] in (4, 40) and s["tokens"] > 0 for s in document["sweeps"])
+    assert document["capture"]["path"] == "hooks"
+    assert document["capture"]["cosine"] > 0.9999
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
+    assert not any(p.name.startswith(".") for p in (tmp_path / "run").rglob("*"))
+    assert set(os.listdir(tmp_path / "run")) - {"checkpoints"} == {
+        "run.json", "blocks.parquet", "queries.parquet", "top.parquet", "examples", "report.html",
+    }  # fmt: skip
