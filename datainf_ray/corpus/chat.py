@@ -27,7 +27,8 @@ class ChatTemplate:
                 f"model.base: the tokenizer of {name} has no chat template, which rows of messages need; "
                 "use columns prompt and completion, or text"
             ) from None
-        self._marked = bool(_GENERATION.search(template)) and bool(getattr(tokenizer, "is_fast", False))
+        self._fast = bool(getattr(tokenizer, "is_fast", False))  # knows which characters a token stands for
+        self._marked = self._fast and bool(_GENERATION.search(template))
 
     def encode(self, messages: list[Any]) -> tuple[list[int], list[tuple[int, int]]]:
         """The conversation's tokens, exactly those of `apply_chat_template`, and the assistant's spans in them.
@@ -38,32 +39,35 @@ class ChatTemplate:
         of the conversation differently, so that the turn cannot be found.
         """
         messages = _checked(messages)
+        options: dict[str, Any] = {"tokenize": True, "return_dict": True}
         if self._marked:
-            made = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+            made = self._tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, **options)
             return list(made["input_ids"]), _runs(made["assistant_masks"])
-        ids = list(self._apply(messages, tokenize=True, return_dict=True)["input_ids"])
-        whole = self._apply(messages, tokenize=False)
+        if self._fast:
+            options["tokenizer_kwargs"] = {"return_offsets_mapping": True}
+        made = self._tokenizer.apply_chat_template(messages, **options)
+        ids, offsets = list(made["input_ids"]), made.get("offset_mapping")
+        whole = self._text(messages)
         spans = []
         for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start = self._common(
-                whole, ids, turn, self._apply(messages[:turn], tokenize=False, add_generation_prompt=True)
-            )
-            stop = len(ids)
-            if turn + 1 < len(messages):
-                stop = self._common(whole, ids, turn, self._apply(messages[: turn + 1], tokenize=False))
-            spans.append((start, stop))
+            if message["role"] == "assistant":
+                edges = self._text(messages[:turn], reply=True), self._text(messages[: turn + 1])
+                if not all(map(whole.startswith, edges)):
+                    raise ValueError(f"the chat template renders the talk up to message {turn} differently on its own")
+                start, stop = (self._position(edge, ids, offsets) for edge in edges)
+                spans.append((start, stop))
         return ids, spans
 
-    def _apply(self, messages: list[Any], **options: Any) -> Any:
-        return self._tokenizer.apply_chat_template(messages, **options)
+    def _text(self, messages: list[dict[str, Any]], reply: bool = False) -> str:
+        """The talk as the template writes it; with `reply`, up to where the assistant begins to speak."""
+        talks = [messages]  # a batch of one: an empty talk by itself is refused
+        return str(self._tokenizer.apply_chat_template(talks, tokenize=False, add_generation_prompt=reply)[0])
 
-    def _common(self, whole: str, ids: list[int], turn: int, beginning: str) -> int:
-        """How many of the conversation's tokens its `beginning` has. A token that reaches beyond it is not counted."""
-        if not whole.startswith(beginning):
-            raise ValueError(f"the chat template renders what comes before message {turn} differently on its own")
-        own = self._tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"]
+    def _position(self, beginning: str, ids: list[int], offsets: list[tuple[int, int]] | None) -> int:
+        """The first token that reaches beyond `beginning`."""
+        if offsets is not None:
+            return next((i for i, (_, end) in enumerate(offsets) if end > len(beginning)), len(ids))
+        own = self._tokenizer(beginning, add_special_tokens=False)["input_ids"]
         return next((i for i, (a, b) in enumerate(zip(own, ids, strict=False)) if a != b), min(len(own), len(ids)))
 
 
@@ -86,7 +90,7 @@ def _checked(messages: list[Any]) -> list[dict[str, Any]]:
             raise ValueError(f"message {number} is no object with a role and a content")
         if message.get("content") is None and not message.get("tool_calls"):
             raise ValueError(f"message {number} has no content")
-    return [{key: value for key, value in m.items() if value is not None or key == "content"} for m in messages]
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
 def _runs(mask: list[int]) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ Paths are local paths or any URL that fsspec opens; an entry is a file, a glob o
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -45,6 +46,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".lz4
 _MAGIC = "*?["
 _HASHED = 8 << 20  # bytes up to which a local file is known by its content rather than by its time
 _BLOCK = 1 << 20
+_FETCH = 8 << 20  # bytes asked of a store at a time; some stores' default is far more than a chunk
 
 
 @dataclass(frozen=True)
@@ -127,16 +129,22 @@ def _expand(entry: str, key: str) -> Iterator[SourceFile]:
 
 
 def open_file(file: SourceFile) -> BinaryIO:
-    """The file's decompressed content, to be read from front to back; it can seek where it is not compressed."""
+    """The file's decompressed content, to be read from front to back; it can seek where it is not compressed.
+
+    Raises OSError where the file cannot be opened, or is not of the size it was planned with.
+    """
     fs, path = url_to_fs(file.path)
-    raw = fs.open(path, "rb")
-    if file.compression is None:
-        return cast(BinaryIO, io.BufferedReader(raw, _BLOCK))
-    return cast(BinaryIO, io.BufferedReader(_DECOMPRESS[file.compression](raw), _BLOCK))
+    raw = fs.open(path, "rb", block_size=_FETCH)
+    _unchanged(file, getattr(raw, "size", None))
+    content = raw if file.compression is None else _DECOMPRESS[file.compression](raw)
+    return cast(BinaryIO, io.BufferedReader(content, _BLOCK))
 
 
 def open_seekable(file: SourceFile) -> pa.NativeFile:
-    """The file's decompressed content, to be read anywhere; a compressed file is unpacked to an unnamed local one."""
+    """The file's decompressed content, to be read anywhere; a compressed file is unpacked to an unnamed local one.
+
+    Raises OSError as `open_file` does.
+    """
     if file.compression is not None:
         unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - pyarrow's file keeps it open
         with open_file(file) as stream:
@@ -145,8 +153,22 @@ def open_seekable(file: SourceFile) -> pa.NativeFile:
         return pa.PythonFile(unpacked, mode="r")
     fs, path = url_to_fs(file.path)
     if isinstance(fs, LocalFileSystem) and file.size > 0:
-        return pa.memory_map(path) if file.format == "arrow" else pa.OSFile(path)
-    return pa.PythonFile(fs.open(path, "rb", cache_type="none"), mode="r")  # pyarrow knows what it needs next
+        local = pa.memory_map(path) if file.format == "arrow" else pa.OSFile(path)
+        _unchanged(file, local.size())
+        return local
+    raw = fs.open(path, "rb", cache_type="none")  # pyarrow knows what it needs next
+    _unchanged(file, getattr(raw, "size", None))
+    return pa.PythonFile(raw, mode="r")
+
+
+def changed(file: SourceFile, how: str) -> OSError:
+    """The error that says that a file is no longer what was planned."""
+    return OSError(errno.ESTALE, f"{how}: it has changed since it was planned", file.path)
+
+
+def _unchanged(file: SourceFile, size: int | None) -> None:
+    if size and file.size and size != file.size:  # some stores do not tell
+        raise changed(file, f"{size} bytes instead of {file.size}")
 
 
 def _arrow_codec(codec: str) -> Callable[[Any], Any]:

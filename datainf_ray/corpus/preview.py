@@ -24,4 +24,4 @@ def fold_pair(first: str, second: str, length: int = LENGTH) -> str:
     first, second = fold(first, room), fold(second, room)
     half = room // 2
     first = fold(first, max(half, room - len(second)))
-    return f"{first}{ARROW}{fold(second, room - len(first))}"
+    return f"{first}{ARROW}{fold(second, room - len(first))}".strip()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from datainf_ray.corpus.files import SourceFile, open_file
+from datainf_ray.corpus.files import SourceFile, changed, open_file
 
 _BOM = b"\xef\xbb\xbf"
 _STRIDE = 256
@@ -125,12 +125,12 @@ class TextSource:
         self._next = 0
 
     def read(self, start: int, stop: int) -> Iterator[Parsed]:
-        """Rows start..stop-1. Raises OSError where the file has fewer rows than when it was planned."""
+        """Rows start..stop-1. Raises OSError where the file cannot be read, or has changed since it was planned."""
         self._seek(start)
         while self._next < stop:
             _, record = next(self._records, (0, None))
             if record is None:
-                raise OSError(f"{self._file.path}: ends at row {self._next}; it has changed since it was planned")
+                raise changed(self._file, f"ends at row {self._next}")
             self._next += 1
             if self._next > start:
                 yield parse_record(record, self._file)

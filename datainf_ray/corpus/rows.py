@@ -44,7 +44,7 @@ class RowReader:
     def read(self, chunk: Chunk) -> list[Row]:
         """The chunk's rows: exactly `chunk.rows`, in order, whatever is wrong with them.
 
-        Raises OSError where a file cannot be reached or has fewer rows than when it was planned.
+        Raises OSError where a file cannot be reached or has changed since it was planned.
         """
         return [row for s in chunk.segments for row in self._rows(s.file, s.start, s.stop)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datainf_ray.corpus.files import SourceFile, open_seekable
+from datainf_ray.corpus.files import SourceFile, changed, open_seekable
 from datainf_ray.corpus.records import Parsed, decode
 
 _BATCH_BYTES = 64 << 20  # decoded at a time; a smaller row group stays whole
@@ -67,7 +67,7 @@ class TableSource:
                 start = end
                 continue
             piece = batch.slice(start - self._first, end - start)
-            yield from _parse(piece)
+            yield from _parse(piece.select(self._columns))
             start += piece.num_rows
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class TableSource:
             self._first += 0 if self._batch is None else self._batch.num_rows
             self._batch = next(self._batches, None)
             if self._batch is None:
-                raise pa.ArrowInvalid(f"ends before row {row}; it has changed since it was planned")
+                raise changed(self._file, f"ends before row {row}")
         return self._batch
 
     def _decode(self, group: int) -> Iterator[pa.RecordBatch]:
@@ -126,6 +126,8 @@ def _parse(batch: pa.RecordBatch) -> Iterator[Parsed]:
 def _values(column: pa.Array) -> list[Any]:
     """The column as Python objects; bytes that are not UTF-8 as lone surrogates."""
     kind = column.type
+    if pa.types.is_temporal(kind):  # as Python objects they would depend on whether pandas is there
+        column = column.cast(pa.string())
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         try:
             return column.to_pylist()

@@ -116,7 +116,8 @@ class Encoder:
             return [{"text": ids} for ids in self._ids([row["text"] for row in rows])]
         if self._kind == "prompt-completion":
             prompts = self._ids([row["prompt"] for row in rows])
-            completions = self._ids([row["completion"] for row in rows], special=False)
+            texts = [row["completion"] for row in rows]
+            completions = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             return [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
         pairs = [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None
         made = self._tokenizer(
@@ -128,14 +129,15 @@ class Encoder:
         )
         return [{name: made[name][i] for name in made} for i in range(len(rows))]
 
-    def _ids(self, texts: list[str], special: bool = True) -> list[list[int]]:
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
-        bos, bos_id = self._tokenizer.bos_token, self._tokenizer.bos_token_id
-        if special and bos:
-            doubled = [
-                text.startswith(bos) and line[:2] == [bos_id, bos_id] for text, line in zip(texts, ids, strict=True)
-            ]
-            ids = [line[1:] if twice else line for line, twice in zip(ids, doubled, strict=True)]
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Tokens with the special tokens that the tokenizer puts before a text, once, and without an EOS of its own."""
+        ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
+        if self._closes:
+            ids = [line[:-1] for line in ids]
+        bos, doubled = self._tokenizer.bos_token, [self._tokenizer.bos_token_id] * 2
+        if bos:
+            pairs = zip(texts, ids, strict=True)
+            ids = [line[1:] if text.startswith(bos) and line[:2] == doubled else line for text, line in pairs]
         return ids
 
     def _adds_eos(self) -> bool:
@@ -151,8 +153,7 @@ class Encoder:
             ids = self._ended(tokens["text"]) if fields["text"] else []
             self._causal(example, ids, ids)
         elif self._kind == "prompt-completion":
-            prompt = tokens["prompt"][:-1] if self._closes else tokens["prompt"]
-            completion = self._ended(tokens["completion"])
+            prompt, completion = tokens["prompt"], self._ended(tokens["completion"])
             self._causal(example, prompt + completion, [IGNORED] * len(prompt) + completion)
         elif self._template is not None:
             ids, spans = self._template.encode(fields["messages"])

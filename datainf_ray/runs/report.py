@@ -92,7 +92,7 @@ def _sample(run: Run, queries: list[int]) -> tuple[np.ndarray | None, float]:
     counts = run.document["counts"]
     step = max(1, math.ceil(counts["rows"] * counts["queries"] / _SAMPLE))
     chosen = names[::step]
-    values = np.concatenate([matrix(b["influence"])[:, queries] for b in run.parts(chosen, ["influence"])])
+    values = np.concatenate([matrix(part["influence"])[:, queries] for part in run.parts(chosen, ["influence"])])
     return values[np.isfinite(values).all(axis=1)], len(chosen) / len(names)
 
 

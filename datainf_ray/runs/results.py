@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.render import render
-from datainf_ray.runs.schemas import OK, examples_schema, matrix
+from datainf_ray.runs.schemas import OK, examples_schema, matrix, sized
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
 
 
@@ -123,15 +124,16 @@ class Run:
         """
         names = self.part_names()
         if not names:
-            queries = (self.document.get("counts") or {}).get("queries")
-            schema = examples_schema(queries or 1, scores=bool(queries) and self.has_scores)
+            counts = self.document.get("counts") or {}  # a run that has just begun has none
+            blocks = (counts.get("blocks") or 1) if self.config["results"]["blocks"] else 0
+            schema = examples_schema(counts.get("queries") or 1, self.has_scores, blocks)
             return schema.empty_table().select(columns or schema.names)
         parts = self._dataset(names)
         wanted = columns or parts.schema.names
         table = parts.to_table(columns=wanted if "row" in wanted else ["row", *wanted])
         if np.any(np.diff(table["row"].to_numpy()) < 0):
             table = table.sort_by("row")
-        return table.select(wanted)
+        return sized(table.select(wanted))
 
     def scores(self) -> pa.Table:
         """The columns row, id, influence: of every row of the corpus on every query, null where it has no score.
@@ -170,17 +172,17 @@ class Run:
         """The names of the files of examples/, in order."""
         return [name for name in self.directory.list("examples/part-") if name.endswith(".parquet")]
 
-    def parts(self, names: list[str], columns: list[str]) -> Any:
-        """Record batches of some of the files of examples/, in order, read ahead but never all at once."""
-        return self._dataset(names).to_batches(columns=columns)
+    def parts(self, names: list[str], columns: list[str]) -> Iterator[pa.Table]:
+        """The rows of some of the files of examples/, in order and in portions: read ahead, but never all at once."""
+        for batch in self._dataset(names).to_batches(columns=columns):
+            yield sized(pa.Table.from_batches([batch]))
 
     def _search(self, number: int, k: int, direction: str, listed: pa.Table) -> pa.Table:
         """The first `k` places of one query, from the scores."""
         best = None
-        for batch in self.parts(self.part_names(), ["row", "id", "influence"]):
-            texts = pa.table([batch["row"], batch["id"], pa.nulls(len(batch), pa.string())], ["row", "id", "preview"])
-            influence = matrix(batch["influence"])[:, [number]]
-            top = select_top(influence, batch["row"].to_numpy(), texts, k)
+        for part in self.parts(self.part_names(), ["row", "id", "influence"]):
+            texts = part.select(["row", "id"]).append_column("preview", pa.nulls(len(part), pa.string()))
+            top = select_top(matrix(part["influence"])[:, [number]], part["row"].to_numpy(), texts, k)
             best = top if best is None else merge_top(best, top)
         if best is None:
             return listed

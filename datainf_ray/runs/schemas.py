@@ -1,4 +1,4 @@
-"""The columns of the tables in a run directory, and the two array shapes that numpy does not give by itself.
+"""The columns of the tables in a run directory, and matrices as columns of them.
 
 Plain Parquet types only, so that DuckDB, Polars, pandas and Spark read the files as they are.
 """
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 #: The only status of a row or query that has a score; every other status says why there is none.
 OK = "ok"
+
+_SIZE = b"list_size"  # in the metadata of a column of lists
 
 
 def examples_schema(queries: int, scores: bool = True, blocks: int = 0) -> pa.Schema:
@@ -91,22 +93,53 @@ def vectors(values: np.ndarray, missing: np.ndarray | None = None) -> pa.FixedSi
 
 def matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
     """The inverse of `vectors`: float32 (rows × width), NaN throughout a row that is null."""
-    width = column.type.list_size
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    out = np.full((len(column), width), np.nan, np.float32)
-    at = 0
-    for chunk in chunks:
-        # flatten() leaves the values of null lists out, so what it gives belongs to the valid rows in order
-        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
-        out[at : at + len(chunk)][valid] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-        at += len(chunk)
+    column = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
+    out = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    out[column.is_valid().to_numpy()] = _values(column).to_numpy(zero_copy_only=False).reshape(-1, out.shape[1])
     return out
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file; equal tables give equal bytes."""
+    """A table as the bytes of a Parquet file; equal tables give equal bytes.
+
+    Parquet has lists, but none of fixed size. pyarrow notes the size beside the schema, and then every pyarrow before
+    26 refuses to read the file if one list is null. So the note is left out, and all readers see plain lists; ours is
+    where only `sized` looks for it.
+    """
+    for at, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_list(field.type):
+            note = {_SIZE: str(field.type.list_size)}
+            plain = pa.field(field.name, pa.list_(field.type.value_type), metadata=note)
+            table = table.set_column(at, plain, _plain_lists(table.column(at)))
     # Dictionaries pay for text that repeats; for influences they cost time and memory and are then thrown away.
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", use_dictionary=text or False)
     return buffer.getvalue()
+
+
+def sized(table: pa.Table) -> pa.Table:
+    """A table read from a file of `table_bytes`, with its fixed-size lists as they were."""
+    for at, field in enumerate(table.schema):
+        size = (field.metadata or {}).get(_SIZE)
+        if size is not None:
+            table = table.set_column(at, field.name, _sized_lists(table.column(at), int(size)))
+    return table
+
+
+def _plain_lists(column: pa.ChunkedArray) -> pa.ListArray:
+    valid = column.is_valid().to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(valid * column.type.list_size)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), _values(column), mask=pa.array(~valid))
+
+
+def _sized_lists(column: pa.ChunkedArray, size: int) -> pa.FixedSizeListArray:
+    missing = column.is_null().to_numpy()
+    values = np.full((len(column), size), np.nan, np.float32)
+    values[~missing] = _values(column).to_numpy(zero_copy_only=False).reshape(-1, size)
+    return vectors(values, missing)
+
+
+def _values(column: pa.ChunkedArray) -> pa.Array:
+    """The values of all lists that are not null, one after the other."""
+    return pa.concat_arrays([chunk.flatten() for chunk in column.chunks] or [pa.array([], column.type.value_type)])

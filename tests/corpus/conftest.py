@@ -25,18 +25,8 @@ SENTENCES = [
     "def add(a, b):\n    return a + b\n",
 ]
 
-CHATML = (
-    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-MARKED = (
-    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
-    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
-
-def make_tokenizer(post: str | None = "<s> $A") -> PreTrainedTokenizerFast:
+def trained(post: str | None = "<s> $A") -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that puts `post` around a text."""
     special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE())
@@ -51,14 +41,17 @@ def make_tokenizer(post: str | None = "<s> $A") -> PreTrainedTokenizerFast:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=post, special_tokens=[("<s>", tokenizer.token_to_id("<s>")), ("</s>", tokenizer.token_to_id("</s>"))]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=CHATML
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    return trained
 
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    return make_tokenizer()
+    return trained()
 
 
 def encoded(rows: Sequence[dict[str, Any]], name: str) -> bytes:

@@ -104,6 +104,7 @@ def test_scores_hold_every_row_once_in_order(made: Callable[..., Made]) -> None:
     assert scores["row"].to_pylist() == list(range(200))
     assert scores["id"].to_pylist() == it.ids
     assert scores["influence"].null_count == 20
+    assert scores.schema.field("influence").type == pa.list_(pa.float32(), 3)
     np.testing.assert_array_equal(matrix(scores["influence"]), it.influence)
 
 

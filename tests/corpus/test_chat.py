@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+
+from datainf_ray.corpus.chat import ChatTemplate
+from datainf_ray.corpus.rows import Row
+from datainf_ray.corpus.tokens import Encoder, Example
+from datainf_ray.errors import RequestError
+
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+TALK = [
+    {"role": "system", "content": "you are a helpful assistant"},
+    {"role": "user", "content": "Paris?"},
+    {"role": "assistant", "content": "Paris"},
+    {"role": "user", "content": "assistant\nParis"},
+    {"role": "assistant", "content": "\n Paris again"},
+]
+
+
+@pytest.fixture
+def tokenizer(make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def encode(tokenizer, messages, max_length: int = 512) -> Example:
+    row = Row(0, "r", {"messages": messages}, None, None)
+    return Encoder(tokenizer, "messages", "causal-lm", max_length).encode([row])[0]
+
+
+def said(tokenizer, example: Example) -> list[str]:
+    """The text of every run of targets."""
+    runs: list[list[int]] = [[]]
+    for label in example.labels:
+        if label != -100:
+            runs[-1].append(label)
+        elif runs[-1]:
+            runs.append([])
+    return [tokenizer.decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize("post", ["<s> $A", "<s> $A </s>", None])
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+@pytest.mark.parametrize("talk", [TALK, TALK[:3], TALK[1:3], TALK[2:3]])
+def test_tokens_are_those_of_the_chat_template(make_tokenizer, post, template, talk):
+    tokenizer = make_tokenizer(post)
+    tokenizer.chat_template = template
+    example = encode(tokenizer, talk)
+    assert example.input_ids == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+    assert example.input_ids.count(tokenizer.bos_token_id) == 1
+    assert example.status == "ok"
+
+
+def test_targets_are_what_the_assistant_said(tokenizer):
+    # Without marks a turn is all that the template adds: with the line break that closes it.
+    assert said(tokenizer, encode(tokenizer, TALK)) == ["Paris<|im_end|>\n", "\n Paris again<|im_end|>\n"]
+    tokenizer.chat_template = MARKED
+    assert said(tokenizer, encode(tokenizer, TALK)) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("reply", ["Paris", " \n  two spaces  ", "漢字 🙂", "<|im_start|>assistant\n", "x" * 50])
+def test_turns_are_found_to_the_token_with_and_without_character_offsets(tokenizer, reply, fast):
+    talk = [TALK[2], TALK[1], {"role": "assistant", "content": reply}, TALK[3], {"role": "assistant", "content": reply}]
+    template = ChatTemplate(tokenizer)
+    template._fast = fast
+    ids, spans = template.encode(talk)
+    assert ids == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+    texts = [tokenizer.decode(ids[start:stop]) for start, stop in spans]
+    assert texts == [f"{message['content']}<|im_end|>\n" for message in talk[::2]]
+
+
+def test_a_reply_that_melts_into_what_stands_before_it_is_found(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    example = encode(tokenizer, [{"role": "user", "content": "The qui"}, {"role": "assistant", "content": "ck brown"}])
+    assert example.input_ids == tokenizer("The quick brown", add_special_tokens=False)["input_ids"]
+    assert tokenizer.tokenize("The quick brown")[1] == "Ġquick"
+    assert said(tokenizer, example) == [" quick brown"]  # the token that both share was said by the assistant, too
+
+
+def test_a_talk_in_which_the_assistant_says_nothing_has_no_targets(tokenizer):
+    example = encode(tokenizer, TALK[:2])
+    assert (example.status, example.detail) == ("no_target_tokens", "nothing to predict")
+    assert example.tokens > 0
+    assert encode(tokenizer, TALK[:3], max_length=5).detail == "all of them lie beyond max_length 5"
+
+
+def test_a_template_that_changes_what_came_before_is_reported(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: "
+        "{{ m['content'] if loop.last else m['content'] | upper }}\n{% endfor %}"
+    )
+    example = encode(tokenizer, TALK)
+    assert example.status == "unreadable"
+    assert example.detail == "the chat template renders the talk up to message 2 differently on its own"
+    assert example.input_ids == []
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "messages is empty"),
+        (["hi"], "message 0 is no object with a role and a content"),
+        ([TALK[1], {"content": "hi"}], "message 1 is no object with a role and a content"),
+        ([TALK[1], {"role": "assistant", "content": None}], "message 1 has no content"),
+        ([{"role": "user", "content": "no"}], "refused by the template"),
+    ],
+)
+def test_messages_that_are_none_are_unreadable(tokenizer, messages, says):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['content'] == 'no' %}"
+        "{{ raise_exception('refused\nby the template') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    example = encode(tokenizer, messages)
+    assert (example.status, example.detail) == ("unreadable", says)
+
+
+def test_nulls_that_a_table_puts_into_messages_are_not_shown_to_the_template(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m.keys() | join(' ') }}{{ m['content'] }}{% endfor %}"
+    example = encode(tokenizer, [{"role": "assistant", "content": "a", "name": None}])
+    assert tokenizer.decode(example.input_ids) == "role contenta"
+
+
+def test_without_a_chat_template_messages_are_refused(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(RequestError, match=r"^model.base: the tokenizer of .* has no chat template") as error:
+        Encoder(tokenizer, "messages", "causal-lm", 512)
+    assert "\n" not in str(error.value)
+
+
+def test_the_preview_shows_the_last_reply(tokenizer):
+    assert encode(tokenizer, TALK[:3]).preview == "you are a helpful assistant Paris? ⟶ Paris"
+    assert encode(tokenizer, TALK[:2]).preview == "you are a helpful assistant Paris?"
+    assert (
+        encode(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "in parts"}]}]).preview == "in parts"
+    )
