@@ -68,7 +68,7 @@ def test_datainf_equals_the_float64_loop(
     assert reference.worst(scores(run), reference.datainf(g, v)) < 1e-4
     peft = reference.load(model)
     rows = reference.encode(model, str(tmp_path / "train.jsonl"))
-    want = [float(reference.loss(peft, row)) for row in rows]
+    want = [reference.loss(peft, row).item() for row in rows]
     np.testing.assert_allclose(run.examples()["loss"].to_numpy(), want, rtol=1e-5, atol=0)
     total = sum(x.square().sum(1) for x in g.values()).numpy()
     np.testing.assert_allclose(run.examples()["sqnorm"].to_numpy(), total, rtol=1e-4, atol=0)
@@ -127,7 +127,7 @@ def test_one_worker_and_two_write_the_same_bits(tmp_path: Path, tiny_llama: dict
 def test_a_killed_worker_changes_nothing(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     tiny.write_rows(tmp_path / "train.jsonl", 600, seed=1)
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet")
-    config["cluster"] |= {"chunk_rows": 20, "batch_tokens": 20}
+    config["cluster"] |= {"chunk_rows": 20, "batch_tokens": 20, "max_workers": 2}
     quiet = attribute(config)
     killed: list[int] = []
 
@@ -160,11 +160,11 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 BAD = [
     b'{"name": "null", "prompt": null, "completion": "w1"}\n',
-    b'{"name": "empty", "prompt": "w1", "completion": ""}\n',
+    b'{"name": "cut off", "prompt": "' + b"w1 " * 80 + b'", "completion": "w2"}\n',  # longer than the model takes
     b'{"name": "bytes", "prompt": "w1", "completion": "\xff\xfe w2"}\n',
     b'{"name": "broken", "prompt": "w1", \n',
     b'{"name": "missing", "prompt": "w1"}\n',
-    b'{"name": "number", "prompt": 3, "completion": "w2"}\n',
+    b'{"name": "list", "prompt": ["w1"], "completion": "w2"}\n',
 ]
 
 
@@ -179,7 +179,7 @@ def test_bad_rows_keep_their_place_and_change_no_other(tmp_path: Path, tiny_llam
     status = dict(zip(examples["id"].to_pylist(), examples["status"].to_pylist(), strict=True))
     bad = [k for k, s in enumerate(examples["status"].to_pylist()) if s != "ok"]
     assert len(bad) == len(BAD)
-    assert status["empty"] != "ok"
+    assert status["cut off"] == "no_target_tokens"
     assert status["null"] == status["missing"] == "unreadable"
     assert all(examples["influence"][k].as_py() is None and examples["loss"][k].as_py() is None for k in bad)
     counts = run.summary()["status"]

@@ -127,7 +127,7 @@ def configuration(folder: Path, model: dict[str, Any], output: Path | str, **mor
         "model": model,
         "train": {"path": str(folder / "train.jsonl"), "id": "name"},
         "queries": {"path": str(folder / "queries.jsonl"), "id": "name"},
-        "cluster": {"chunk_rows": 8, "batch_tokens": 60},
+        "cluster": {"chunk_rows": 8, "batch_tokens": 60, "max_workers": 1},
         "output": str(output),
         **more,
     }

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -174,7 +173,7 @@ def committed_scores(
     directory: RunDirectory, chunk: Chunk, examples: Sequence[Example]
 ) -> tuple[np.ndarray, list[str], dict[str, Tensor]]:
     """What an earlier attempt at the run committed for this chunk: influences, status, and the blocks' moments."""
-    table = pq.read_table(pa.BufferReader(directory.read(part_name(chunk))))
+    table = directory.read_table(part_name(chunk))
     if table["row"].to_pylist() != [e.row for e in examples]:
         raise ValueError(f"{directory.path(part_name(chunk))} does not hold the rows of chunk {chunk.number}")
     moments = json.loads(table.schema.metadata[_MOMENTS])

@@ -1,0 +1,159 @@
+"""The command as a user meets it: one line for what is wrong, and the status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from datainf_ray import cli
+from tests import tiny
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> Path:
+    path = tmp_path / "attribute.yaml"
+    path.write_text(yaml.safe_dump(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")))
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["datainf", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+def change_adapter(folder: Path, **keys: Any) -> None:
+    file = folder / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+def drop_tensor(folder: Path) -> None:
+    file = folder / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, file)
+
+
+def reshape_base(folder: Path) -> None:
+    tiny.save_model(folder / "other", "llama", settings={"hidden_size": 64})
+    (folder / "base").rename(folder / "old")
+    (folder / "other" / "base").rename(folder / "base")
+
+
+def pickle_adapter(folder: Path) -> None:
+    (folder / "adapter" / "adapter_model.safetensors").rename(folder / "adapter" / "adapter_model.bin")
+
+
+WRONG: dict[str, tuple[list[str], Any, str]] = {
+    "unknown key": (["train.pth=x"], None, "train.pth: unknown key; did you mean 'path'?"),
+    "wrong type": (["cluster.max_workers=many"], None, "cluster.max_workers: input should be a valid integer"),
+    "no number": (["method.damping=.nan"], None, "method.damping: input should be a finite number"),
+    "method of later": (["method.name=lissa"], None, "method.name: 'lissa' is not available"),
+    "missing file": (["train.path=nowhere.jsonl"], None, "train.path: "),
+    "unknown store": (["train.path=nope://x/y.jsonl"], None, "train.path: "),
+    "empty corpus": ([], lambda f: (f / "train.jsonl").write_text(""), "train.path: "),
+    "absent column": (["train.columns={text: prmpt}"], None, "did you mean 'prompt'"),
+    "absent id": (["queries.id=nam"], None, "queries.id: "),
+    "absent group": (["queries.group=topic"], None, "queries.group: "),
+    "no base": (["model.base=/nowhere/at/all"], None, "model.base: /nowhere/at/all: no such directory"),
+    "no adapter": (["model.adapter=/nowhere/at/all"], None, "model.adapter: /nowhere/at/all: no such directory"),
+    "base as adapter": ([], lambda f: change_adapter(f, peft_type="IA3"), "model.adapter: "),
+    "absent module": ([], lambda f: change_adapter(f, target_modules=["nothing"]), "does not fit the base"),
+    "absent tensor": ([], drop_tensor, "adapter_model.safetensors has no base_model"),
+    "other rank": ([], lambda f: change_adapter(f, r=2), "is 4×32 in the adapter and 2×32 in the base"),
+    "other base": ([], reshape_base, "does not fit the base"),
+    "pickled adapter": ([], pickle_adapter, "adapter_model.bin is a pickle"),
+    "no trainable block": ([], lambda f: change_adapter(f, r=0), "model.adapter: "),
+    "unwritable output": (["output=/proc/nothing/run"], None, "output: /proc/nothing/run cannot be written"),
+    "broken template": ([], lambda f: (f / "base" / "tokenizer.json").write_text("{"), "no tokenizer can be loaded"),
+    "not a run of ours": ([], lambda f: ((f / "run").mkdir(), (f / "run" / "run.json").write_text("x")), "output: "),
+    "set without value": (["seed"], None, "--set seed: write KEY=VALUE"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_one_line_before_anything_starts(
+    case: str, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assignments, spoil, said = WRONG[case]
+    if spoil is not None:
+        spoil(config.parent)
+    monkeypatch.setattr("datainf_ray.execute.connected", lambda *a: pytest.fail("the cluster was asked for"))
+    status = run(monkeypatch, "run", config, *(f"--set={a}" for a in assignments))
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()
+    assert status == 2, captured.err
+    assert said in last[-1]
+    assert last[-1].startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert len([line for line in last if not line.startswith(("Writing model", "Loading weights"))]) == 1, last
+
+
+def test_a_label_out_of_range_is_a_wrong_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.save_model(tmp_path, "bert", labels=3)
+    tiny.write_rows(tmp_path / "train.jsonl", 9, 1, labels=4)
+    tiny.write_rows(tmp_path / "queries.jsonl", 3, 2, labels=3)
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(tiny.configuration(tmp_path, model, tmp_path / "run")))
+    assert run(monkeypatch, "run", path) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "train.columns.label" in error
+    assert "label 3 is not in 0..2" in error
+
+
+def test_no_configuration_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "run", tmp_path / "none.yaml") == 2
+    assert "no such configuration file" in capsys.readouterr().err
+
+
+def test_plan_counts_and_starts_nothing(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "plan", config, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["rows"], plan["queries"], plan["chunks"], plan["blocks"]) == (40, 4, 5, 8)
+    assert plan["sweeps"] == ["queries", "moments", "curvature", "scores"]
+    assert plan["parameters"] == 2 * (4 * 32 + 32 * 4) + 2 * (4 * 32 + 16 * 4)
+    assert plan["tokens"] > 40 * 4
+    assert plan["worker_bytes"] > 4 * plan["base_parameters"]
+    assert not (config.parent / "run").exists()
+    assert run(monkeypatch, "plan", config) == 0
+    assert "40, about" in capsys.readouterr().out
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("local_ray")
+def test_run_top_and_report(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    where = config.parent / "run"
+    assert run(monkeypatch, "run", config) == 0
+    said = capsys.readouterr().err
+    assert "40 rows scored" in said
+    assert "most harmful to query row-0" in said
+    assert run(monkeypatch, "run", config, "--set", "cluster.max_workers=2") == 0
+    assert "already done" in capsys.readouterr().err
+    assert run(monkeypatch, "run", config, "--set", "seed=1") == 2
+    assert "seed is 0 there and 1 here" in capsys.readouterr().err
+    assert run(monkeypatch, "top", where, "--query", "row-1", "-k", "3", "--harmful", "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["rank"] for r in rows] == [1, 2, 3]
+    assert rows[0]["influence"] >= rows[1]["influence"] > 0
+    assert run(monkeypatch, "top", where, "--format", "csv") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "query,direction,rank,row,id,influence,preview"
+    assert run(monkeypatch, "top", where) == 0
+    assert "lowers the query's loss" in " ".join(capsys.readouterr().out.split())
+    assert run(monkeypatch, "top", where, "--query", "nobody") == 2
+    (where / "report.html").unlink()
+    assert run(monkeypatch, "report", where) == 0
+    assert (where / "report.html").is_file()
+    assert run(monkeypatch, "top", config.parent) == 2
+    assert "not a run directory" in capsys.readouterr().err
