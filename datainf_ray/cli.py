@@ -58,10 +58,7 @@ def plan(
     from datainf_ray.forecast import render
 
     expected = forecast(config, **_overrides(assignments))
-    if as_json:
-        typer.echo(json.dumps(expected.model_dump(), indent=2))
-    else:
-        render(expected)
+    typer.echo(json.dumps(expected.model_dump(), indent=2) if as_json else render(expected))
 
 
 @app.command()

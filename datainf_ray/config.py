@@ -243,6 +243,8 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and not key:
         return message  # a check across keys names them itself
+    if first["type"] == "model_type":
+        message = f"a mapping of {', '.join(_fields(location))} is wanted"
     shown = "null" if value is None else repr(value)
     return f"{key}: {message[0].lower()}{message[1:]}, not {shown[:120]}{more}"
 

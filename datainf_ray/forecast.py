@@ -132,14 +132,8 @@ def _cpu_flops(threads: int) -> float:
         torch.set_num_threads(before)
 
 
-def render(expected: Plan) -> None:
-    """The plan as a table on standard output."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+def render(expected: Plan) -> str:
+    """The plan as lines for a person."""
     lines = {
         "rows": f"{expected.rows:,}, about {expected.tokens:,} tokens, in {expected.chunks:,} chunks",
         "queries": f"{expected.queries:,} from {expected.query_rows:,} rows, about {expected.query_tokens:,} tokens",
@@ -152,9 +146,7 @@ def render(expected: Plan) -> None:
         "work": f"{expected.flops:.2g} floating-point operations",
         "time": f"about {_time(expected.seconds)}: {expected.assumption}",
     }
-    for name, text in lines.items():
-        table.add_row(name, text)
-    Console(highlight=False, soft_wrap=True).print(table)
+    return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
 
 
 def _bytes(count: float) -> str:

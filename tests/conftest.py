@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import os
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
 
 # Ray reads these when it is first imported.
 os.environ.update(
@@ -15,14 +23,6 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.pop("RAY_ADDRESS", None)
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import pytest
-
-from tests import tiny
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +41,29 @@ def tiny_llama(tmp_path: Path) -> dict[str, Any]:
     tiny.write_rows(tmp_path / "train.jsonl", 40, seed=1)
     tiny.write_rows(tmp_path / "queries.jsonl", 4, seed=2)
     return tiny.save_model(tmp_path, "llama")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket on an S3 server of this test's own."""
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # an instance of another test talks to that test's server
+    reset = f"http://{host}:{port}/moto-api/reset"
+    urllib.request.urlopen(reset, data=b"")  # servers of one process share their buckets
+    boto3.client("s3").create_bucket(Bucket="runs")
+    yield "s3://runs"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()

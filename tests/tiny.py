@@ -69,9 +69,17 @@ def tokenizer(side: str = "right") -> PreTrainedTokenizerFast:
 
 
 def save_model(
-    folder: Path, arch: str, targets: str | list[str] | None = None, *, side: str = "right", seed: int = 0, labels: int = 3,
-    lora: dict[str, Any] | None = None, settings: dict[str, Any] | None = None, adapter_name: str = "default",
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path,
+    arch: str,
+    targets: str | list[str] | None = None,
+    *,
+    side: str = "right",
+    seed: int = 0,
+    labels: int = 3,
+    lora: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    adapter_name: str = "default",
+) -> dict[str, Any]:
     """Save a random base and a random adapter; returns the `model` part of a configuration."""
     torch.manual_seed(seed)
     arch, _, head = arch.partition("-")

@@ -58,7 +58,7 @@ def quiet() -> Iterator[None]:
     logging.getLogger("peft").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between the libraries: nothing a user can mend
+            warnings.simplefilter("ignore")  # between the libraries: nothing that a user could mend
             yield
     finally:
         transformers_logging.set_verbosity(level)
@@ -136,7 +136,8 @@ def peft_config(folder: str) -> Any:
     from peft import PeftConfig
 
     try:
-        config = PeftConfig.from_pretrained(folder)
+        with quiet():
+            config = PeftConfig.from_pretrained(folder)
     except Exception as error:  # a type it does not know, a missing field, a broken file
         raise RequestError(f"model.adapter: {folder}/adapter_config.json: {one_line(error)[:300]}") from None
     kind = str(getattr(config.peft_type, "value", config.peft_type))

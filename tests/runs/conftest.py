@@ -1,9 +1,8 @@
-"""Run directories with known numbers, written with the package's own functions; and an S3 server."""
+"""Run directories with known numbers, written with the package's own functions."""
 
 from __future__ import annotations
 
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,30 +152,3 @@ def make_run(
 def made(tmp_path: Path) -> Callable[..., Made]:
     """`make_run`, in a new local directory unless a URL is given."""
     return lambda *args, url=None, **kwargs: make_run(url or str(tmp_path / "run"), *args, **kwargs)
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty bucket on an S3 server of this test's own."""
-    import boto3
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # an instance of another test talks to that test's server
-    urllib.request.urlopen(
-        f"http://{host}:{port}/moto-api/reset", data=b""
-    )  # servers of one process share their buckets
-    boto3.client("s3").create_bucket(Bucket="runs")
-    yield "s3://runs"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()

@@ -1,0 +1,61 @@
+"""A whole run with everything in a bucket: configuration, base, adapter, rows and output; by the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+import yaml
+
+import datainf_ray
+from datainf_ray.runs.schemas import matrix
+from tests import reference, tiny
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_run_from_bucket_to_bucket(tmp_path: Path, tiny_llama: dict[str, Any], bucket: str) -> None:
+    fs, _ = fsspec.url_to_fs(bucket)
+    for folder in ("base", "adapter"):
+        fs.put(str(tmp_path / folder), f"{bucket}/model/{folder}", recursive=True)
+    lines = (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True)
+    fs.pipe_file(f"{bucket}/rows/a.jsonl", b"".join(lines[:13]))
+    fs.pipe_file(f"{bucket}/rows/b.jsonl", b"".join(lines[13:]))
+    fs.put_file(str(tmp_path / "queries.jsonl"), f"{bucket}/queries.jsonl")
+    config = tiny.configuration(tmp_path, tiny_llama, f"{bucket}/out/run")
+    config["model"] = tiny_llama | {"base": f"{bucket}/model/base", "adapter": f"{bucket}/model/adapter"}
+    config["train"]["path"] = f"{bucket}/rows/*.jsonl"
+    config["queries"]["path"] = f"{bucket}/queries.jsonl"
+    fs.pipe_file(f"{bucket}/run.yaml", yaml.safe_dump(config).encode())
+
+    command = [sys.executable, "-c", "from datainf_ray.cli import main; main()", "run", f"{bucket}/run.yaml"]
+    cache = {"DATAINF_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cache}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "40 rows scored" in done.stderr
+    assert "testing" not in done.stderr  # the secret key
+
+    fs.invalidate_cache()
+    run = datainf_ray.open_run(f"{bucket}/out/run")
+    peft = reference.load(tiny_llama)
+    g, v = (
+        reference.gradients(peft, reference.encode(tiny_llama, str(tmp_path / f"{name}.jsonl")))
+        for name in ("train", "queries")
+    )
+    assert reference.worst(torch.from_numpy(matrix(run.scores()["influence"])), reference.datainf(g, v)) < 1e-4
+    assert sorted(p.rsplit("/", 1)[1] for p in fs.ls(f"{bucket}/out/run")) == [
+        "blocks.parquet", "examples", "queries.parquet", "report.html", "run.json", "top.parquet",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "cache" / "models").iterdir())) == 3  # base, base without its weights, adapter
+
+
+def test_memory_cannot_be_shared_with_workers(tmp_path: Path, tiny_llama: dict[str, Any], local_ray: None) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, "memory://run")
+    with pytest.raises(datainf_ray.RequestError, match="lies in the memory of one process"):
+        datainf_ray.attribute(config, progress=False)
