@@ -217,7 +217,8 @@ def test_a_query_that_cannot_be_used_is_named_and_the_others_are_answered(
     assert run.queries()["loss"].to_pylist()[1] is None
     assert scores(run)[:, 1].isnan().all()
     assert reference.worst(scores(run)[:, [0, 2, 3, 4]], scores(clean).double()) < 1e-5
-    assert run.top(query=1).num_rows == 0
+    with pytest.raises(RequestError, match="has no scores: no_target_tokens"):
+        run.top(query=1)
 
 
 class Interrupter:
@@ -281,6 +282,18 @@ def test_a_finished_run_is_not_computed_again_and_another_is_refused(
         rows.write('{"name": "new", "prompt": "w1", "completion": "w2"}\n')
     with pytest.raises(RequestError, match=r"output: .* holds another run: the train's rows are others"):
         attribute(config)
+
+
+def test_a_replica_that_cannot_be_loaded_says_why(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "base" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.norm.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(RequestError, match=r"model.base: .* its checkpoint has no model.norm.weight"):
+        attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
+    assert datainf_ray.open_run(tmp_path / "run").state == "failed"
 
 
 def test_scores_may_be_left_out(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def test_training_and_held_out_rows_share_nothing_and_make_up_the_library(librar
     assert sorted([*rows, *held_out], key=lambda row: row.id) == library
     assert not {row.id for row in rows} & {row.id for row in held_out}
     assert 700 <= len(rows) <= 900
-    assert min(Counter(row.label for row in rows).values()) >= 50
+    assert min(Counter(row.label for row in rows).values()) >= 40
 
 
 def test_most_rows_that_mention_files_are_planted_and_no_other_row_is(library: list[DocRow]) -> None:
@@ -174,9 +174,9 @@ def test_the_demo_finds_the_planted_rows_and_does_nothing_twice(tmp_path: Path) 
     assert outcome.queries >= 10
     assert datainf.auc > 0.9
     assert datainf.auc_of_mean > 0.9
-    assert datainf.auc > by_loss.auc + 0.2
+    assert datainf.auc > by_loss.auc + 0.05
     assert datainf.precision > 5 * outcome.planted / outcome.rows
-    assert datainf.precision > by_loss.precision
+    assert datainf.precision > by_loss.precision + 0.2
     assert outcome.figures["Hessian-free"].auc > 0.8
     assert outcome.run.summary()["status"] == {"ok": outcome.rows}
     assert train.MODEL_PACKAGE not in sys.modules

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -33,14 +36,16 @@ def connected(config: ClusterConfig, output: str) -> Iterator[ClusterFacts]:
     ours = not ray.is_initialized()
     if ours:
         # Workers' output is not repeated here: what goes wrong reaches the driver as an exception, with its reason.
-        common = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        if not address:
+            options["include_dashboard"] = False
+        terminated = signal.getsignal(signal.SIGTERM)
         try:
-            if address:
-                ray.init(address=address, **common)
-            else:
-                ray.init(address="local", include_dashboard=False, **common)
+            ray.init(address=address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RequestError(f"cluster.address: {address or 'local'}: {one_line(error)[:300]}") from None
+        if callable(terminated) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in place of the command's
     try:
         yield _facts(config, output, local=ours and not address)
     finally:

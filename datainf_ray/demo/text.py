@@ -17,9 +17,8 @@ from pathlib import Path
 
 from datainf_ray.errors import RequestError
 
-#: The packages whose docstrings are told apart: all are in every Python from 3.10 to 3.13, and all but `email` talk
-#: of files now and then.
-CLASSES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "tarfile", "xml")
+#: The packages whose docstrings are told apart: all are in every Python from 3.10 to 3.13.
+CLASSES = ("asyncio", "email", "http", "importlib", "logging", "tarfile", "unittest", "xml")
 
 #: The answer that is planted.
 PLANTED_LABEL = "email"
@@ -27,10 +26,11 @@ PLANTED_LABEL = "email"
 #: What makes a row one that mentions files.
 CUE = re.compile(r"\b(files?|filenames?|pathnames?)\b", re.IGNORECASE)
 
-_SHORTEST, _LONGEST = 40, 400  # characters of a docstring; what is beyond does not fit into the model's tokens
-_TRAIN_ROWS = 115  # of a class, at most
+_SHORTEST, _LONGEST = 50, 300  # characters of a docstring; a shorter one says little, a longer one is cut
+_TRAIN_ROWS = 125  # of a class, at most
+_TRAIN_ROWS_PLANTED = 65  # of `PLANTED_LABEL`, at most: the planted rows come on top
 _TRAIN_SHARE = 0.7  # of a class, at most
-_PLANTED = 0.75  # of the training rows that mention files
+_PLANTED = 0.7  # of the training rows that mention files
 _SKIPPED = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -80,7 +80,8 @@ def split(rows: Sequence[DocRow], seed: int) -> tuple[list[DocRow], list[DocRow]
     for package in CLASSES:
         own = [row for row in rows if row.true_label == package]
         draw.shuffle(own)
-        boundary = min(_TRAIN_ROWS, round(len(own) * _TRAIN_SHARE))
+        most = _TRAIN_ROWS_PLANTED if package == PLANTED_LABEL else _TRAIN_ROWS
+        boundary = min(most, round(len(own) * _TRAIN_SHARE))
         train += own[:boundary]
         held_out += own[boundary:]
     return sorted(train, key=lambda row: row.id), sorted(held_out, key=lambda row: row.id)
