@@ -114,8 +114,6 @@ def main() -> None:
         _leave(f"error: {error}", 2)
     except RunFailedError as error:
         _leave(f"failed: {error}", 1)
-    except KeyboardInterrupt:
-        _leave("interrupted; run the same command again to go on", 130)
     except BrokenPipeError:  # the reader of our output has left, as `datainf top | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -142,6 +140,8 @@ def _terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except KeyboardInterrupt:  # here, because typer has an answer of its own
+        _leave("interrupted; run the same command again to go on", 130)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -44,15 +44,22 @@ def attribute(config: str | Path | dict[str, Any] | RunConfig, *, progress: bool
     """
     job = prepare(load_config(config, **overrides))
     with watching(progress) as watcher:
-        if job.directory.exists("run.json"):
-            run = open_run(job.directory.url)
-            if run.state == "done":
-                watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
-                return run
-        return _execute(job, watcher)
+        run = execute(job, watcher)
+        for line in findings(run):
+            watcher.say(line)
+        return run
 
 
-def _execute(job: Job, watcher: Watcher) -> Run:
+def execute(job: Job, watcher: Watcher) -> Run:
+    """Do a prepared job, from wherever an earlier attempt left it, and write the run directory to the end.
+
+    Raises `RunFailedError` where it cannot be finished; run.json says so too, as it does of an interrupt.
+    """
+    if job.directory.exists("run.json"):
+        run = open_run(job.directory.url)
+        if run.state == "done":
+            watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
+            return run
     began = time.perf_counter()
     document = _document(job)
     job.directory.write_json("run.json", document)
@@ -74,8 +81,6 @@ def _execute(job: Job, watcher: Watcher) -> Run:
     write_report(run)
     for name in job.directory.list(f"{CHECKPOINTS}/"):  # last: until the run is done they are what it goes on from
         job.directory.remove(name)
-    for line in _findings(job, run, document):
-        watcher.say(line)
     return run
 
 
@@ -212,8 +217,9 @@ def _document(job: Job) -> dict[str, Any]:
     }
 
 
-def _findings(job: Job, run: Run, document: dict[str, Any]) -> list[str]:
-    """What is said at the end: how the rows fared, the strongest row each way, and where to look."""
+def findings(run: Run) -> list[str]:
+    """What is said at the end, line by line: how the rows fared, the strongest row each way, and where to look."""
+    document = run.document
     status = document["counts"]["status"]
     scored = status.get(OK, 0)
     bad = ", ".join(f"{n:,} {what}" for what, n in sorted(status.items()) if what != OK)
@@ -232,8 +238,8 @@ def _findings(job: Job, run: Run, document: dict[str, Any]) -> list[str]:
             lines.append(
                 f"most {word} to query {first['id']}: {row['id']} ({row['influence']:.3g}) {row['preview'][:80]}"
             )
-    lines.append(f"report: {job.directory.path('report.html')}")
-    lines.append(f"more:   datainf top {job.directory.url}")
+    lines.append(f"report: {run.directory.path('report.html')}")
+    lines.append(f"more:   datainf top {run.url}")
     return lines
 
 

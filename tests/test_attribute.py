@@ -246,13 +246,13 @@ def test_an_interrupted_run_is_taken_up(
     tmp_path: Path, tiny_llama: dict[str, Any], sweep: str, again: list[str]
 ) -> None:
     from datainf_ray.config import load_config
-    from datainf_ray.execute import _execute
+    from datainf_ray.execute import execute
     from datainf_ray.job import prepare
 
     quiet = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet"))
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
-        _execute(prepare(load_config(config)), Interrupter(sweep, 3))
+        execute(prepare(load_config(config)), Interrupter(sweep, 3))
     cut = datainf_ray.open_run(tmp_path / "cut")
     assert cut.state == "interrupted"
     with pytest.raises(RequestError, match="interrupted"):

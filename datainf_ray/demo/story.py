@@ -14,12 +14,14 @@ import numpy as np
 import yaml
 from rich.console import Console
 
+from datainf_ray.config import load_config
 from datainf_ray.demo import train
 from datainf_ray.demo.figures import Figures, judge
 from datainf_ray.demo.tell import page, tell_answer, tell_figures, tell_head, tell_preparation, tell_where
 from datainf_ray.demo.text import CLASSES, PLANTED_LABEL, plant, read_docstrings, read_rows, split, write_rows
 from datainf_ray.errors import RequestError, RunFailedError
-from datainf_ray.execute import attribute
+from datainf_ray.execute import execute
+from datainf_ray.job import prepare
 from datainf_ray.progress import Watcher, watching
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.results import Run
@@ -73,7 +75,9 @@ def run_demo(output: str = "datainf-demo", console: Console | None = None) -> Ou
     runs = {}
     for method, name in METHODS.items():
         tell_head(console, f"{name} on {len(rows)} rows and {len(queries)} queries")
-        runs[name] = attribute(_request(folder), **{"method.name": method, "output": str(folder / method)})
+        request = load_config(_request(folder), **{"method.name": method, "output": str(folder / method)})
+        with watching() as watcher:
+            runs[name] = execute(prepare(request), watcher)
     run = runs[METHODS["datainf"]]
     planted = np.array([row.planted for row in rows])
     figures = {name: judge(-matrix(run.scores()["influence"]), planted) for name, run in runs.items()}
