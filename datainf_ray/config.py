@@ -147,13 +147,14 @@ class RunConfig(_Part):
             "model.task": (self.model.task, ("causal-lm", "sequence-classification")),
             "method.name": (self.method.name, ("datainf", "hessian-free")),
             "method.curvature_rows": (self.method.curvature_rows, (None,)),
+            "cluster.gpus_per_worker": (self.cluster.gpus_per_worker, (None, 0, 1)),
             "gradients": (self.gradients, ("auto", "recompute")),
             "index": (self.index, (None, False)),
             "results.self_influence": (self.results.self_influence, (False,)),
         }
         for key, (value, possible) in later.items():
             if value not in possible:
-                choice = " or ".join("null" if p is None else json.dumps(p) for p in possible)
+                choice = " or ".join(json.dumps(p) for p in possible)
                 raise ValueError(f"{key}: {value!r} is not available in this version; use {choice}")
         return self
 

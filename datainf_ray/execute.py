@@ -60,8 +60,11 @@ def execute(job: Job, watcher: Watcher) -> Run:
         if run.state == "done":
             watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
             return run
+        earlier = run.document["sweeps"]
+    else:
+        earlier = []
     began = time.perf_counter()
-    document = _document(job)
+    document = _document(job) | {"sweeps": earlier}
     job.directory.write_json("run.json", document)
     watcher.say(
         f"{job.corpora['train'].rows:,} rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}, "
@@ -93,7 +96,7 @@ def _sweep(job: Job, document: dict[str, Any], watcher: Watcher) -> None:
         pool = Pool(spec, cluster.workers, config.cluster.min_workers, cluster.gpus_per_worker)
         with closing(pool):
             pool.start(len(chunks["train"]))
-            sweeps = ClusterSweeps(pool, spec, chunks, job.queries, watcher, _committed(job))
+            sweeps = ClusterSweeps(pool, spec, chunks, job.queries, watcher, _committed(job), document["sweeps"])
             gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps))["gradients"]
             queries = pq.read_table(pa.BufferReader(job.directory.read("queries.parquet")))
             sweeps.unusable = tuple(k for k, status in enumerate(queries["status"].to_pylist()) if status != OK)
@@ -107,7 +110,6 @@ def _sweep(job: Job, document: dict[str, Any], watcher: Watcher) -> None:
             job.directory.write_table("blocks.parquet", blocks)
             job.directory.write_table("top.parquet", top_table(sweeps.top_rows()))
             info = pool.infos[0]
-    document["sweeps"] = sweeps.records
     document["device"], document["dtype"], document["attention"] = info.device, info.dtype, info.attention
     document["capture"] = {
         "path": info.verdict.path,
@@ -213,7 +215,6 @@ def _document(job: Job) -> dict[str, Any]:
         },
         "trainable": {"attributed": facts.parameters, "total": facts.parameters},
         "device": None,
-        "sweeps": [],
     }
 
 

@@ -36,7 +36,7 @@ def connected(config: ClusterConfig, output: str) -> Iterator[ClusterFacts]:
     ours = not ray.is_initialized()
     if ours:
         # Workers' output is not repeated here: what goes wrong reaches the driver as an exception, with its reason.
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if not address:
             options["include_dashboard"] = False
         terminated = signal.getsignal(signal.SIGTERM)

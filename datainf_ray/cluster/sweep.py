@@ -38,8 +38,9 @@ State = tuple[Any, ...]  # a reference per shard to {block name: numpy array}
 class ClusterSweeps:
     """`influence.methods.Sweeps` on a pool of workers, for `queries` queries.
 
-    After a sweep `records` says what it took and `top` (of the scores) refers to the top rows; `status` and `problems`
-    say how the training rows fared.
+    `committed` are the chunks whose scores are written already. After a sweep `records` has one more entry, which says
+    what the sweep took, and `top` (of the scores) refers to the top rows; `status` and `problems` say how the training
+    rows fared.
     """
 
     def __init__(
@@ -49,14 +50,15 @@ class ClusterSweeps:
         chunks: dict[CorpusName, list[Chunk]],
         queries: int,
         watcher: Watcher,
-        committed: frozenset[int] = frozenset(),
+        committed: frozenset[int],
+        records: list[dict[str, Any]],
     ) -> None:
         self.pool, self.spec, self.chunks, self.queries = pool, spec, chunks, queries
         self.watcher, self.committed = watcher, committed
         self.blocks = {block.name: block for block in spec.facts.blocks}
         self.shards = shard_blocks(spec.facts.blocks, queries)
         self.unusable: tuple[int, ...] = ()
-        self.records: list[dict[str, Any]] = []
+        self.records = records
         self.top: Any = None
         self.status: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []

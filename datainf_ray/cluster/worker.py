@@ -99,7 +99,8 @@ class Worker:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
         self.tokenizer = load_tokenizer(config.model)
         ids = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
-        self.pad_id = next((i for i in ids if i is not None), 0)
+        room = spec.facts.vocabulary or 1  # a padding token that was added to the tokenizer may have no embedding
+        self.pad_id = next((i for i in ids if i is not None and i < room), 0)
         self.readers = {name: RowReader(corpus) for name, corpus in spec.corpora.items()}
         self.encoders = {
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()

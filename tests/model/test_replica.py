@@ -140,6 +140,24 @@ def test_adapters_beyond_plain_lora_are_right_too(tmp_path: Path, case: str) -> 
     assert replica.path == ("one by one" if slow else "hooks")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_wide_gradients_of_the_right_size(tmp_path: Path, dtype: str) -> None:
+    model = tiny.save_model(tmp_path, "llama", "all-linear")
+    rows = rows_for(model, tmp_path)
+    replica = load_replica(ModelConfig(**model, dtype=dtype))
+    assert replica.model.get_base_model().dtype == getattr(torch, dtype)
+    dtypes = set()
+    batch = collate(examples_of(rows), [0, 1], 0)
+    losses = replica.gradients(batch, lambda block, g, at: dtypes.add(g.dtype))
+    assert dtypes == {torch.float32}
+    assert losses.dtype == torch.float32
+    exact = reference.gradients(reference.load(model), rows)
+    got, _ = captured(replica, examples_of(rows), 3)
+    whole, want = torch.cat(list(got.values()), 1), torch.cat(list(exact.values()), 1)
+    assert relative(whole, want) < (0.1 if dtype == "bfloat16" else 0.02)
+    assert replica.check(batch).path == "hooks"
+
+
 def test_any_adapter_name_is_read(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "llama", adapter_name="mine")
     replica = load_replica(ModelConfig(**model))
