@@ -82,8 +82,7 @@ def execute(job: Job, watcher: Watcher) -> Run:
     job.directory.write_json("run.json", document)
     run = open_run(job.directory.url)
     write_report(run)
-    for name in job.directory.list(f"{CHECKPOINTS}/"):  # last: until the run is done they are what it goes on from
-        job.directory.remove(name)
+    job.directory.remove_folder(CHECKPOINTS)  # last: until the run is done they are what it goes on from
     return run
 
 

@@ -101,7 +101,7 @@ class Bars:
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("rows"),
             _Speed(),
@@ -132,7 +132,7 @@ class _Speed(ProgressColumn):
         if not task.fields["workers"]:
             return Text("waiting for a worker")
         speed = task.fields["tokens"] / task.elapsed if task.elapsed else 0
-        return Text(f"{speed:,.0f} tokens/s, {_workers(task.fields['workers'])}")
+        return Text(f"{speed:,.0f} tokens/s, {_workers(task.fields['workers'])}", no_wrap=True)
 
 
 class watching(AbstractContextManager["Watcher"]):

@@ -65,8 +65,8 @@ def hessian_free(sweeps: Sweeps[Handle], queries: Handle) -> dict[str, Handle]:
 
 
 def block_damping(block: Block, moments: Tensor, *, c: float) -> Tensor:
-    """λ_l = c · mean_i ‖g_il‖² / d_l, a float64 scalar."""
-    return c * moments[TOTAL] / (moments[COUNT] * block.size)
+    """λ_l = c · mean_i ‖g_il‖² / d_l, a float64 scalar; zero where there is no row at all."""
+    return c * moments[TOTAL] / (moments[COUNT].clamp(min=1) * block.size)
 
 
 def ihvp(block: Block, queries: Tensor, curvature: Tensor, moments: Tensor, damping: Tensor) -> Tensor:

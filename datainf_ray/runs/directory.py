@@ -98,10 +98,10 @@ class RunDirectory:
         names = (path.removeprefix(self.root + "/") for path in paths)
         return sorted(n for n in names if n.startswith(prefix) and not any(p.startswith(".") for p in n.split("/")))
 
-    def remove(self, name: str) -> None:
-        """Take a file away; fine if it is not there."""
+    def remove_folder(self, name: str) -> None:
+        """Take a folder away with all that is in it; fine if it is not there."""
         with suppress(FileNotFoundError):
-            self.fs.rm_file(self._at(name))
+            self.fs.rm(self._at(name), recursive=True)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))

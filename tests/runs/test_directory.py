@@ -24,6 +24,14 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
     return RunDirectory(("file://" if request.param == "file" else "") + str(tmp_path / "a" / "run"))
 
 
+def test_a_folder_is_removed_whole_and_alone(directory: RunDirectory) -> None:
+    for name in ("run.json", "checkpoints/a.json", "checkpoints/b/c.json", "checkpoints2"):
+        directory.write(name, b"1")
+    directory.remove_folder("checkpoints")
+    directory.remove_folder("checkpoints")  # fine if it is not there
+    assert directory.list() == ["checkpoints2", "run.json"]
+
+
 def test_what_is_written_is_read_and_listed(directory: RunDirectory) -> None:
     assert directory.list() == []
     assert not directory.exists("run.json")
