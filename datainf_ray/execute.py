@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from datainf_ray.cluster.pool import Pool
@@ -97,7 +96,7 @@ def _sweep(job: Job, document: dict[str, Any], watcher: Watcher) -> None:
             pool.start(len(chunks["train"]))
             sweeps = ClusterSweeps(pool, spec, chunks, job.queries, watcher, _committed(job), document["sweeps"])
             gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps))["gradients"]
-            queries = pq.read_table(pa.BufferReader(job.directory.read("queries.parquet")))
+            queries = job.directory.read_table("queries.parquet")
             sweeps.unusable = tuple(k for k, status in enumerate(queries["status"].to_pylist()) if status != OK)
             if config.method.name == "datainf":
                 solved = datainf(sweeps, gradients, config.method.damping)

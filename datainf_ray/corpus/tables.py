@@ -103,7 +103,7 @@ class TableSource:
         if self._file.format == "parquet":
             size = self._reader.metadata.row_group(group)
             rows = max(1, min(size.num_rows, size.num_rows * _BATCH_BYTES // max(1, size.total_byte_size)))
-            return self._reader.iter_batches(batch_size=rows, row_groups=[group], columns=self._columns)
+            return self._reader.iter_batches(rows, row_groups=[group], columns=self._columns, use_threads=False)
         if self._reader is not None:
             return iter((self._reader.get_batch(group),))
         self._source.seek(0)

@@ -18,12 +18,11 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
-from datainf_ray.runs.schemas import sized, table_bytes
+from datainf_ray.runs.schemas import open_parquet, sized, table_bytes
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _ATTEMPTS = 5
@@ -112,7 +111,7 @@ class RunDirectory:
 
     def read_table(self, name: str) -> pa.Table:
         # From bytes: read by its path, a file in a folder called k=v would get a column k.
-        return sized(pq.read_table(pa.BufferReader(self.read(name))))
+        return sized(open_parquet(self.read(name)).read(use_threads=False))
 
     def write_table(self, name: str, table: pa.Table) -> None:
         self.write(name, table_bytes(table))

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.render import render
-from datainf_ray.runs.schemas import OK, examples_schema, matrix, sized
+from datainf_ray.runs.schemas import OK, examples_schema, matrix, open_parquet, sized
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
+
+_PORTION = 65_536  # rows
 
 
 def open_run(url: str) -> Run:
@@ -128,12 +127,11 @@ class Run:
             blocks = (counts.get("blocks") or 1) if self.config["results"]["blocks"] else 0
             schema = examples_schema(counts.get("queries") or 1, self.has_scores, blocks)
             return schema.empty_table().select(columns or schema.names)
-        parts = self._dataset(names)
-        wanted = columns or parts.schema.names
-        table = parts.to_table(columns=wanted if "row" in wanted else ["row", *wanted])
+        parts = list(self.parts(names, None if columns is None else sorted({"row", *columns})))
+        table = pa.concat_tables(parts)
         if np.any(np.diff(table["row"].to_numpy()) < 0):
             table = table.sort_by("row")
-        return sized(table.select(wanted))
+        return table if columns is None else table.select(columns)
 
     def scores(self) -> pa.Table:
         """The columns row, id, influence: of every row of the corpus on every query, null where it has no score.
@@ -156,7 +154,8 @@ class Run:
         if k < 1:
             raise RequestError(f"k: {k}: want at least 1")
         direction = DIRECTIONS[int(harmful)]
-        listed = self._table("top.parquet", filters=[("query", "==", number), ("direction", "==", direction)])
+        listed = self.tops()
+        listed = listed.filter(pc.and_(pc.equal(listed["query"], number), pc.equal(listed["direction"], direction)))
         if k <= self.top_k or listed.num_rows < self.top_k:  # all that is asked for is listed, or all that there is
             return listed.sort_by("rank").slice(0, k)
         if not self.has_scores:
@@ -172,10 +171,12 @@ class Run:
         """The names of the files of examples/, in order."""
         return [name for name in self.directory.list("examples/part-") if name.endswith(".parquet")]
 
-    def parts(self, names: list[str], columns: list[str]) -> Iterator[pa.Table]:
-        """The rows of some of the files of examples/, in order and in portions: read ahead, but never all at once."""
-        for batch in self._dataset(names).to_batches(columns=columns):
-            yield sized(pa.Table.from_batches([batch]))
+    def parts(self, names: list[str], columns: list[str] | None) -> Iterator[pa.Table]:
+        """The rows of some of the files of examples/, in order and in portions, never all at once."""
+        for name in names:
+            with self.directory.fs.open(f"{self.directory.root}/{name}", "rb") as file:
+                for batch in open_parquet(file).iter_batches(_PORTION, columns=columns, use_threads=False):
+                    yield sized(pa.Table.from_batches([batch]).replace_schema_metadata())  # a part's own, not ours
 
     def _search(self, number: int, k: int, direction: str, listed: pa.Table) -> pa.Table:
         """The first `k` places of one query, from the scores."""
@@ -222,18 +223,12 @@ class Run:
             reason = f": {self._document['reason']}" if self._document.get("reason") else ""
             raise RequestError(f"run: {self.url} is {self._document['state']!r}{reason}; its tables are not complete")
 
-    def _table(self, name: str, filters: Any = None) -> pa.Table:
+    def _table(self, name: str) -> pa.Table:
         self._require_done()
         try:
-            data = self.directory.read(name)
+            return self.directory.read_table(name)
         except FileNotFoundError:
             raise RequestError(f"run: {self.url} is done, but {name} is missing from it") from None
-        return pq.read_table(pa.BufferReader(data), filters=filters)  # by path, a folder called k=v would be a column
-
-    def _dataset(self, names: list[str]) -> ds.Dataset:
-        files = PyFileSystem(FSSpecHandler(self.directory.fs))
-        paths = [f"{self.directory.root}/{name}" for name in names]
-        return ds.dataset(paths, format="parquet", filesystem=files, partitioning=None)
 
     def __repr__(self) -> str:
         summary = self.summary()

@@ -6,6 +6,7 @@ Plain Parquet types only, so that DuckDB, Polars, pandas and Spark read the file
 from __future__ import annotations
 
 import io
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -97,6 +98,15 @@ def matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
     out = np.full((len(column), column.type.list_size), np.nan, np.float32)
     out[column.is_valid().to_numpy()] = _values(column).to_numpy(zero_copy_only=False).reshape(-1, out.shape[1])
     return out
+
+
+def open_parquet(source: bytes | IO[bytes]) -> pq.ParquetFile:
+    """A Parquet file in memory or in an open file; read it with `use_threads=False`.
+
+    Arrow's threads may still hold what Python gave them when the interpreter ends, and then abort it
+    (https://github.com/apache/arrow/issues/34314). And by path, a folder called k=v would become a column.
+    """
+    return pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
 
 
 def table_bytes(table: pa.Table) -> bytes:

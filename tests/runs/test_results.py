@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -226,3 +228,13 @@ def _reads_the_same(it: Made) -> None:
     np.testing.assert_array_equal(matrix(it.run.scores()["influence"]), it.influence)
     assert it.run.top(1, 5)["row"].to_pylist() == _best(it, 1, 5, False)
     assert it.run.top(1, 30)["row"].to_pylist() == _best(it, 1, 30, False)
+
+
+@pytest.mark.slow
+def test_a_program_that_reads_a_run_and_ends_is_not_aborted(made: Callable[..., Made]) -> None:
+    """Arrow's threads abort about one short program in eight at its end, where they were used; see `open_parquet`."""
+    url = made().run.url
+    read = "import sys, datainf_ray as d; r = d.open_run(sys.argv[1]); r.examples(['loss']); r.scores(); r.blocks()"
+    for _ in range(30):
+        done = subprocess.run([sys.executable, "-c", read, url], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
