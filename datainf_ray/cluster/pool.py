@@ -125,9 +125,7 @@ class Pool:
     def _greet(self, member: _Member) -> None:
         try:
             member.info = ray.get(member.ready)
-        except RayTaskError as error:
-            self._dismiss(member, _cause(error))
-        except RayActorError as error:
+        except (RayTaskError, RayActorError) as error:
             self._dismiss(member, _cause(error))
         else:
             self._failures.clear()

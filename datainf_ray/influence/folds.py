@@ -7,6 +7,7 @@ joins the statistics of two chunks. Sums are in the gradients' own precision, wh
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,7 +21,7 @@ State = Mapping[str, Tensor]
 COUNT, TOTAL, SMALLEST = 0, 1, 2  #: what stands where in a block's moments
 
 
-class Fold:
+class Fold(ABC):
     """The part that all folds share: the squared norm of every row's gradient in every block.
 
     `blocks` are all that will be seen, `rows` is the number of rows in the chunk, and `device` is where the gradients
@@ -33,9 +34,9 @@ class Fold:
         self.sqnorms = torch.zeros(rows, len(blocks), dtype=torch.float64, device=device)  # rows × blocks
         self.seen = torch.zeros(rows, dtype=torch.bool, device=device)
 
+    @abstractmethod
     def update(self, block: str, gradients: Tensor, rows: Tensor) -> None:
         """Take in `gradients` (b × d_l) of the chunk's rows `rows` (b positions, each at most once per block)."""
-        raise NotImplementedError  # pragma: no cover - every fold has its own
 
     def finite(self, rows: Tensor) -> Tensor:
         """After the backward pass of a batch: which of its rows (b booleans) had finite gradients in all blocks.
@@ -46,9 +47,9 @@ class Fold:
         self.seen[rows] = True
         return self.sqnorms[rows].sum(1).isfinite()
 
+    @abstractmethod
     def result(self) -> dict[str, Tensor]:
         """One statistic for every block, over all rows of the chunk."""
-        raise NotImplementedError  # pragma: no cover
 
     @staticmethod
     def merge(left: Tensor, right: Tensor) -> Tensor:
