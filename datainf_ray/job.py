@@ -20,7 +20,7 @@ from datainf_ray.corpus.labels import check_labels
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Encoder, Example
 from datainf_ray.errors import RequestError
-from datainf_ray.model.files import local_folder
+from datainf_ray.model.files import is_remote, listing_digest, local_folder
 from datainf_ray.model.inspect import ModelFacts, adapter_folder, inspect_model, load_tokenizer
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import OK
@@ -68,7 +68,7 @@ class Job:
         return {
             "settings": _settings(self.config),
             "adapter": _folder_digest(adapter_folder(self.config.model)),
-            "base": _folder_digest(local_folder(self.config.model.base, "model.base", weights=False)),
+            "base": _base_digest(self.config.model.base),
             "train": self.corpora["train"].fingerprint(),
             "queries": self.corpora["queries"].fingerprint(),
         }
@@ -178,6 +178,13 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 _PLACES = {("model", "base"), ("model", "adapter"), ("train", "path"), ("queries", "path")}
+
+
+def _base_digest(base: str) -> str:
+    """The base's digest. One in a store is known by what the store says of it: its weights are not on the driver."""
+    if is_remote(base):
+        return listing_digest(base, "model.base")
+    return _folder_digest(local_folder(base, "model.base"))
 
 
 def _folder_digest(folder: str) -> str:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,22 @@ def test_other_weights_of_the_same_shape_are_another_model(
     after = prepared(tmp_path, tiny_llama)
     assert [k for k in after.identity if after.identity[k] != before.identity[k]] == [part.split("/")[0]]
     assert after.fingerprint != before.fingerprint
+
+
+@pytest.mark.cluster
+def test_a_base_in_a_bucket_is_known_by_its_weights_too(
+    tmp_path: Path, tiny_llama: dict[str, Any], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATAINF_CACHE", str(tmp_path / "cache"))
+    fs, _ = fsspec.url_to_fs(bucket)
+    fs.put(str(tmp_path / "base"), f"{bucket}/base", recursive=True)
+    model = tiny_llama | {"base": f"{bucket}/base"}
+    before = prepared(tmp_path, model).fingerprint
+    assert prepared(tmp_path, model).fingerprint == before
+    file = f"{bucket}/base/model.safetensors"
+    fs.pipe_file(file, fs.cat_file(file)[:-1] + b"x")
+    fs.invalidate_cache()
+    assert prepared(tmp_path, model).fingerprint != before
 
 
 def test_a_model_and_rows_that_were_moved_are_the_same(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:

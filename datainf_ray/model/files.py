@@ -8,8 +8,10 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
@@ -18,13 +20,18 @@ _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
+def is_remote(reference: str) -> bool:
+    """Whether a model is named by an fsspec URL that is not this machine's."""
+    return "://" in reference and not reference.startswith("file://")
+
+
 def local_folder(reference: str, key: str, weights: bool = True) -> str:
     """The local directory of a model, or its hub id unchanged, where transformers fetches it itself.
 
     An fsspec URL is copied to the cache directory (`DATAINF_CACHE`, else ~/.cache/datainf_ray), whole or not at all;
     `weights=False` leaves the weight files out, which is enough to know the shapes. Raises `RequestError` naming `key`.
     """
-    if "://" in reference and not reference.startswith("file://"):
+    if is_remote(reference):
         return _fetched(reference, key, weights)
     path = Path(reference.removeprefix("file://")).expanduser()
     if path.is_dir():
@@ -37,7 +44,13 @@ def local_folder(reference: str, key: str, weights: bool = True) -> str:
     return reference
 
 
-def _fetched(url: str, key: str, weights: bool) -> str:
+def listing_digest(url: str, key: str) -> str:
+    """What the store says of the files below an fsspec URL (names, sizes, tags), without reading them."""
+    _, root, found = _listed(url, key)
+    return hashlib.sha256(_marks(root, found).encode()).hexdigest()
+
+
+def _listed(url: str, key: str) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
     try:
         fs, root = fsspec.url_to_fs(url)
         found = {path: info for path, info in fs.find(root, detail=True).items() if info["type"] == "file"}
@@ -45,14 +58,21 @@ def _fetched(url: str, key: str, weights: bool) -> str:
         raise RequestError(f"{key}: {url}: cannot be listed: {one_line(error)}") from None
     if not found:
         raise RequestError(f"{key}: {url}: no such directory, or an empty one")
-    root = fs._strip_protocol(root).rstrip("/")
-    wanted = {p: i for p, i in found.items() if weights or not p.endswith(_WEIGHTS)}
-    # The same listing is the same model: a changed file has another size, tag or time, and another folder here.
-    marks = [
+    return fs, fs._strip_protocol(root).rstrip("/"), found
+
+
+def _marks(root: str, files: dict[str, Any]) -> str:
+    """A line per file. The same lines are the same model: a changed file has another size, tag or time."""
+    return "\n".join(
         f"{path.removeprefix(root)} {info.get('size')} {info.get('ETag') or info.get('etag') or info.get('mtime')}"
-        for path, info in sorted(wanted.items())
-    ]
-    digest = hashlib.sha256("\n".join([url, *marks]).encode()).hexdigest()[:24]
+        for path, info in sorted(files.items())
+    )
+
+
+def _fetched(url: str, key: str, weights: bool) -> str:
+    fs, root, found = _listed(url, key)
+    wanted = {p: i for p, i in found.items() if weights or not p.endswith(_WEIGHTS)}
+    digest = hashlib.sha256(f"{url}\n{_marks(root, wanted)}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("DATAINF_CACHE") or Path.home() / ".cache" / "datainf_ray") / "models"
     target = cache / digest
     if target.is_dir():
