@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
@@ -22,10 +23,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
-from datainf_ray.runs.schemas import open_parquet, sized, table_bytes
+from datainf_ray.runs.schemas import read_parquet, table_bytes
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _ATTEMPTS = 5
+_TEMPORARY = ".tmp"
 
 
 class RunDirectory:
@@ -65,10 +67,29 @@ class RunDirectory:
     def write(self, name: str, data: bytes) -> None:
         """Write a file, replacing the one that is there in one step."""
         if self.local:
-            with self._temporary(name, data) as temporary:
-                os.replace(temporary, self._at(name))
+            with self.writing(name) as stream:
+                stream.write(data)
         else:
             self.fs.pipe_file(self._at(name), data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream whose bytes become the file, as by `write`, once the block ends; nothing if it ends in an error.
+
+        They go to this machine's disk as they come, and from there to a store as one upload: what a stream to a store
+        leaves behind when it breaks is another thing with every store.
+        """
+        if self.local:
+            with self._temporary(name) as temporary:
+                with _synced(temporary) as stream:
+                    yield stream
+                os.replace(temporary, self._at(name))
+        else:
+            with tempfile.TemporaryDirectory(prefix="datainf-") as folder:
+                temporary = os.path.join(folder, "file")
+                with open(temporary, "xb") as stream:
+                    yield stream
+                self.fs.put_file(temporary, self._at(name))
 
     def commit(self, name: str, data: bytes) -> bool:
         """Create a file once.
@@ -102,6 +123,15 @@ class RunDirectory:
         with suppress(FileNotFoundError):
             self.fs.rm(self._at(name), recursive=True)
 
+    def remove_temporaries(self) -> None:
+        """Take away what writers that were killed have left on a local path; only when nobody writes any more."""
+        if self.local:
+            for at, _, files in os.walk(self.root):
+                for file in files:
+                    if file.startswith(".") and file.endswith(_TEMPORARY):
+                        with suppress(FileNotFoundError):
+                            os.unlink(os.path.join(at, file))
+
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
@@ -111,7 +141,7 @@ class RunDirectory:
 
     def read_table(self, name: str) -> pa.Table:
         # From bytes: read by its path, a file in a folder called k=v would get a column k.
-        return sized(open_parquet(self.read(name)).read(use_threads=False))
+        return read_parquet(self.read(name))
 
     def write_table(self, name: str, table: pa.Table) -> None:
         self.write(name, table_bytes(table))
@@ -134,16 +164,12 @@ class RunDirectory:
         return f"{self.root}/{name}"
 
     @contextmanager
-    def _temporary(self, name: str, data: bytes) -> Iterator[str]:
-        """A complete temporary file beside the file `name`; gone afterwards, unless it was renamed."""
+    def _temporary(self, name: str) -> Iterator[str]:
+        """The path of a temporary file beside the file `name`; gone afterwards, unless it was renamed."""
         folder, file = os.path.split(self._at(name))
         os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f".{file[:100]}.{uuid.uuid4().hex}.tmp")
+        path = os.path.join(folder, f".{file[:100]}.{uuid.uuid4().hex}{_TEMPORARY}")
         try:
-            with open(path, "xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())  # else a crash of the machine can leave the new name with no content
             yield path
         finally:
             with suppress(FileNotFoundError):
@@ -151,9 +177,12 @@ class RunDirectory:
 
     def _commit_local(self, name: str, data: bytes) -> bool:
         target = self._at(name)
-        with self._temporary(name, data) as temporary:
+        with self._temporary(name) as temporary:
+            with _synced(temporary) as stream:
+                stream.write(data)
             try:
                 os.link(temporary, target)
+                return True
             except FileExistsError:
                 pass
             except OSError as error:
@@ -180,3 +209,12 @@ class RunDirectory:
                     raise
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("the loop returns or raises")
+
+
+@contextmanager
+def _synced(path: str) -> Iterator[IO[bytes]]:
+    """A new file to write into, on the disk by the end of the block."""
+    with open(path, "xb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())  # else a crash of the machine can leave the new name with no content

@@ -45,6 +45,17 @@ def short(value: float | None) -> str:
     return f"{value:,.0f}" if 100 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
+def size(value: float | None) -> str:
+    """Bytes as "640 bytes", "3.4 MB" or "120 GB"."""
+    if value is None:
+        return "–"
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{short(value)} {unit}"
+        value /= 1000
+    return f"{short(value)} TB"
+
+
 def times(value: float) -> str:
     """A multiple: "4.7×", "120×"."""
     return f"{value:,.0f}×" if value >= 10 else f"{value:.1f}×"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,7 @@ import yaml
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from datainf_ray.runs.render import render, signed
+from datainf_ray.runs.render import count, render, signed, size
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
 from datainf_ray.runs.top import DIRECTIONS
@@ -25,6 +26,7 @@ _OPEN = 3  # of them unfolded
 _ROWS = 10  # per table
 _BLOCKS = 20
 _SAMPLE = 2**26  # influences read for the distributions, whatever the size of the corpus
+_PLACES = 16  # parts from which they come at least; a row group has 2**22 of them
 
 # Drawn in these colours, which become CSS variables, so that the page's light or dark scheme applies to the drawings.
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--line)", "#030303": "var(--helpful)", "#040404": "var(--harmful)"}
@@ -45,7 +47,7 @@ def write_report(run: Run) -> str:
 
 
 def _page(run: Run) -> str:
-    queries, tops = run.queries().to_pylist(), run.tops()
+    queries, tops, summary = run.queries().to_pylist(), run.tops(), run.summary()
     usable = [q for q in queries if q["status"] == OK]
     shown = usable[:_QUERIES]
     values, share = _sample(run, [q["query"] for q in shown])
@@ -56,7 +58,8 @@ def _page(run: Run) -> str:
         config=run.config,
         config_yaml=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         document=run.document,
-        summary=run.summary(),
+        summary=summary,
+        remarks=_remarks(summary),
         paths=_paths(run.config),
         queries=[_query(q, tops, values, at) for at, q in enumerate(shown)],
         usable=len(usable),
@@ -74,6 +77,76 @@ def _page(run: Run) -> str:
     )
 
 
+def _remarks(summary: dict[str, Any]) -> list[str]:
+    """How the work was done, a paragraph each; nothing of what an older run does not say."""
+    remarks = []
+    if answers := summary["answers"]:
+        remarks.append(f"Answered from the gradient index of {answers['run']}: the corpus was not gone through again.")
+    if summary["sizes"]:
+        remarks.append(_of_sizes(**summary["sizes"]))
+    if lost := sum(sweep.get("recomputed") or 0 for sweep in summary["sweeps"]):
+        remarks.append(f"The kept gradients of {_many(lost, 'chunk')} were lost and had to be computed again.")
+    if summary["curvature"]:
+        remarks += _of_curvature(**summary["curvature"])
+    if summary["index"]:
+        remarks.append(_of_index(**summary["index"]))
+    return remarks
+
+
+def _of_sizes(
+    *, chunk_rows: int, batch_tokens: int, groups: Sequence[Any], gradients: str, why: str | None = None, **_: Any
+) -> str:
+    text = f"Chunks of {_many(chunk_rows, 'row')} in batches of at most {count(batch_tokens)} tokens, padding included"
+    if len(groups) > 1:
+        text += f"; the queries in {len(groups)} groups"
+    kept = "gradients were kept between the sweeps" if gradients == "keep" else "every sweep computed its gradients"
+    reason = (why or kept).rstrip(".")
+    return f"{text}. {reason[0].upper()}{reason[1:]}."
+
+
+def _of_curvature(
+    *, rows: int, sampled: bool, bound: float | None, exact_blocks: int, error: float | None = None, **_: Any
+) -> list[str]:
+    remarks = []
+    if sampled:
+        text = f"The curvature is that of a random sample of {_many(rows, 'row')}"
+        if error is not None:
+            text += f"; its two halves suggest a relative error of {100 * error:.2g} % in the inverse-Hessian products"
+        remarks.append(text + ".")
+    if bound:
+        remarks.append(
+            "The curvature was summed while the damping was not yet known, at values around it, and interpolated: "
+            f"that adds a relative error of at most {bound:.1e}."
+        )
+    if exact_blocks:
+        what = "was not exact enough, so there was one more sweep, at the damping itself"
+        remarks.append(f"For {_many(exact_blocks, 'block')} interpolating {what}.")
+    return remarks
+
+
+def _of_index(
+    *,
+    url: str,
+    dtype: str,
+    bytes: int | None = None,
+    projection: int | None = None,
+    correlation: float | None = None,
+    correlation_rows: int | None = None,
+    **_: Any,
+) -> str:
+    text = f"A gradient index for later queries is at {url}: {size(bytes)} of {dtype}"
+    if projection:
+        text += f", projected to {projection} per side of a block"
+    if correlation is not None:
+        text += f". Influences from it correlate {correlation:.4f} with those of this report"
+        text += f", over {_many(correlation_rows, 'row')}" if correlation_rows else ""
+    return text + "."
+
+
+def _many(number: int, what: str) -> str:
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
+
+
 def _paths(config: dict[str, Any]) -> dict[str, list[str]]:
     return {
         key: [config[key]["path"]] if isinstance(config[key]["path"], str) else list(config[key]["path"])
@@ -82,18 +155,27 @@ def _paths(config: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _sample(run: Run, queries: list[int]) -> tuple[np.ndarray | None, float]:
-    """The influences (rows × `queries`) of rows that have one, and the share of examples/ that was read for them.
+    """The influences (rows × `queries`) of rows that have one, and the share of all rows that was read for them.
 
-    The whole where that is at most `_SAMPLE` numbers, else evenly spaced part files. None where there are no scores.
+    The whole where that is at most `_SAMPLE` numbers, else about so many, from evenly spaced places in evenly spaced
+    parts. None where there are no scores.
     """
     names = run.part_names()
     if not (run.has_scores and queries and names):
         return None, 0.0
     counts = run.document["counts"]
-    step = max(1, math.ceil(counts["rows"] * counts["queries"] / _SAMPLE))
-    chosen = names[::step]
-    values = np.concatenate([matrix(part["influence"])[:, queries] for part in run.parts(chosen, ["influence"])])
-    return values[np.isfinite(values).all(axis=1)], len(chosen) / len(names)
+    share = min(1.0, _SAMPLE / max(1, counts["rows"] * counts["queries"]))
+    chosen = names
+    if share < 1:  # of few parts a little each: a part's rows are neighbours
+        parts = min(len(names), max(_PLACES, math.ceil(share * len(names))))
+        chosen = [names[n * len(names) // parts] for n in range(parts)]
+        share *= len(names) / parts
+    read, values = 0, [np.empty((0, len(queries)), np.float32)]
+    for part in run.parts(chosen, ["influence"], share):
+        read += len(part)
+        some = matrix(part["influence"])[:, queries]
+        values.append(some[np.isfinite(some).all(axis=1)])
+    return np.concatenate(values), read / max(1, counts["rows"])
 
 
 def _query(query: dict[str, Any], tops: pa.Table, values: np.ndarray | None, at: int) -> dict[str, Any]:

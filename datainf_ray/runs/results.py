@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
 from datainf_ray.runs.render import render
-from datainf_ray.runs.schemas import OK, examples_schema, matrix, open_parquet, sized
+from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
-
-_PORTION = 65_536  # rows
 
 
 def open_run(url: str) -> Run:
@@ -85,10 +84,16 @@ class Run:
         """What was asked, what came out and what it cost, as plain values.
 
         `status` counts the rows by status, `seconds` is wall time, and each of `sweeps` has name, source, examples,
-        tokens, seconds and workers.
+        tokens, seconds and workers. `sizes` says how the work was cut and why, `curvature` how far its error goes and
+        whether it was `sampled`, so that all influences rest on a part of the corpus, `index` where the gradients are
+        for later queries, and `answers` from which run's index this one was computed. Each is None where there is none,
+        or the run was made before runs said so.
         """
         document = self.document
         config, counts = document["config"], document.get("counts") or {}
+        curvature, sample = document.get("curvature"), config["method"].get("curvature_rows")
+        if curvature is not None:
+            curvature = {**curvature, "sampled": sample is not None and sample < (counts.get("rows") or 0)}
         return {
             "output": self.url,
             "state": document["state"],
@@ -105,6 +110,10 @@ class Run:
             "device": document.get("device"),
             "seconds": document.get("seconds"),
             "sweeps": document.get("sweeps") or [],
+            "sizes": document.get("sizes"),
+            "curvature": curvature,
+            "index": document.get("index"),
+            "answers": document.get("answers"),
         }
 
     def queries(self) -> pa.Table:
@@ -112,7 +121,9 @@ class Run:
         return self._table("queries.parquet")
 
     def blocks(self) -> pa.Table:
-        """The columns block, kind, shape, size, damping, mean_sqnorm; one row per block."""
+        """One row per block; the columns are block, kind, shape, size, damping, mean_sqnorm and what the curvature's
+        accuracy follows from: smallest_sqnorm, nodes, error_bound.
+        """
         return self._table("blocks.parquet")
 
     def examples(self, columns: list[str] | None = None) -> pa.Table:
@@ -121,11 +132,23 @@ class Run:
         Of a run that is not done, the rows that are committed so far. The table is as large as the corpus has rows: for
         part of it, point DuckDB, Polars or `pyarrow.dataset` at examples/ in the run directory.
         """
+        while True:
+            done = self.state == "done"
+            try:
+                return self._examples(columns)
+            except FileNotFoundError:  # the run became done meanwhile: the chunks' files went, and the parts are there
+                if done:
+                    raise
+
+    def _examples(self, columns: list[str] | None) -> pa.Table:
+        counts = self.document.get("counts") or {}  # a run that has just begun has none
+        blocks = (counts.get("blocks") or 1) if self.config["results"]["blocks"] else 0
+        schema = examples_schema(counts.get("queries") or 1, self.has_scores, blocks)
+        for name in columns or ():
+            if name not in schema.names:
+                raise RequestError(f"columns: {name!r} is not in {self.url}, which has {', '.join(schema.names)}")
         names = self.part_names()
         if not names:
-            counts = self.document.get("counts") or {}  # a run that has just begun has none
-            blocks = (counts.get("blocks") or 1) if self.config["results"]["blocks"] else 0
-            schema = examples_schema(counts.get("queries") or 1, self.has_scores, blocks)
             return schema.empty_table().select(columns or schema.names)
         parts = list(self.parts(names, None if columns is None else sorted({"row", *columns})))
         table = pa.concat_tables(parts)
@@ -168,15 +191,17 @@ class Run:
         return self._table("top.parquet")
 
     def part_names(self) -> list[str]:
-        """The names of the files of examples/, in order."""
-        return [name for name in self.directory.list("examples/part-") if name.endswith(".parquet")]
+        """The names of the files that hold the rows, in order: of examples/, or of the chunks that are committed."""
+        chunks = [] if self.state == "done" else names_of(self.directory, CHUNKS)
+        return chunks or names_of(self.directory, PARTS)
 
-    def parts(self, names: list[str], columns: list[str] | None) -> Iterator[pa.Table]:
-        """The rows of some of the files of examples/, in order and in portions, never all at once."""
+    def parts(self, names: list[str], columns: list[str] | None = None, share: float = 1.0) -> Iterator[pa.Table]:
+        """The rows of some of those files in order and in portions, never all at once.
+
+        With `share` < 1 about that share of every file, in places that are evenly spaced.
+        """
         for name in names:
-            with self.directory.fs.open(f"{self.directory.root}/{name}", "rb") as file:
-                for batch in open_parquet(file).iter_batches(_PORTION, columns=columns, use_threads=False):
-                    yield sized(pa.Table.from_batches([batch]).replace_schema_metadata())  # a part's own, not ours
+            yield from read_rows(self.directory, name, columns, share)
 
     def _search(self, number: int, k: int, direction: str, listed: pa.Table) -> pa.Table:
         """The first `k` places of one query, from the scores."""

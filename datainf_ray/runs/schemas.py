@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 OK = "ok"
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
+_GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory
+_ROW_BYTES = 64  # of a row of examples/ besides its lists, about
 
 
 def examples_schema(queries: int, scores: bool = True, blocks: int = 0) -> pa.Schema:
@@ -56,7 +58,13 @@ def queries_schema() -> pa.Schema:
 
 
 def blocks_schema() -> pa.Schema:
-    """The schema of blocks.parquet: one row per block; `damping` is λ and `mean_sqnorm` the mean of ‖g‖²."""
+    """The schema of blocks.parquet: one row per block; `damping` is λ and `mean_sqnorm` the mean of ‖g‖² over the rows.
+
+    `smallest_sqnorm` is the smallest ‖g‖² that is not zero, null where all are. `nodes` are the dampings at which the
+    curvature was summed, and `error_bound` is what the relative error of the block's iHVP that comes of interpolating
+    between them cannot exceed, the largest over the queries: 0 where the block was swept at λ itself. Both are null
+    where there was no curvature, as `damping` is.
+    """
     return pa.schema(
         [
             pa.field("block", pa.string(), nullable=False),
@@ -65,6 +73,9 @@ def blocks_schema() -> pa.Schema:
             pa.field("size", pa.int64(), nullable=False),
             pa.field("damping", pa.float64()),
             pa.field("mean_sqnorm", pa.float64()),
+            pa.field("smallest_sqnorm", pa.float64()),
+            pa.field("nodes", pa.list_(pa.float64())),
+            pa.field("error_bound", pa.float64()),
         ]
     )
 
@@ -109,32 +120,76 @@ def open_parquet(source: bytes | IO[bytes]) -> pq.ParquetFile:
     return pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
 
 
+def read_parquet(data: bytes) -> pa.Table:
+    """The table that `table_bytes` made these bytes of; a row group at a time, so that no list array is too long."""
+    file = open_parquet(data)
+    groups = [file.read_row_group(group, use_threads=False) for group in range(file.num_row_groups)]
+    return pa.concat_tables([sized(group) for group in [file.schema_arrow.empty_table(), *groups]])
+
+
 def table_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file; equal tables give equal bytes.
+    """A table as the bytes of a Parquet file; equal tables give equal bytes."""
+    buffer = io.BytesIO()
+    step = group_rows(table.schema)
+    with parquet_writer(buffer, table.schema) as writer:
+        for first in range(0, len(table), step):
+            writer.write_table(plain(table.slice(first, step)))
+    return buffer.getvalue()
+
+
+def parquet_writer(sink: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
+    """What writes `plain` tables of a schema into an open file; give it `group_rows(schema)` rows at a time."""
+    # Dictionaries pay for text that repeats; for influences they cost time and memory and are then thrown away.
+    text = [field.name for field in schema if pa.types.is_string(field.type)]
+    return pq.ParquetWriter(sink, plain_schema(schema), compression="zstd", use_dictionary=text or False)
+
+
+def group_rows(schema: pa.Schema) -> int:
+    """How many rows make a row group of about 16 MB.
+
+    It also keeps the values of one list array below 2³¹, where Arrow's offsets end, however many queries there are.
+    """
+    return max(1, _GROUP_BYTES // (_ROW_BYTES + 4 * sum(_list_size(field) or 0 for field in schema)))
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """A schema as it is in a file: lists of fixed size are plain ones, and their size is noted in the field.
 
     Parquet has lists, but none of fixed size. pyarrow notes the size beside the schema, and then every pyarrow before
-    26 refuses to read the file if one list is null. So the note is left out, and all readers see plain lists; ours is
+    26 refuses to read the file if one list is null. So that note is left out, and all readers see plain lists; ours is
     where only `sized` looks for it.
     """
-    for at, field in enumerate(table.schema):
+    for at, field in enumerate(schema):
         if pa.types.is_fixed_size_list(field.type):
             note = {_SIZE: str(field.type.list_size)}
-            plain = pa.field(field.name, pa.list_(field.type.value_type), metadata=note)
-            table = table.set_column(at, plain, _plain_lists(table.column(at)))
-    # Dictionaries pay for text that repeats; for influences they cost time and memory and are then thrown away.
-    text = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=text or False)
-    return buffer.getvalue()
+            schema = schema.set(at, pa.field(field.name, pa.list_(field.type.value_type), metadata=note))
+    return schema
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """A table of at most `group_rows` rows as `plain_schema` has it."""
+    schema = plain_schema(table.schema)
+    columns = [
+        _plain_lists(column) if pa.types.is_fixed_size_list(column.type) else column for column in table.itercolumns()
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def sized(table: pa.Table) -> pa.Table:
     """A table read from a file of `table_bytes`, with its fixed-size lists as they were."""
     for at, field in enumerate(table.schema):
-        size = (field.metadata or {}).get(_SIZE)
-        if size is not None:
-            table = table.set_column(at, field.name, _sized_lists(table.column(at), int(size)))
+        size = _list_size(field)
+        if size is not None and pa.types.is_list(field.type):
+            table = table.set_column(at, field.name, _sized_lists(table.column(at), size))
     return table
+
+
+def _list_size(field: pa.Field) -> int | None:
+    """The size of the lists in a column, in memory or in a file; None if it is not one of fixed size."""
+    if pa.types.is_fixed_size_list(field.type):
+        return field.type.list_size
+    size = (field.metadata or {}).get(_SIZE)
+    return None if size is None else int(size)
 
 
 def _plain_lists(column: pa.ChunkedArray) -> pa.ListArray:

@@ -18,6 +18,7 @@ DIRECTIONS = ("helpful", "harmful")
 
 _TEXTS = pa.schema([("row", pa.int64()), ("id", pa.string()), ("preview", pa.string())])
 _EMPTY = -1  # the row number of a place that is not taken
+_PORTION = 2**20  # influences that are looked at together: what is needed for them besides stays small
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,19 @@ def select_top(influence: np.ndarray, rows: np.ndarray, texts: pa.Table, k: int)
         raise ValueError(f"influence {influence.shape}, rows {rows.shape}, k {k}: want (n, m), (n,) and k >= 1")
     by_row = np.argsort(rows, kind="stable")
     rows = np.asarray(rows, dtype=np.int64)[by_row]
-    values = np.asarray(influence, dtype=np.float32)[by_row].T  # (queries × rows)
-    kept_values, kept_rows = [], []
-    for sign in (-1, 1):
-        with np.errstate(invalid="ignore"):
-            strength = np.where(np.isfinite(values) & (sign * values > 0), sign * values, 0)
-        order = np.argsort(-strength, axis=1, kind="stable")[:, :k]  # stable: the smaller row number first
-        taken = np.take_along_axis(strength, order, axis=1) > 0
-        kept_values.append(np.where(taken, np.take_along_axis(values, order, axis=1), np.nan))
-        kept_rows.append(np.where(taken, rows[order], _EMPTY))
-    return _with_texts(k, np.stack(kept_values, axis=1), np.stack(kept_rows, axis=1), texts)
+    count, queries = influence.shape
+    best = np.full((queries, 2, min(k, count)), np.nan, np.float32)
+    best_rows = np.full(best.shape, _EMPTY)
+    step = max(1, _PORTION // max(count, 1))
+    for first in range(0, queries, step):
+        some = slice(first, first + step)
+        values = np.ascontiguousarray(influence[:, some][by_row].T, dtype=np.float32)  # (some queries × rows)
+        for direction, sign in enumerate((-1, 1)):
+            places = _strongest(sign * values, k)
+            taken = places >= 0
+            best[some, direction] = np.where(taken, np.take_along_axis(values, places, axis=1), np.nan)
+            best_rows[some, direction] = np.where(taken, rows[places], _EMPTY)
+    return _with_texts(k, best, best_rows, texts)
 
 
 def merge_top(a: Top, b: Top) -> Top:
@@ -84,6 +88,23 @@ def top_table(top: Top) -> pa.Table:
         texts["preview"],
     ]
     return pa.table(columns, schema=top_schema())
+
+
+def _strongest(strength: np.ndarray, k: int) -> np.ndarray:
+    """The columns of the `k` largest positive finite values of every row, largest first, then by column; -1 for none.
+
+    A positive float32 is ordered as its bits are. With the column behind them in one integer no two keys are equal, so
+    a partition, which is many times faster than a stable sort and says nothing of equals, gives the same every time.
+    """
+    count = strength.shape[1]
+    bits = np.where(np.isfinite(strength) & (strength > 0), strength, np.float32(0)).view(np.int32)
+    keys = (bits.astype(np.int64) << 32) | np.arange(count - 1, -1, -1)
+    if k < count:
+        keys.partition(count - k, axis=1)
+        keys = keys[:, count - k :]
+    keys.sort(axis=1)
+    keys = keys[:, ::-1]
+    return np.where(keys >> 32 > 0, count - 1 - (keys & 0xFFFFFFFF), -1)
 
 
 def _with_texts(k: int, influence: np.ndarray, rows: np.ndarray, texts: pa.Table) -> Top:

@@ -13,6 +13,7 @@ import pytest
 
 from datainf_ray.config import load_config
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.parts import chunk_name, consolidate
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import blocks_schema, examples_schema, queries_schema, vectors
 from datainf_ray.runs.top import merge_top, select_top, top_table
@@ -41,13 +42,19 @@ def make_run(
     state: str = "done",
     results: dict[str, Any] | None = None,
     path: Any = "s3://b/sft/*.parquet",
+    method: dict[str, Any] | None = None,
+    **document: Any,
 ) -> Made:
-    """A run directory at `url` as the main job leaves it; every tenth row has no score."""
+    """A run directory at `url` as the main job leaves it; every tenth row has no score.
+
+    A run that is done has a part for every chunk, another the chunks' files. `document` are more keys of run.json.
+    """
     config = load_config(
         {
             "model": {"base": "org/base", "adapter": "s3://b/adapter"},
             "train": {"path": path},
             "queries": {"path": "eval.jsonl"},
+            "method": method or {},
             "results": {"top_k": 20, **(results or {})},
             "output": url,
         }
@@ -74,12 +81,16 @@ def make_run(
             "status": status[part],
             "influence": vectors(influence[part], missing[part]),
         }
-        schema = examples_schema(queries, scores=config.results.scores)
+        schema = examples_schema(queries, scores=config.results.scores).with_metadata({"datainf.moments": f"{number}"})
         table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-        directory.commit_table(f"examples/part-{number:06d}.parquet", table)
+        directory.commit_table(chunk_name(number), table)
+        if state == "done":
+            consolidate(directory, number, range(number, number + 1))
         texts = pa.table({"row": row, "id": ids[part], "preview": previews[part]})
         top = select_top(influence[part], row, texts, config.results.top_k)
         best = top if best is None else merge_top(best, top)
+    if state == "done":
+        directory.remove_folder("checkpoints")
     query_status = query_status or ["ok"] * queries
     directory.write_table(
         "queries.parquet",
@@ -107,6 +118,9 @@ def make_run(
                 "size": [8 * 384] * len(names),
                 "damping": draw.uniform(1e-7, 1e-5, len(names)),
                 "mean_sqnorm": draw.uniform(0.01, 1, len(names)),
+                "smallest_sqnorm": draw.uniform(1e-3, 1e-2, len(names)),
+                "nodes": [[1e-6, 2e-6]] * len(names),
+                "error_bound": draw.uniform(0, 1e-9, len(names)),
             },
             schema=blocks_schema(),
         ),
@@ -143,6 +157,7 @@ def make_run(
                 {**sweep, "name": "scores", "seconds": 210.1},
             ],
             "reason": "the cluster went away" if state == "failed" else None,
+            **document,
         },
     )
     return Made(open_run(url), influence, ids, previews)

@@ -85,6 +85,31 @@ def test_of_many_that_commit_at_once_one_wins(directory: RunDirectory) -> None:
         assert won == [directory.read("part")]
 
 
+def test_a_stream_becomes_a_file_at_its_end_and_none_if_it_breaks(directory: RunDirectory) -> None:
+    with directory.writing("examples/part-0.parquet") as stream:
+        stream.write(b"ab")
+        assert not directory.exists("examples/part-0.parquet")
+        stream.write(b"c")
+    assert directory.read("examples/part-0.parquet") == b"abc"
+    with pytest.raises(KeyboardInterrupt), directory.writing("examples/part-0.parquet") as stream:  # noqa: PT012
+        stream.write(b"d")
+        raise KeyboardInterrupt
+    assert directory.read("examples/part-0.parquet") == b"abc"
+    assert [os.path.basename(path) for path in directory.fs.find(directory.root)] == ["part-0.parquet"]
+
+
+def test_what_killed_writers_left_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
+    directory = RunDirectory(str(tmp_path))
+    for name in ("run.json", "examples/part-0.parquet", "examples/a.tmp", ".mine"):
+        directory.write(name, b"1")
+    with pytest.raises(FileNotFoundError), directory.writing("examples/part-1.parquet"):  # noqa: PT012
+        assert len(directory.fs.find(directory.root)) == 5
+        directory.remove_temporaries()  # and its own is gone
+    names = (".mine", "examples/a.tmp", "examples/part-0.parquet", "run.json")
+    assert sorted(directory.fs.find(directory.root)) == [f"{tmp_path}/{name}" for name in names]
+    RunDirectory("memory://nothing/there").remove_temporaries()
+
+
 def test_files_whose_names_begin_with_a_dot_are_not_listed(directory: RunDirectory) -> None:
     directory.write(".part-0.tmp", b"x")
     directory.write("examples/.part-0.tmp", b"x")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from datainf_ray.runs import report
-from datainf_ray.runs.render import count, duration, short, signed, times
+from datainf_ray.runs import report, schemas
+from datainf_ray.runs.render import count, duration, short, signed, size, times
 from datainf_ray.runs.report import write_report
 
 if TYPE_CHECKING:
@@ -151,12 +151,82 @@ def test_rows_that_recur_across_queries_are_counted(made: Callable[..., Made]) -
 def test_a_large_run_is_sampled_evenly_and_says_so(made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
     it = made(rows=200, queries=3, chunk=20)  # ten parts
     monkeypatch.setattr(report, "_SAMPLE", 200)  # a third of the numbers that there are
+    monkeypatch.setattr(report, "_PLACES", 2)
     values, share = report._sample(it.run, [0, 2])
     assert share == pytest.approx(0.4)
-    expected = np.concatenate([it.influence[s : s + 20, [0, 2]] for s in (0, 60, 120, 180)])
+    expected = np.concatenate([it.influence[s : s + 20, [0, 2]] for s in (0, 40, 100, 140)])
     np.testing.assert_array_equal(values, expected[~np.isnan(expected[:, 0])])
     _, page = _page(it)
     assert "a sample of 40 % of the rows" in page.text
+
+
+def test_a_sample_of_a_large_part_is_of_places_all_over_it(
+    made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schemas, "_GROUP_BYTES", 20 * (64 + 4 * 3))  # 20 rows
+    monkeypatch.setattr(report, "_PLACES", 2)
+    it = made(rows=800, queries=3, chunk=200)  # four parts of ten row groups
+    monkeypatch.setattr(report, "_SAMPLE", 240)  # a tenth
+    values, share = report._sample(it.run, [1])
+    assert share == pytest.approx(0.1)
+    expected = np.concatenate([it.influence[s : s + 20, [1]] for s in (0, 100, 400, 500)])
+    np.testing.assert_array_equal(values, expected[~np.isnan(expected[:, 0])])
+
+
+def test_the_report_says_how_the_work_was_done_and_how_exact_it_is(made: Callable[..., Made]) -> None:
+    sweep = {"examples": 200, "tokens": 2400, "seconds": 3.0, "workers": 2}
+    said = {
+        "sizes": {
+            "chunk_rows": 1024,
+            "batch_tokens": 16384,
+            "groups": [[0, 2], [2, 3]],
+            "gradients": "keep",
+            "why": "gradients are kept: they take 1.2 GB of the 4.0 GB that the object store can spare.",
+        },
+        "curvature": {"rows": 40, "bound": 3.12e-9, "exact_blocks": 1, "error": 0.0231},
+        "index": {
+            "url": "s3://b/<i>index",
+            "projection": 64,
+            "dtype": "float16",
+            "bytes": 3_400_000_000,
+            "correlation": 0.99871,
+            "correlation_rows": 512,
+        },
+        "sweeps": [
+            {**sweep, "name": "curvature", "source": "backward"},
+            {**sweep, "name": "scores", "source": "object-store", "recomputed": 3},
+        ],
+    }
+    _, page = _page(made(method={"curvature_rows": 40}, **said, answers={"run": "s3://b/first", "index": "s3://b/i"}))
+    for sentence in (
+        "Chunks of 1,024 rows in batches of at most 16,384 tokens, padding included; the queries in 2 groups. ",
+        "Gradients are kept: they take 1.2 GB of the 4.0 GB that the object store can spare.",
+        "The kept gradients of 3 chunks were lost and had to be computed again.",
+        "curvature from a sample of 40 rows",
+        "a random sample of 40 rows; its two halves suggest a relative error of 2.3 % in the inverse-Hessian products.",
+        "that adds a relative error of at most 3.1e-09.",
+        "For 1 block interpolating was not exact enough",
+        "at s3://b/<i>index: 3.4 GB of float16, projected to 64 per side of a block.",
+        "correlate 0.9987 with those of this report, over 512 rows.",
+        "object-store",
+        "Answered from the gradient index of s3://b/first: the corpus was not gone through again.",
+    ):
+        assert sentence in page.text
+
+
+def test_the_report_says_nothing_of_what_was_not_done(made: Callable[..., Made]) -> None:
+    assert 'class="remark"' not in _page(made())[0]  # an older run
+    said = {
+        "sizes": {"chunk_rows": 64, "batch_tokens": 8192, "groups": [[0, 3]], "gradients": "recompute", "why": ""},
+        "curvature": {"rows": 200, "bound": 0.0, "exact_blocks": 0, "error": None},
+        "index": {"url": "x", "projection": None, "dtype": "float32", "bytes": 10, "correlation": None},
+    }
+    source, page = _page(made(**said))
+    assert re.findall(r'<p class="remark">(.*?)</p>', source) == [
+        "Chunks of 64 rows in batches of at most 8,192 tokens, padding included. Every sweep computed its gradients.",
+        "A gradient index for later queries is at x: 10 bytes of float32.",
+    ]
+    assert "sample" not in page.text
 
 
 @pytest.mark.cluster
@@ -170,6 +240,14 @@ def test_figures_are_written_for_people() -> None:
     assert [count(v) for v in (0, 1234567, None)] == ["0", "1,234,567", "–"]
     assert [signed(v) for v in (-3.214e-5, 0.5, None)] == ["−3.21e-05", "+5.00e-01", "–"]
     assert [short(v) for v in (0.1, 1234.5, 3.21e-7, None, math.nan)] == ["0.1", "1,234", "3.21e-07", "–", "–"]
+    assert [size(v) for v in (0, 999, 64e6, 3.456e9, 1e13, None)] == [
+        "0 bytes",
+        "999 bytes",
+        "64 MB",
+        "3.46 GB",
+        "10 TB",
+        "–",
+    ]
     assert [times(v) for v in (1.04, 9.96, 120.4)] == ["1.0×", "10.0×", "120×"]
     assert [duration(v) for v in (4.21, 59.99, 200, 7500, None)] == [
         "4.2 s",

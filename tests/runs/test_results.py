@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from datainf_ray.errors import RequestError
+from datainf_ray.runs.parts import chunk_name, consolidate
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import matrix
 
@@ -64,7 +65,9 @@ def test_beyond_the_listed_rows_without_scores_is_refused(made: Callable[..., Ma
         run.top(0, 6)
     with pytest.raises(RequestError, match=r"stored no scores \(results.scores: false\)"):
         run.scores()
-    assert "influence" not in run.examples().schema.names
+    assert run.examples().schema.names == ["row", "id", "tokens", "loss", "sqnorm", "status"]
+    with pytest.raises(RequestError, match=r"^columns: 'influence' is not in .*, which has row, id, .*, status$"):
+        run.examples(["row", "influence"])
 
 
 def test_fewer_helpful_rows_than_asked_for_is_no_error(made: Callable[..., Made]) -> None:
@@ -141,6 +144,21 @@ def test_the_summary_says_what_came_out_and_what_it_cost(made: Callable[..., Mad
     assert run.config["results"]["top_k"] == 20
 
 
+def test_the_summary_says_how_the_work_was_cut_and_what_the_curvature_rests_on(made: Callable[..., Made]) -> None:
+    summary = made(state="running").run.summary()  # older runs do not say
+    assert {summary[key] for key in ("sizes", "curvature", "index", "answers")} == {None}
+    curvature = {"rows": 40, "bound": 1e-9, "exact_blocks": 0, "error": 0.02}
+    for rows, sampled in ((40, True), (200, False), (None, False)):  # a sample of all rows is none
+        run = made(
+            method={"curvature_rows": rows}, sizes={"chunk_rows": 64}, curvature=curvature, index={"url": "x"}
+        ).run
+        assert run.summary()["curvature"] == {**curvature, "sampled": sampled}
+        assert ("curvature from a sample of 40 rows" in run._repr_html_()) == sampled
+    assert run.summary()["sizes"] == {"chunk_rows": 64}
+    assert run.summary()["index"] == {"url": "x"}
+    json.dumps(run.summary())
+
+
 def test_a_run_that_is_not_done_shows_only_what_is_committed(made: Callable[..., Made]) -> None:
     run = made(state="running").run
     assert run.state == "running"
@@ -156,10 +174,48 @@ def test_a_run_that_is_not_done_shows_only_what_is_committed(made: Callable[...,
     assert run.top().num_rows == 10
 
 
+def test_a_run_that_is_not_done_is_read_from_its_chunks_else_from_its_parts(made: Callable[..., Made]) -> None:
+    it = made(rows=200, chunk=64, state="running")
+    assert it.run.examples().schema.metadata is None
+    np.testing.assert_array_equal(matrix(it.run.examples()["influence"]), it.influence)
+    for number in range(4):
+        consolidate(it.run.directory, number, range(number, number + 1))
+    assert it.run.examples()["row"].to_pylist() == list(range(200))  # not twice
+    it.run.directory.remove_folder("checkpoints")
+    np.testing.assert_array_equal(matrix(it.run.examples()["influence"]), it.influence)
+
+
+def test_a_finished_run_is_read_from_its_parts_whatever_else_is_there(made: Callable[..., Made]) -> None:
+    it = made(rows=200, chunk=64)
+    parts = it.run.part_names()
+    assert parts == [f"examples/part-{number:06d}.parquet" for number in range(4)]
+    it.run.directory.write_table(chunk_name(0), it.run.examples().slice(0, 64))
+    it.run.directory.write(chunk_name(1), b"half")
+    assert it.run.part_names() == parts
+    np.testing.assert_array_equal(matrix(it.run.scores()["influence"]), it.influence)
+
+
+def test_a_run_that_becomes_done_while_it_is_read_is_read_again(
+    made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = made(rows=200, chunk=64, state="running")
+    part_names = Run.part_names
+
+    def finish_behind(run: Run) -> list[str]:
+        names = part_names(run)
+        if run.state == "running":
+            consolidate(run.directory, 0, range(4))
+            _change(run, state="done")
+            run.directory.remove_folder("checkpoints")
+        return names
+
+    monkeypatch.setattr(Run, "part_names", finish_behind)
+    np.testing.assert_array_equal(matrix(it.run.examples()["influence"]), it.influence)
+
+
 def test_a_run_with_nothing_committed_has_no_examples(made: Callable[..., Made]) -> None:
     run = made(state="running").run
-    for part in (Path(run.url) / "examples").iterdir():
-        part.unlink()
+    run.directory.remove_folder("checkpoints")
     assert run.examples().num_rows == 0
     assert run.examples(["row", "influence"]).schema.names == ["row", "influence"]
     _change(run, counts={})

@@ -8,8 +8,10 @@ import pytest
 from datainf_ray.runs.schemas import (
     blocks_schema,
     examples_schema,
+    group_rows,
     matrix,
     queries_schema,
+    read_parquet,
     sized,
     table_bytes,
     top_schema,
@@ -35,7 +37,7 @@ def test_examples_hold_the_contracts_columns() -> None:
     ("schema", "names"),
     [
         (queries_schema(), "query id rows tokens loss preview status"),
-        (blocks_schema(), "block kind shape size damping mean_sqnorm"),
+        (blocks_schema(), "block kind shape size damping mean_sqnorm smallest_sqnorm nodes error_bound"),
         (top_schema(), "query direction rank row id influence preview"),
     ],
 )
@@ -78,3 +80,20 @@ def test_a_column_of_nulls_only_and_an_empty_one_are_allowed() -> None:
 def test_equal_tables_give_equal_bytes() -> None:
     table = pa.table({"id": ["a", "b"], "v": vectors(np.ones((2, 3), np.float32))})
     assert table_bytes(table) == table_bytes(pa.concat_tables([table.slice(0, 1), table.slice(1)]).combine_chunks())
+
+
+def test_a_table_of_wide_rows_is_written_and_read_in_groups_below_the_end_of_arrows_offsets() -> None:
+    for queries in (1, 100, 10_000, 10**6, 2**30):
+        assert group_rows(examples_schema(queries)) * queries < 2**31
+    values = np.random.default_rng(0).normal(size=(50, 10**6)).astype(np.float32)
+    table = pa.table({"row": np.arange(50), "v": vectors(values, np.arange(50) == 7)}).replace_schema_metadata(
+        {"a": "b"}
+    )
+    data = table_bytes(table)
+    assert group_rows(table.schema) == 4
+    assert pq.ParquetFile(pa.BufferReader(data)).num_row_groups == 13
+    values[7] = np.nan
+    back = read_parquet(data)
+    np.testing.assert_array_equal(matrix(back["v"]), values)
+    assert back["row"].to_pylist() == list(range(50))
+    assert back.schema.metadata == {b"a": b"b"}

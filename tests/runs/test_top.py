@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datainf_ray.runs import top
 from datainf_ray.runs.schemas import top_schema
 from datainf_ray.runs.top import Top, merge_top, select_top, top_table
 
@@ -62,12 +63,20 @@ def test_merging_in_any_order_and_grouping_gives_the_same(influence: np.ndarray,
         assert top_table(parts[0]).to_pylist() == expected
 
 
+def test_queries_are_looked_at_in_portions_with_the_same_result(
+    influence: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for portion in (1, 450, 600):  # of one, two and three of the four queries
+        monkeypatch.setattr(top, "_PORTION", portion)
+        assert top_table(_select(influence, np.arange(200), 7)).to_pylist() == _by_hand(influence, 7)
+
+
 def test_the_state_is_bounded_and_keeps_only_the_texts_it_needs(influence: np.ndarray) -> None:
     whole = _select(influence, np.arange(200), 3)
     assert whole.rows.shape == (4, 2, 3)
     merged = merge_top(_select(influence[:100], np.arange(100), 3), _select(influence[100:], np.arange(100, 200), 3))
-    for top in (whole, merged):
-        assert top.texts["row"].to_pylist() == sorted(set(top.rows.ravel().tolist()))
+    for state in (whole, merged):
+        assert state.texts["row"].to_pylist() == sorted(set(state.rows.ravel().tolist()))
     # a slice of a big table must not drag the whole of it into the object store
     assert len(pickle.dumps(merged)) < 5000
 

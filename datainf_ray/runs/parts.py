@@ -1,0 +1,133 @@
+"""The rows of examples/ on their way: a file per chunk while the run goes on, parts of a sensible size when it is done.
+
+A chunk is committed as soon as it is computed, so its file is small, and a large corpus has a hundred thousand of them.
+`plan_parts` says which chunks make each part, `consolidate` writes one. Both follow from the plan and from what the
+chunks hold, so the same run gives the same parts, whoever writes them and however often.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.schemas import group_rows, open_parquet, parquet_writer, sized
+
+#: What the names of the chunks' files begin with.
+CHUNKS = "checkpoints/scores/chunk-"
+#: What the names of the parts begin with.
+PARTS = "examples/part-"
+#: The least size of a part, as planned; a run that has less has one part.
+PART_BYTES = 128 * 2**20
+
+# A row without influences, compressed: 11 bytes were seen where ids are <file>#<row>, 30 where they are random.
+_ROW_BYTES = 20
+_AHEAD = 8  # requests to a store at a time, each for a small file
+_AHEAD_BYTES = 16 * 2**20
+_PORTION = 65_536  # rows
+
+
+def chunk_name(number: int) -> str:
+    """The file to which a chunk's rows are committed: the columns of examples/, and metadata for the run's own use."""
+    return f"{CHUNKS}{number:06d}.parquet"
+
+
+def part_name(number: int) -> str:
+    """The file that holds a part of the rows when the run is done."""
+    return f"{PARTS}{number:06d}.parquet"
+
+
+def names_of(directory: RunDirectory, beginning: str) -> list[str]:
+    """The files there are of those that begin with `CHUNKS` or `PARTS`, by number."""
+    names = (name for name in directory.list(beginning) if name.endswith(".parquet"))
+    return sorted(names, key=lambda name: (len(name), name))  # after 999999 the names grow
+
+
+def row_bytes(queries: int, scores: bool = True, blocks: int = 0) -> int:
+    """What a row of examples/ takes in a file, about; `blocks` is 0 where there is no block_influence."""
+    return _ROW_BYTES + (4 * queries * (1 + blocks) if scores else 0)
+
+
+def plan_parts(chunk_rows: Sequence[int], row_bytes: int) -> list[range]:
+    """Which chunks make each part, by the rows of every chunk and the bytes of a row.
+
+    Parts are as equal as chunks allow and of 128 to 256 MB, or less where there is but one; a chunk that is larger than
+    that is a part of its own.
+    """
+    starts = list(itertools.accumulate((rows * row_bytes for rows in chunk_rows), initial=0))
+    total = max(1, starts.pop())
+    parts = max(1, total // PART_BYTES)
+    numbers = [start * parts // total for start in starts]
+    edges = [k for k, number in enumerate(numbers) if k == 0 or number != numbers[k - 1]]
+    return [range(*edge) for edge in itertools.pairwise([*edges, len(numbers)])]
+
+
+def consolidate(directory: RunDirectory, part_number: int, chunks: range) -> None:
+    """Write a part from its chunks' files, whole or not at all; again, if it is there, with the same bytes.
+
+    Takes memory for a few row groups, and for the part twice where its upload to a store does. Raises
+    `FileNotFoundError` if a chunk is not there.
+    """
+    tables = _chunk_tables(directory, chunks)
+    first = next(tables)
+    step = group_rows(first.schema)
+    with directory.writing(part_name(part_number)) as stream, parquet_writer(stream, first.schema) as writer:
+        for group in _regrouped(itertools.chain([first], tables), step):
+            writer.write_table(group)
+
+
+def read_rows(
+    directory: RunDirectory, name: str, columns: list[str] | None = None, share: float = 1.0
+) -> Iterator[pa.Table]:
+    """The rows of a chunk's file or of a part, in order and in portions of bounded size.
+
+    With `share` < 1 only about that share of them, as row groups that are evenly spaced, at least one.
+    """
+    with directory.fs.open(f"{directory.root}/{name}", "rb") as file:
+        parquet = open_parquet(file)
+        there = parquet.num_row_groups
+        wanted = min(there, max(1, round(share * there)))
+        groups = [n * there // wanted for n in range(wanted)]
+        portion = min(_PORTION, group_rows(parquet.schema_arrow))
+        for batch in parquet.iter_batches(portion, row_groups=groups, columns=columns, use_threads=False):
+            yield sized(pa.Table.from_batches([batch]).replace_schema_metadata())  # a chunk's own, not ours
+
+
+def _chunk_tables(directory: RunDirectory, chunks: range) -> Iterator[pa.Table]:
+    """The rows of the chunks as the files have them, in portions of at most a row group."""
+    for data in _chunk_files(directory, chunks):
+        parquet = open_parquet(data)
+        empty = parquet.schema_arrow.empty_table()
+        batches = parquet.iter_batches(group_rows(parquet.schema_arrow), use_threads=False)
+        for table in itertools.chain([empty], (pa.Table.from_batches([batch]) for batch in batches)):
+            yield table.replace_schema_metadata()  # it says something about the chunk
+
+
+def _chunk_files(directory: RunDirectory, chunks: range) -> Iterator[bytes]:
+    """The chunks' files in order; of small ones some at a time, because every request to a store takes its while."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        ahead = 1
+        while chunks:
+            names = [chunk_name(number) for number in chunks[:ahead]]
+            chunks = chunks[ahead:]
+            files = list(pool.map(directory.read, names))
+            ahead = max(1, min(4 * _AHEAD, _AHEAD_BYTES // max(map(len, files))))
+            yield from files
+
+
+def _regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows, `rows` at a time (the last may be fewer), each in one piece whatever pieces they came in."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        held.append(table)
+        count += len(table)
+        while count >= rows:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, rows).combine_chunks()
+            held, count = [whole.slice(rows)], count - rows
+    if count:
+        yield pa.concat_tables(held).combine_chunks()
