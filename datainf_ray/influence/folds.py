@@ -1,8 +1,10 @@
 """What one sweep accumulates, block by block, while the backward pass produces the gradients.
 
 A fold sees a chunk of rows. `update` takes the gradients of one block for some of them, and is called inside the
-backward pass, so that no example's whole gradient ever exists. `result` gives one statistic per block, and `merge`
-joins the statistics of two chunks. Sums are in the gradients' own precision, which is float32 or wider.
+backward pass, so that no example's whole gradient ever exists. `result` gives a statistic per block, a few named
+tensors, and `merge` joins the statistics of two chunks. Sums are in the gradients' own precision, which is float32 or
+wider. What a fold is given may lie on another device than the gradients: it is moved block by block then, and the sums
+stay where it lies.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from torch import Tensor
 
 from datainf_ray.influence.block import Block
 
-#: A statistic for every block, by the block's name.
-State = Mapping[str, Tensor]
+#: What is known of one block: a few tensors by their names.
+Statistic = dict[str, Tensor]
 
-COUNT, TOTAL, SMALLEST = 0, 1, 2  #: what stands where in a block's moments
+#: A statistic for every block, by the block's name.
+State = Mapping[str, Statistic]
+
+COUNT, TOTAL, SMALLEST = 0, 1, 2  #: what stands where in a block's `moments`
 
 
 class Fold(ABC):
@@ -34,9 +39,20 @@ class Fold(ABC):
         self.sqnorms = torch.zeros(rows, len(blocks), dtype=torch.float64, device=device)  # rows × blocks
         self.seen = torch.zeros(rows, dtype=torch.bool, device=device)
 
+    def update(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor | None = None) -> None:
+        """Take in `gradients` (b × d_l) of the chunk's rows `rows` (b positions, each at most once per block).
+
+        `sqnorms` (b) are the squared norms where they are not those of `gradients`, as with projected ones.
+        """
+        if sqnorms is None:
+            sqnorms = torch.linalg.vecdot(gradients, gradients)
+        sqnorms = sqnorms.to(self.sqnorms.dtype)
+        self.sqnorms[rows, self.position[block]] = sqnorms
+        self.accumulate(block, gradients, rows, sqnorms)
+
     @abstractmethod
-    def update(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        """Take in `gradients` (b × d_l) of the chunk's rows `rows` (b positions, each at most once per block)."""
+    def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
+        """What the fold itself makes of the gradients (b × d_l) and of their squared norms (b, float64)."""
 
     def finite(self, rows: Tensor) -> Tensor:
         """After the backward pass of a batch: which of its rows (b booleans) had finite gradients in all blocks.
@@ -47,76 +63,92 @@ class Fold(ABC):
         self.seen[rows] = True
         return self.sqnorms[rows].sum(1).isfinite()
 
-    @abstractmethod
-    def result(self) -> dict[str, Tensor]:
-        """One statistic for every block, over all rows of the chunk."""
+    def result(self) -> dict[str, Statistic]:
+        """The statistic of every block over all rows of the chunk; here its `moments`, 3 float64.
+
+        They are the number of rows, Σ_i ‖g_il‖² and the smallest ‖g_il‖² that is not zero (inf where all are).
+        """
+        sqnorms = self.sqnorms[self.seen]
+        count = torch.full((len(self.blocks),), float(len(sqnorms)), dtype=torch.float64, device=sqnorms.device)
+        positive = torch.where(sqnorms > 0, sqnorms, torch.inf)
+        smallest = positive.amin(0) if len(sqnorms) else torch.full_like(count, torch.inf)
+        table = torch.stack([count, sqnorms.sum(0), smallest], 1).cpu()
+        return {name: {"moments": row.clone()} for name, row in zip(self.blocks, table, strict=True)}
 
     @staticmethod
-    def merge(left: Tensor, right: Tensor) -> Tensor:
-        """The statistic of one block over two disjoint sets of rows. Sums, unless the fold says otherwise."""
-        return left + right
-
-    def _squared_norms(self, block: str, gradients: Tensor, rows: Tensor) -> Tensor:
-        sqnorms = torch.einsum("bd,bd->b", gradients, gradients)
-        self.sqnorms[rows, self.position[block]] = sqnorms.to(self.sqnorms.dtype)
-        return sqnorms
+    def merge(left: Statistic, right: Statistic) -> Statistic:
+        """The statistic of one block over two disjoint sets of rows: sums, unless the fold says otherwise."""
+        joined = {name: value + right[name] for name, value in left.items()}
+        if "moments" in joined:
+            joined["moments"][SMALLEST] = torch.minimum(left["moments"][SMALLEST], right["moments"][SMALLEST])
+        return joined
 
 
 class Moments(Fold):
-    """The number of rows, Σ_i ‖g_il‖² and the smallest ‖g_il‖² that is not zero (inf where all are): 3 float64 a block.
+    """The blocks' `moments` and nothing else; the damping follows from them."""
 
-    The damping follows from the first two; the third bounds the error of interpolating in it.
-    """
+    def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
+        pass
 
-    def update(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        self._squared_norms(block, gradients, rows)
 
-    def result(self) -> dict[str, Tensor]:
-        return _moments(self)
+class Norms(Fold):
+    """Every row's ‖g_il‖², one after the other: `sqnorms`, as many float64 as there are rows. For small samples."""
+
+    def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
+        pass
+
+    def result(self) -> dict[str, Statistic]:
+        table = self.sqnorms[self.seen].T.cpu()
+        return {name: {"sqnorms": row.clone()} for name, row in zip(self.blocks, table, strict=True)}
 
     @staticmethod
-    def merge(left: Tensor, right: Tensor) -> Tensor:
-        joined = left + right
-        joined[SMALLEST] = torch.minimum(left[SMALLEST], right[SMALLEST])
-        return joined
+    def merge(left: Statistic, right: Statistic) -> Statistic:
+        return {"sqnorms": torch.cat([left["sqnorms"], right["sqnorms"]])}
 
 
 class GradientSums(Fold):
     """Σ of the gradients of the rows in each group: the queries' gradients, before they are divided into means.
 
-    `groups` (one int64 per row of the chunk) is the query that a row belongs to, of `queries` in all. A block's result
-    is queries × d_l.
+    `groups` (one int64 per row of the chunk) is the query that a row belongs to. A block's statistic has the `ids` of
+    the g queries that the chunk has rows of, in order, and their `sums`, g × d_l.
     """
 
     def __init__(
-        self,
-        blocks: Sequence[Block],
-        rows: int,
-        device: torch.device | str = "cpu",
-        *,
-        groups: Tensor,
-        queries: int,
+        self, blocks: Sequence[Block], rows: int, device: torch.device | str = "cpu", *, groups: Tensor
     ) -> None:
         super().__init__(blocks, rows, device)
-        self.groups = groups.to(device)
-        self.sums = {b.name: torch.zeros(queries, b.size, device=device) for b in blocks}
+        self.ids, places = groups.unique(return_inverse=True)
+        self.places = places.to(device)
+        self.sums = {b.name: torch.zeros(len(self.ids), b.size, device=device) for b in blocks}
 
-    def update(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        self._squared_norms(block, gradients, rows)
+    def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
         sums = self.sums[block]
         # A product with the indicator matrix sums in a fixed order on every device; index_add_ does not on a GPU.
         indicator = torch.zeros(len(sums), len(rows), dtype=gradients.dtype, device=gradients.device)
-        indicator[self.groups[rows], torch.arange(len(rows), device=gradients.device)] = 1
+        indicator[self.places[rows], torch.arange(len(rows), device=gradients.device)] = 1
         self.sums[block] = torch.addmm(sums.to(gradients.dtype), indicator, gradients)
 
-    def result(self) -> dict[str, Tensor]:
-        return self.sums
+    def result(self) -> dict[str, Statistic]:
+        return {name: {"ids": self.ids, "sums": sums} for name, sums in self.sums.items()}
+
+    @staticmethod
+    def merge(left: Statistic, right: Statistic) -> Statistic:
+        ids = torch.cat([left["ids"], right["ids"]]).unique()
+        sums = left["sums"].new_zeros(len(ids), left["sums"].shape[1])
+        for part in (left, right):
+            sums[torch.searchsorted(ids, part["ids"])] += part["sums"]  # ids are distinct within a part
+        return {"ids": ids, "sums": sums}
 
 
 class Curvature(Fold):
-    """Σ_i (v_ql·g_il) / (λ_l + ‖g_il‖²) · g_il for every query: n times the paper's h_ql; a block's result is m × d_l.
+    """Σ_i (v_ql·g_il) / (λ + ‖g_il‖²) · g_il for every query, at K values of the damping λ, the nodes.
 
-    `queries` holds the queries' gradients v (m × d_l a block), `damping` λ_l (a scalar a block).
+    `queries` holds the queries' gradients v (`vector`, m × d_l), `nodes` the values of λ (`nodes`, K in ascending
+    order; a block with K = 0 is left out). A block's statistic has its `moments`, its `sums` (K × m × d_l: n times the
+    paper's h_ql, by node) and its `tail` (a float64), from which `methods.interpolation_error` bounds what is lost
+    between the nodes:
+
+        tail = Σ_i  s_i / (λ_1 + s_i) · Π_j λ_j / (λ_j + s_i)    with s_i = ‖g_il‖²
     """
 
     def __init__(
@@ -126,29 +158,42 @@ class Curvature(Fold):
         device: torch.device | str = "cpu",
         *,
         queries: State,
-        damping: State,
+        nodes: State,
     ) -> None:
         super().__init__(blocks, rows, device)
-        self.queries, self.damping = queries, damping
-        self.sums = {name: torch.zeros_like(v) for name, v in queries.items()}
+        self.queries = {name: queries[name]["vector"] for name in self.blocks}
+        self.nodes = {name: nodes[name]["nodes"] for name in self.blocks}
+        self.sums = {name: v.new_zeros(len(self.nodes[name]), *v.shape) for name, v in self.queries.items()}
+        self.tails = torch.zeros(len(blocks), dtype=torch.float64, device=device)
 
-    def update(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        sqnorms = self._squared_norms(block, gradients, rows)
-        v = self.queries[block]
-        weights = 1 / (self.damping[block].to(sqnorms.dtype) + sqnorms)
-        # λ_l is zero only where every row's gradient is: such a block has no curvature, and no influence
-        weights = weights.masked_fill(sqnorms == 0, 0.0)
-        self.sums[block].addmm_((v @ gradients.T) * weights, gradients)
+    def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
+        v, nodes, sums = self.queries[block], self.nodes[block].to(sqnorms)[:, None], self.sums[block]
+        if not len(nodes):
+            return
+        # A row without gradient has no curvature; λ may be zero too, where every row is such a one.
+        shifted = (nodes + sqnorms).masked_fill(sqnorms == 0, torch.inf)
+        self.tails[self.position[block]] += ((sqnorms / shifted[0]) * (nodes / shifted).prod(0)).sum()
+        products = v.to(gradients.device) @ gradients.T  # m × b
+        weighted = products * (1 / shifted).to(products.dtype)[:, None, :]  # K × m × b
+        weighted = weighted.flatten(0, 1)
+        if sums.device == gradients.device:
+            sums.view(-1, sums.shape[-1]).addmm_(weighted, gradients)
+        else:
+            sums += (weighted @ gradients).view_as(sums).to(sums.device)
 
-    def result(self) -> dict[str, Tensor]:
-        return self.sums
+    def result(self) -> dict[str, Statistic]:
+        tails = self.tails.cpu()
+        return {
+            name: {**statistic, "sums": self.sums[name], "tail": tails[self.position[name]].clone()}
+            for name, statistic in super().result().items()
+        }
 
 
 class Scores(Fold):
-    """− Σ_l x_ql · g_il: a row's influence on each query, for query vectors x (m × d_l a block).
+    """− Σ_l x_ql · g_il: a row's influence on each query, for query vectors x (`vector`, m × d_l a block).
 
     With x the iHVP this is DataInf; with x the query's own gradient it is Hessian-free. `scores` is rows × m, and
-    `block_scores` (kept if `by_block`) rows × m × blocks. The result is the blocks' moments.
+    `block_scores` (kept if `by_block`) rows × m × blocks. A block's statistic is its `moments`.
     """
 
     def __init__(
@@ -161,32 +206,15 @@ class Scores(Fold):
         by_block: bool = False,
     ) -> None:
         super().__init__(blocks, rows, device)
-        self.vectors = vectors
-        first = next(iter(vectors.values()))
+        self.vectors = {name: vectors[name]["vector"] for name in self.blocks}
+        first = next(iter(self.vectors.values()))
         self.scores = torch.zeros(rows, len(first), dtype=first.dtype, device=device)
         self.block_scores = (
             torch.zeros(rows, len(first), len(blocks), dtype=first.dtype, device=device) if by_block else None
         )
 
-    def update(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        self._squared_norms(block, gradients, rows)
-        scores = -(gradients @ self.vectors[block].T)
+    def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
+        scores = -(gradients @ self.vectors[block].to(gradients.device).T)
         self.scores[rows] += scores  # rows are distinct within a batch
         if self.block_scores is not None:
             self.block_scores[rows, :, self.position[block]] = scores
-
-    def result(self) -> dict[str, Tensor]:
-        return _moments(self)
-
-    @staticmethod
-    def merge(left: Tensor, right: Tensor) -> Tensor:
-        return Moments.merge(left, right)
-
-
-def _moments(fold: Fold) -> dict[str, Tensor]:
-    sqnorms = fold.sqnorms[fold.seen]
-    count = torch.full((len(fold.blocks),), float(len(sqnorms)), dtype=torch.float64, device=sqnorms.device)
-    positive = torch.where(sqnorms > 0, sqnorms, torch.inf)
-    smallest = positive.amin(0) if len(sqnorms) else torch.full_like(count, torch.inf)
-    table = torch.stack([count, sqnorms.sum(0), smallest], 1).cpu()
-    return dict(zip(fold.blocks, table, strict=True))

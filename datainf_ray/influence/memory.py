@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Fold, Scores, State
+from datainf_ray.influence.folds import Fold, Scores, State, Statistic
+from datainf_ray.influence.methods import Over
 
 
 class InMemory:
     """`Sweeps` over gradient matrices.
 
-    `gradients` holds n × d_l per block; `batch` rows are folded at a time and `chunk` rows merged at a time. After a
-    method has run, `scores` is n × m.
+    `gradients` holds n × d_l per block; `batch` rows are folded at a time and `chunk` rows merged at a time. `pilot`
+    and `sample` are the numbers of rows drawn with `seed` for the pilot and for the sampled curvature. `names` lists
+    the sweeps that were done, and after a method has run `scores` is n × m.
 
         sweeps = InMemory({"a": g_a, "b": g_b})
-        datainf(sweeps, {"a": v_a, "b": v_b}, damping=0.1)
+        datainf(sweeps, sweeps.vectors({"a": v_a, "b": v_b}), damping=0.1)
         sweeps.scores
     """
 
-    def __init__(self, gradients: State, batch: int = 256, chunk: int = 1024) -> None:
-        self.gradients, self.batch, self.chunk = gradients, batch, chunk
+    def __init__(
+        self,
+        gradients: Mapping[str, Tensor],
+        batch: int = 1024,
+        chunk: int = 1024,
+        *,
+        pilot: int = 64,
+        sample: int | None = None,
+        seed: int = 0,
+        groups: Sequence[tuple[int, int]] = ((0, 2**31),),
+    ) -> None:
+        self.gradients, self.batch, self.chunk, self.groups = gradients, batch, chunk, groups
         self.blocks = [Block(name, "", tuple(g.shape[1:])) for name, g in gradients.items()]
+        n = len(next(iter(gradients.values())))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        half = (sample or n) // 2
+        self.rows: dict[str, Tensor | None] = {
+            "train": None,
+            "pilot": order[:pilot].sort().values,
+            "half a": order[:half].sort().values,
+            "half b": order[half : sample or n].sort().values,
+        }
+        self.n = n
+        self.names: list[str] = []
         self.scores: Tensor | None = None
 
-    def run(self, name: str, fold: type[Fold], **inputs: Any) -> dict[str, Tensor]:
-        n = len(next(iter(self.gradients.values())))
-        merged: dict[str, Tensor] | None = None
+    @staticmethod
+    def vectors(queries: Mapping[str, Tensor]) -> State:
+        """The queries' gradients (m × d_l a block) as the state that methods take."""
+        return {name: {"vector": vector} for name, vector in queries.items()}
+
+    def run(self, name: str, fold: type[Fold], over: Over = "train", **inputs: Any) -> State:
+        self.names.append(name)
+        chosen = self.rows[over]
+        total = self.n if chosen is None else len(chosen)
+        merged: dict[str, Statistic] | None = None
         scores = []
-        for start in range(0, n, self.chunk):
-            rows = min(self.chunk, n - start)
+        for start in range(0, total, self.chunk):
+            rows = min(self.chunk, total - start)
             part = fold(self.blocks, rows, **inputs)
             for first in range(0, rows, self.batch):
                 positions = torch.arange(first, min(first + self.batch, rows))
+                here = slice(start + first, start + first + len(positions))
                 for block, g in self.gradients.items():
-                    part.update(block, g[start + positions], positions)
+                    part.update(block, g[here] if chosen is None else g[chosen[here]], positions)
                 part.finite(positions)
             result = part.result()
             merged = result if merged is None else {k: fold.merge(merged[k], result[k]) for k in merged}
@@ -48,8 +79,11 @@ class InMemory:
             self.scores = torch.cat(scores)
         return merged or {}
 
-    def each_block(self, function: Callable[..., Tensor], *states: Mapping[str, Tensor], **values: Any) -> State:
+    def each_block(self, function: Callable[..., Statistic], *states: State, **values: Any) -> State:
         return {b.name: function(b, *(state[b.name] for state in states), **values) for b in self.blocks}
+
+    def collect(self, state: State) -> State:
+        return state
 
     def remember(self, name: str, solve: Callable[[], dict[str, State]]) -> dict[str, State]:
         return solve()

@@ -10,14 +10,22 @@ A row of positive influence is harmful: giving it more weight in training raises
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import COUNT, TOTAL, Curvature, Fold, Moments, Scores
+from datainf_ray.influence.damping import (
+    block_damping,
+    choose_nodes,
+    interpolated,
+    judge,
+    known_nodes,
+    nodes_again,
+)
+from datainf_ray.influence.folds import Curvature, Fold, Moments, Norms, Scores, Statistic
 
 SIGN = (
     "positive influence: upweighting the row raises the query's loss (harmful); "
@@ -26,60 +34,172 @@ SIGN = (
 
 Handle = TypeVar("Handle")
 
+#: Which rows a sweep goes over: all, a small random sample, or two disjoint halves of a larger one.
+Over = Literal["train", "pilot", "half a", "half b"]
+
 
 class Sweeps(Protocol[Handle]):
     """Where a method's program runs. A handle is a statistic for every block, wherever it lies."""
 
-    def run(self, name: str, fold: type[Fold], **inputs: Any) -> Handle:
-        """One sweep over the training rows: the fold's merged statistics. Inputs are handles or plain values."""
+    groups: Sequence[tuple[int, int]]  #: first..last-1 of the queries whose curvature one sweep can hold
 
-    def each_block(self, function: Callable[..., Tensor], *states: Handle, **values: Any) -> Handle:
-        """`function(block, *tensors, **values)` for every block, where the states lie."""
+    def run(self, name: str, fold: type[Fold], over: Over = "train", **inputs: Any) -> Handle:
+        """One sweep over training rows: the fold's merged statistics. Inputs are handles or plain values."""
+
+    def each_block(self, function: Callable[..., Statistic], *states: Handle, **values: Any) -> Handle:
+        """`function(block, *statistics, **values)` for every block, where the states lie."""
+
+    def collect(self, state: Handle) -> Mapping[str, Statistic]:
+        """A small state, here."""
 
     def remember(self, name: str, solve: Callable[[], dict[str, Handle]]) -> dict[str, Handle]:
         """What `solve` gives, kept with the run, so that a run that is picked up again need not solve twice."""
 
 
-def datainf(sweeps: Sweeps[Handle], queries: Handle, damping: float) -> dict[str, Handle]:
-    """DataInf: the damping from one sweep, the iHVP from a second, the scores from a third.
+def datainf(
+    sweeps: Sweeps[Handle], queries: Handle, damping: float, *, sampled: bool = False, known: Handle | None = None
+) -> dict[str, Handle]:
+    """DataInf in two sweeps: the curvature from one, the scores from another.
 
-    `queries` are the queries' gradients (m × d_l a block) and `damping` is c. Returns the blocks' `moments` and
-    `damping`; the scores are with the rows.
+    `queries` are the queries' gradients (`vector`, m × d_l a block) and `damping` is c. The curvature's damping is
+    interpolated (see `damping`); blocks where that might be wrong by more than `damping.TOLERANCE` are swept once more.
+    With `sampled` the curvature and the damping are those of a random sample, swept twice; with `known` (`damping` and
+    `moments` a block) the damping is given. Returns `facts` (`damping` and `moments` a block; where it was
+    interpolated, `bound` too, and `again` where the block was swept once more), `nodes`, and with `sampled` `error`;
+    the scores are with the rows.
     """
 
     def solve() -> dict[str, Handle]:
-        moments = sweeps.run("moments", Moments)
-        lambdas = sweeps.each_block(block_damping, moments, c=damping)
-        curvature = sweeps.run("curvature", Curvature, queries=queries, damping=lambdas)
-        vectors = sweeps.each_block(ihvp, queries, curvature, moments, lambdas)
-        return {"moments": moments, "damping": lambdas, "vectors": vectors}
+        if known is not None:
+            return {"facts": known, "vectors": _exact(sweeps, queries, known, sweeps.groups)}
+        if sampled:
+            return _from_sample(sweeps, queries, damping)
+        return _interpolated(sweeps, queries, damping)
 
     solved = sweeps.remember("ihvp", solve)
     sweeps.run("scores", Scores, vectors=solved["vectors"])
-    return {"moments": solved["moments"], "damping": solved["damping"]}
+    return {name: state for name, state in solved.items() if name != "vectors"}
 
 
 def hessian_free(sweeps: Sweeps[Handle], queries: Handle) -> dict[str, Handle]:
     """Hessian-free: the identity in place of the inverse curvature, − v_q · g_k. One sweep, no damping."""
-    return {"moments": sweeps.run("scores", Scores, vectors=queries)}
+    return {"facts": sweeps.run("scores", Scores, vectors=queries)}
 
 
-def block_damping(block: Block, moments: Tensor, *, c: float) -> Tensor:
-    """λ_l = c · mean_i ‖g_il‖² / d_l, a float64 scalar; zero where there is no row at all."""
-    return c * moments[TOTAL] / (moments[COUNT].clamp(min=1) * block.size)
+def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str, Handle]:
+    """Damping and iHVP from one sweep over all rows for the first group of queries; the others know the damping."""
+
+    def chosen() -> dict[str, Handle]:
+        return {"nodes": sweeps.each_block(choose_nodes, sweeps.run("pilot", Norms, "pilot"), c=c)}
+
+    nodes = sweeps.remember("nodes", chosen)["nodes"]
+    first, *others = sweeps.groups
+    group = _slice(sweeps, queries, first)
+    swept = sweeps.run("curvature", Curvature, queries=group, nodes=nodes)
+    facts = sweeps.each_block(judge, group, swept, nodes, c=c)
+    vectors = sweeps.each_block(ihvp, group, swept, nodes, facts)
+    again = sweeps.each_block(nodes_again, facts)
+    if any(len(statistic["nodes"]) for statistic in sweeps.collect(again).values()):
+        swept = sweeps.run("curvature again", Curvature, queries=group, nodes=again)
+        exact = sweeps.each_block(ihvp, group, swept, again, facts)
+        vectors = sweeps.each_block(_where_exact, vectors, exact, again)
+        facts = sweeps.each_block(_without_bound, facts, again)
+    if others:
+        vectors = sweeps.each_block(_joined, vectors, _exact(sweeps, queries, facts, others))
+    return {"facts": facts, "nodes": nodes, "vectors": vectors}
 
 
-def ihvp(block: Block, queries: Tensor, curvature: Tensor, moments: Tensor, damping: Tensor) -> Tensor:
-    """r_l = (v_l − h_l) / λ_l, m × d_l, from the curvature's sum over n rows.
+def _exact(sweeps: Sweeps[Handle], queries: Handle, facts: Handle, groups: Sequence[tuple[int, int]]) -> Handle:
+    """The iHVP of some groups of queries where the damping is known, a curvature sweep for each."""
+    nodes = sweeps.each_block(known_nodes, facts)
+    found = []
+    for group in groups:
+        some = _slice(sweeps, queries, group)
+        swept = sweeps.run("curvature", Curvature, queries=some, nodes=nodes)
+        found.append(sweeps.each_block(ihvp, some, swept, nodes, facts))
+    return found[0] if len(found) == 1 else sweeps.each_block(_joined, *found)
+
+
+def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str, Handle]:
+    """Damping and iHVP from two halves of a sample, and from how they differ an estimate of the iHVP's error."""
+    halves: tuple[Over, Over] = ("half a", "half b")
+    moments = [sweeps.run("moments", Moments, half) for half in halves]
+    owns = [sweeps.each_block(block_damping, state, c=c) for state in moments]
+    facts = sweeps.each_block(block_damping, sweeps.each_block(_merged, *moments), c=c)
+    nodes = sweeps.each_block(known_nodes, facts)
+    vectors, errors = [], []
+    for group in sweeps.groups:
+        some = _slice(sweeps, queries, group)
+        swept = [sweeps.run("curvature", Curvature, half, queries=some, nodes=nodes) for half in halves]
+        both = sweeps.each_block(ihvp, some, sweeps.each_block(_merged, *swept), nodes, facts)
+        parts = [sweeps.each_block(ihvp, some, s, nodes, own) for s, own in zip(swept, owns, strict=True)]
+        errors.append(sweeps.each_block(_difference, both, *parts))
+        vectors.append(both)
+    join = len(vectors) > 1
+    return {
+        "facts": facts,
+        "nodes": nodes,
+        "vectors": sweeps.each_block(_joined, *vectors) if join else vectors[0],
+        "error": sweeps.each_block(_joined, *errors) if join else errors[0],
+    }
+
+
+def _slice(sweeps: Sweeps[Handle], queries: Handle, group: tuple[int, int]) -> Handle:
+    if len(sweeps.groups) == 1:
+        return queries
+    return sweeps.each_block(_rows, queries, first=group[0], last=group[1])
+
+
+def ihvp(block: Block, queries: Statistic, swept: Statistic, nodes: Statistic, facts: Statistic) -> Statistic:
+    """`vector` r_l = (v_l − h_l) / λ_l, m × d_l, with h interpolated from the curvature's sums at the nodes.
 
     Where λ_l is zero no row has a gradient in the block, and none can have influence through it: r_l is zero.
     """
-    if damping == 0:
-        return torch.zeros_like(queries)
-    h = curvature.double() / moments[COUNT]
-    return ((queries.double() - h) / damping).to(queries.dtype)
+    v, lam = queries["vector"], facts["damping"]
+    if lam == 0 or not len(nodes["nodes"]):
+        return {"vector": torch.zeros_like(v)}
+    return {"vector": ((v.double() - interpolated(swept, nodes["nodes"], lam)) / lam).to(v.dtype)}
 
 
-def mean_of_group(block: Block, sums: Tensor, *, counts: Tensor) -> Tensor:
-    """The queries' gradients from the sums over their rows (m × d_l) and the number of rows (m); zero where none is."""
-    return sums / counts.clamp(min=1).to(sums)[:, None]
+def mean_of_group(block: Block, swept: Statistic, *, counts: Tensor) -> Statistic:
+    """The queries' gradients from the sums over their rows, and the number of rows (m); zero where there is none."""
+    vector = swept["sums"].new_zeros(len(counts), swept["sums"].shape[1])
+    vector[swept["ids"]] = swept["sums"] / counts[swept["ids"]].clamp(min=1).to(vector)[:, None]
+    return {"vector": vector}
+
+
+def error_by_query(error: Mapping[str, Statistic]) -> Tensor:
+    """The estimated relative error of each query's iHVP (m float64), over all blocks, from what `sampled` gave.
+
+    Half the difference between the iHVPs of the two halves estimates the standard error of that of the whole sample.
+    """
+    parts = torch.stack([statistic["squares"] for statistic in error.values()]).sum(0)  # m × 2
+    return (parts[:, 0] / parts[:, 1].clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
+
+
+def _difference(block: Block, both: Statistic, a: Statistic, b: Statistic) -> Statistic:
+    off = (a["vector"].double() - b["vector"].double()) / 2
+    return {"squares": torch.stack([off.square().sum(1), both["vector"].double().square().sum(1)], 1)}
+
+
+def _merged(block: Block, left: Statistic, right: Statistic) -> Statistic:
+    return Fold.merge(left, right)
+
+
+def _rows(block: Block, queries: Statistic, *, first: int, last: int) -> Statistic:
+    return {"vector": queries["vector"][first:last]}
+
+
+def _joined(block: Block, *parts: Statistic) -> Statistic:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _where_exact(block: Block, vectors: Statistic, exact: Statistic, again: Statistic) -> Statistic:
+    return exact if len(again["nodes"]) else vectors
+
+
+def _without_bound(block: Block, facts: Statistic, again: Statistic) -> Statistic:
+    """A block that was swept exactly has no error left to bound."""
+    swept = len(again["nodes"]) > 0
+    bound = torch.zeros_like(facts["bound"]) if swept else facts["bound"]
+    return {**facts, "bound": bound, "again": torch.tensor(float(swept))}

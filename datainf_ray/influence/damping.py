@@ -1,0 +1,124 @@
+"""The damping λ_l before it is known: nodes around a guess, and how much interpolating between them can be wrong.
+
+DataInf's curvature needs λ_l = c · mean_i ‖g_il‖² / d_l, which is known only when every row has been seen. But
+1 / (λ + s) is smooth in λ, so the curvature is summed at K nodes λ_1..λ_K around a guess from a few random rows, and
+interpolated to the true λ afterwards. Lagrange's polynomial p through the nodes is off, for a row with s = ‖g‖², by
+
+    1/(λ+s) − p(λ)  =  1/(λ+s) · Π_j (λ − λ_j) / (λ_j + s)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datainf_ray.influence.block import Block
+from datainf_ray.influence.folds import COUNT, SMALLEST, TOTAL, Statistic
+
+TOLERANCE = 1e-6  #: of a block's iHVP, relative; beyond it the block is swept again with the true damping
+MOST_NODES = 8
+_AIM = 1e-8  # what the nodes are chosen for, by the guess
+_ROUNDING = 2.0**-24  # float32's; each node's sum carries it
+
+
+def block_damping(block: Block, statistic: Statistic, *, c: float) -> Statistic:
+    """`damping` λ_l = c · mean_i ‖g_il‖² / d_l, a float64 scalar (zero where there is no row), beside the `moments`."""
+    moments = statistic["moments"]
+    return {"damping": c * moments[TOTAL] / (moments[COUNT].clamp(min=1) * block.size), "moments": moments}
+
+
+def choose_nodes(block: Block, pilot: Statistic, *, c: float) -> Statistic:
+    """`nodes` (K float64, ascending) from the pilot's `sqnorms`; none where all of those are zero.
+
+    They are Chebyshev's, in log λ, on an interval around the guess that is as wide as the guess is uncertain: three
+    standard errors of the mean either way. K is the least from 2 to `MOST_NODES` whose error over that interval would
+    be below 1e-8 if all rows were like the pilot's. Two do where λ is far below every ‖g‖²; a model that has learnt
+    some rows by heart needs more.
+    """
+    s = pilot["sqnorms"]
+    guess = c * s.mean() / block.size if len(s) else s.new_zeros(())
+    if guess == 0:
+        return {"nodes": s.new_zeros(0)}
+    spread = s.std() / (s.mean() * len(s) ** 0.5) if len(s) > 1 else s.new_ones(())
+    width = float((3 * spread).clamp(0.05, 1.5))
+    true = guess * torch.linspace(-width, width, 33, dtype=s.dtype).exp()
+    for k in range(2, MOST_NODES + 1):
+        angles = (2 * torch.arange(k, dtype=s.dtype) + 1) * torch.pi / (2 * k)
+        nodes = (guess * (-width * angles.cos()).exp()).sort().values
+        if interpolation_error(nodes, true, tail(nodes, s) / len(s)).max() <= _AIM:
+            break
+    return {"nodes": nodes}
+
+
+def tail(nodes: Tensor, sqnorms: Tensor) -> Tensor:
+    """Σ_i s_i / (λ_1 + s_i) · Π_j λ_j / (λ_j + s_i), a scalar, for K `nodes` λ and the squared norms s of n rows."""
+    shifted = (nodes[:, None] + sqnorms).masked_fill(sqnorms == 0, torch.inf)
+    return ((sqnorms / shifted[0]) * (nodes[:, None] / shifted).prod(0)).sum()
+
+
+def interpolation_error(nodes: Tensor, damping: Tensor, mean_tail: Tensor) -> Tensor:
+    """A bound on ‖h interpolated − h‖ / ‖v‖ at each of some dampings λ, whatever the gradients' directions.
+
+    A row's term of h is off by at most ‖v‖ · s/(λ+s) · Π_j |λ − λ_j|/(λ_j+s). With `mean_tail` the mean over rows of
+    s/(λ_1+s) · Π_j λ_j/(λ_j+s), and (λ_1+s)/(λ+s) ≤ max(1, λ_1/λ), the mean of all terms is off by at most
+
+        max(1, λ_1/λ) · Π_j |λ/λ_j − 1| · mean_tail
+    """
+    lam = damping[..., None]
+    return torch.clamp(nodes[0] / damping, min=1) * (lam / nodes - 1).abs().prod(-1) * mean_tail
+
+
+def lagrange(nodes: Tensor, damping: Tensor) -> Tensor:
+    """The weights w (K) with p(λ) = Σ_j w_j f(λ_j) for the polynomial p through f at the nodes."""
+    others = ~torch.eye(len(nodes), dtype=torch.bool)
+    above = torch.where(others, damping - nodes[None, :], 1)
+    below = torch.where(others, nodes[:, None] - nodes[None, :], 1)
+    return (above / below).prod(1)
+
+
+def interpolated(swept: Statistic, nodes: Tensor, damping: Tensor) -> Tensor:
+    """h at `damping` (m × d_l, float64) from the curvature's `sums` at the nodes."""
+    weights = lagrange(nodes, damping)
+    total = swept["sums"].new_zeros(swept["sums"].shape[1:], dtype=torch.float64)
+    for weight, sums in zip(weights, swept["sums"], strict=True):  # K of them; one at a time needs one float64 copy
+        total.add_(sums, alpha=float(weight))
+    return total / swept["moments"][COUNT]
+
+
+def judge(block: Block, queries: Statistic, swept: Statistic, nodes: Statistic, *, c: float) -> Statistic:
+    """What a curvature sweep at `nodes` gave: the true `damping`, `moments`, and `bound`, a float64 scalar.
+
+    The bound is on ‖r interpolated − r‖ / ‖r‖, r = (v − h)/λ, the largest over the queries: that on h, times
+    ‖v‖ / ‖v − h‖, and in it what `lagrange`'s weights make of the sums' rounding where λ lies outside the nodes. inf
+    where there were no nodes although there are gradients.
+    """
+    known = block_damping(block, swept, c=c)
+    lam, points = known["damping"], nodes["nodes"]
+    if lam == 0 or not queries["vector"].any():
+        return {**known, "bound": lam.new_zeros(())}
+    if not len(points):
+        return {**known, "bound": lam.new_full((), torch.inf)}
+    error = interpolation_error(points, lam, swept["tail"] / swept["moments"][COUNT])
+    error = error + (lagrange(points, lam).abs().sum() - 1).clamp(min=0) * _ROUNDING
+    v = queries["vector"].double()
+    sizes, rests = v.norm(dim=1), (v - interpolated(swept, points, lam)).norm(dim=1)
+    # with the error itself in the denominator's favour: ‖v − h‖ is at least what was found less what it may be off by
+    rests = (rests - error * sizes).clamp(min=0)
+    return {**known, "bound": (error * sizes[sizes > 0] / rests[sizes > 0]).max()}
+
+
+def known_nodes(block: Block, facts: Statistic) -> Statistic:
+    """The true damping as the only node: nothing is interpolated."""
+    lam = facts["damping"]
+    return {"nodes": lam[None] if lam > 0 else lam.new_zeros(0)}
+
+
+def nodes_again(block: Block, facts: Statistic) -> Statistic:
+    """The true damping where the bound exceeds `TOLERANCE`, no node where it does not."""
+    return known_nodes(block, facts) if facts["bound"] > TOLERANCE else {"nodes": facts["damping"].new_zeros(0)}
+
+
+def smallest_sqnorm(facts: Statistic) -> float | None:
+    """The smallest ‖g_il‖² that is not zero; None where all are."""
+    value = float(facts["moments"][SMALLEST])
+    return value if value != float("inf") else None
