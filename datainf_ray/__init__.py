@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datainf_ray.config import RunConfig
     from datainf_ray.errors import RequestError, RunFailedError
-    from datainf_ray.execute import attribute
+    from datainf_ray.execute import attribute, query
     from datainf_ray.forecast import plan
     from datainf_ray.runs.results import Run, open_run
 
-__all__ = ["RequestError", "Run", "RunConfig", "RunFailedError", "attribute", "open_run", "plan"]
+__all__ = ["RequestError", "Run", "RunConfig", "RunFailedError", "attribute", "open_run", "plan", "query"]
 
 # Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
 _HOMES = {
@@ -29,6 +29,7 @@ _HOMES = {
     "attribute": "execute",
     "open_run": "runs.results",
     "plan": "forecast",
+    "query": "execute",
 }
 
 

@@ -52,12 +52,16 @@ def plan(
     config: Config,
     assignments: Assignments = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Start one worker, and time it on a few rows; this does use a GPU.")
+    ] = False,
 ) -> None:
     """What a run would take: rows, tokens, blocks, chunks, sweeps, memory, bytes, time. Touches no GPU."""
     from datainf_ray.forecast import plan as forecast
     from datainf_ray.forecast import render
 
-    expected = forecast(config, **_overrides(assignments))
+    with _terminable():
+        expected = forecast(config, calibrate=calibrate, **_overrides(assignments))
     typer.echo(json.dumps(expected.model_dump(), indent=2) if as_json else render(expected))
 
 
@@ -95,6 +99,20 @@ def top(
         typer.echo(text.getvalue(), nl=False)
     else:
         _show(rows, open_run(run).queries().to_pylist(), harmful)
+
+
+@app.command()
+def query(
+    run: RunPath,
+    queries: Annotated[list[str], typer.Option("--queries", metavar="PATH", help="The new queries; may be repeated.")],
+    output: Annotated[str, typer.Option(metavar="RUN2", help="The directory of the answers, a run like any other.")],
+    assignments: Assignments = [],  # noqa: B006
+) -> None:
+    """Answer new queries from the run's gradient index, without a backward pass over the corpus."""
+    from datainf_ray.execute import query as answer
+
+    with _terminable():
+        answer(run, queries=queries, output=output, **_overrides(assignments))
 
 
 @app.command()

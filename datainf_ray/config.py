@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, Union, get_args
 
 import fsspec
 import yaml
@@ -31,6 +31,9 @@ ROLES = (
     "labels",
     "image",
 )
+
+
+Auto = Union[Literal["auto"], Annotated[int, Field(ge=1)]]  # noqa: UP007 - pydantic evaluates it
 
 
 class _Part(BaseModel):
@@ -96,7 +99,7 @@ class MethodConfig(_Part):
     name: MethodName = "datainf"
     damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="c in λ_l = c · mean‖g‖² / d_l")
     loss: Literal["mean", "sum"] = Field("mean", description="over an example's target tokens")
-    curvature_rows: int | None = Field(None, ge=1, description="null: all rows; N: a seeded random sample of N")
+    curvature_rows: int | None = Field(None, ge=2, description="null: all rows; N: a seeded random sample of N")
 
 
 class ClusterConfig(_Part):
@@ -107,8 +110,8 @@ class ClusterConfig(_Part):
     max_workers: int | None = Field(None, ge=1, description="null: as many as the cluster has room for")
     gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs, else 0")
     cpus_per_worker: int = Field(1, ge=1, description="also the number of threads a worker computes with")
-    chunk_rows: int = Field(1024, ge=1, description="rows in a chunk: the unit of work, of retry and of commit")
-    batch_tokens: int = Field(8192, ge=1, description="padded tokens in a batch; one longer row is a batch of its own")
+    chunk_rows: Auto = Field("auto", description="rows in a chunk: the unit of work, of retry and of commit")
+    batch_tokens: Auto = Field("auto", description="padded tokens in a batch; one longer row is a batch of its own")
 
     @model_validator(mode="after")
     def _ordered(self) -> ClusterConfig:
@@ -135,7 +138,9 @@ class RunConfig(_Part):
     method: MethodConfig = Field(default_factory=MethodConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     gradients: Literal["auto", "recompute", "keep"] = Field("auto", description="what the second sweep reads")
-    index: bool | str | None = Field(None, description="fsspec URL or true: write a gradient index")
+    index: bool | str | None = Field(None, description="fsspec URL or true: write a gradient index for later queries")
+    index_projection: int | None = Field(None, ge=1, description="per side of a block, in the index; null: as it is")
+    index_dtype: Literal["float32", "bfloat16", "float16"] = Field("float16", description="of the gradient index")
     results: ResultsConfig = Field(default_factory=ResultsConfig)
     output: str = Field(min_length=1, description="the run directory: a path or fsspec URL")
     seed: int = Field(0, ge=0, description="of everything that is drawn at random")
@@ -146,16 +151,24 @@ class RunConfig(_Part):
         later = {
             "model.task": (self.model.task, ("causal-lm", "sequence-classification")),
             "method.name": (self.method.name, ("datainf", "hessian-free")),
-            "method.curvature_rows": (self.method.curvature_rows, (None,)),
             "cluster.gpus_per_worker": (self.cluster.gpus_per_worker, (None, 0, 1)),
-            "gradients": (self.gradients, ("auto", "recompute")),
-            "index": (self.index, (None, False)),
             "results.self_influence": (self.results.self_influence, (False,)),
         }
         for key, (value, possible) in later.items():
             if value not in possible:
                 choice = " or ".join(json.dumps(p) for p in possible)
                 raise ValueError(f"{key}: {value!r} is not available in this version; use {choice}")
+        return self
+
+    @model_validator(mode="after")
+    def _of_use(self) -> RunConfig:
+        """What would have no effect here is a mistake."""
+        if self.method.curvature_rows is not None and self.method.name == "hessian-free":
+            raise ValueError(
+                f"method.curvature_rows: {self.method.curvature_rows}: hessian-free has no curvature; use null"
+            )
+        if self.index_projection is not None and not self.index:
+            raise ValueError(f"index_projection: {self.index_projection}: there is no index; use index: true with it")
         return self
 
 

@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
-import os
+import math
+import textwrap
 import time
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from datainf_ray.config import RunConfig, load_config
+from datainf_ray.estimate import activation_bytes, index_row_bytes, mean_tokens, said_bytes, score_bytes, weight_bytes
 from datainf_ray.job import Job, prepare
-from datainf_ray.runs.schemas import OK
+from datainf_ray.room import Room, guess_room
+from datainf_ray.runs.parts import PART_BYTES, row_bytes
+from datainf_ray.sizing import (
+    PLANNED_NODES,
+    SHARE,
+    Sizes,
+    choose_chunk_rows,
+    choose_sizes,
+    expected_batch_tokens,
+    nodes_of,
+    pilot_rows,
+    transport_seconds,
+    transport_share,
+)
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
-_SWEEPS = {"datainf": ("moments", "curvature", "scores"), "hessian-free": ("scores",)}
+_READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
+_START_SECONDS = 10.0  # Ray and a worker with its libraries; a large model takes longer
+_PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
+_TEXT_BYTES = 100  # a row's id and preview, compressed
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a worker was seen to do with a few random rows of the corpus."""
+
+    tokens_per_second: float  # of one worker, forward and backward, all its reading and tokenising included
+    worker_bytes: int  # its peak memory: the GPU's on a GPU, else resident host memory
+    start_seconds: float  # from asking for it until it was ready
+    device: str  # a GPU's name, or cpu
+    tokens_per_row: float | None = None  # of those rows; None: as the first rows have it
 
 
 class Plan(BaseModel):
@@ -26,94 +57,191 @@ class Plan(BaseModel):
     rows: int
     query_rows: int
     queries: int
-    tokens: int = Field(description="of the training rows, estimated from the first of them")
+    tokens: int = Field(description="of the training rows, estimated from some of them")
     query_tokens: int
     blocks: int
     parameters: int = Field(description="trainable, in all blocks")
     base_parameters: int
     chunks: int
-    sweeps: list[str]
+    chunk_rows: int
+    batch_tokens: int = Field(description="padded tokens in a batch; on a GPU an estimate where it is auto")
+    groups: list[tuple[int, int]] = Field(description="ranges of queries; each costs a curvature sweep")
+    resident: bool = Field(description="queries and sums lie on the device; else they are moved block by block")
+    sweeps: list[str] = Field(description="in order; a block whose damping was hard to guess may cost one more")
+    sampled_rows: int = Field(description="rows of the pilot, or the sample that the curvature is taken from")
+    gradients: Literal["keep", "recompute"]
+    gradients_why: str
+    transport: float = Field(description="a chunk's statistics on their way, as a share of its computing time")
+    transport_why: str
     workers: int = Field(description="that the estimate of the time is for")
-    worker_bytes: int = Field(description="peak memory of a worker: model, activations of a batch, accumulators")
+    worker_bytes: int = Field(description="a worker's peak host memory, sums planned for 4 nodes of damping")
+    device_bytes: int | None = Field(description="a worker's peak GPU memory; null on a CPU")
     driver_bytes: int = Field(description="peak memory of the driver beyond Python and its libraries")
     store_bytes: int = Field(description="in the object store at a time")
+    store_room: int = Field(description="bytes that the object store has; Ray puts on disk what is more")
     output_bytes: int
+    output_parts: int = Field(description="files of examples/")
+    index_bytes: int = Field(description="of the gradient index; 0 where none is written")
     flops: float = Field(description="floating-point operations of all sweeps")
     seconds: float
-    assumption: str = Field(description="what the seconds rest on")
+    assumption: str = Field(description="what the seconds rest on, and the memory where a cluster was not asked")
     output: str
 
 
-def plan(config: str | Path | dict[str, Any] | RunConfig, **overrides: Any) -> Plan:
+def plan(config: str | Path | dict[str, Any] | RunConfig, calibrate: bool = False, **overrides: Any) -> Plan:
     """What a run of this configuration would take. Reads metadata and a few rows; touches no GPU and starts nothing.
 
-    Raises `RequestError` for everything that `attribute` would refuse before it starts a worker.
+    With `calibrate` a worker is started, on the cluster that the run would use, and timed on a few rows. Raises
+    `RequestError` for everything that `attribute` would refuse before it starts a worker.
     """
-    return forecast(prepare(load_config(config, **overrides), writable=False))
+    job = prepare(load_config(config, **overrides), writable=False)
+    if not calibrate:
+        return forecast(job)
+    from datainf_ray.cluster.calibrate import measure  # only here: a plan needs no Ray
+
+    return forecast(job, *measure(job))
 
 
-def forecast(job: Job) -> Plan:
+def forecast(job: Job, calibration: Calibration | None = None, room: Room | None = None) -> Plan:
+    """What a prepared job would take in `room`, or in what can be guessed of it."""
     config, facts, m = job.config, job.facts, job.queries
-    rows = {name: corpus.rows for name, corpus in job.corpora.items()}
-    tokens = {name: round(_mean_tokens(job, name) * rows[name]) for name in rows}
-    sweeps = _SWEEPS[config.method.name]
-    state = 4 * m * facts.parameters  # one float32 vector per query
-    workers = config.cluster.max_workers or max((os.cpu_count() or 1) // config.cluster.cpus_per_worker, 1)
-    workers = min(workers, len(job.chunks("train")))
+    room, assumed = guess_room(job) if room is None else (room, "")
+    batch_tokens = expected_batch_tokens(job, room)
+    sizes = choose_sizes(job, room, batch_tokens)
+    seen = calibration.tokens_per_row if calibration is not None else None
+    tokens = {"train": seen or mean_tokens(job), "queries": mean_tokens(job, "queries")}
+    tokens = {name: round(tokens[name] * corpus.rows) for name, corpus in job.corpora.items()}
+    chunks = math.ceil(job.rows / sizes.chunk_rows)
+    workers = min(room.workers, chunks)
+    sweeps = _sweeps(job, sizes)
 
     # Forward 2 operations per parameter and token, backward through the activations as many; the base's own weights
-    # get no gradient. The folds multiply each row's gradients with every query's, twice in the curvature sweep.
-    passes = len(sweeps) * tokens["train"] + tokens["queries"]
-    products = (3 if config.method.name == "datainf" else 1) * 2 * rows["train"] * m * facts.parameters
-    flops = 4.0 * facts.base_parameters * passes + products
-    on_gpu = bool(config.cluster.address or os.environ.get("RAY_ADDRESS")) and config.cluster.gpus_per_worker != 0
-    if on_gpu:
-        rate = _GPU_FLOPS * max(config.cluster.gpus_per_worker or 1, 1)
-        said = f"{workers} worker(s) at {rate / 1e12:.0f} Tflop/s, a GPU of today in bfloat16"
+    # get no gradient.
+    passes = tokens["queries"] + tokens["train"] / job.rows * sum(s.rows for s in sweeps if s.backward)
+    flops = 4.0 * facts.base_parameters * passes + sum(s.products for s in sweeps)
+    if calibration is not None:
+        rate = 4.0 * facts.base_parameters * calibration.tokens_per_second
+        said = f"{calibration.tokens_per_second:,.0f} tokens/s, as measured on {calibration.device}"
+    elif room.gpus_per_worker:
+        rate = _GPU_FLOPS * room.gpus_per_worker
+        said = f"{rate / 1e12:.0f} Tflop/s, a GPU of today in bfloat16"
     else:
         rate = _cpu_flops(config.cluster.cpus_per_worker)
-        said = f"{workers} worker(s) at {rate / 1e9:.0f} Gflop/s, half of what a matrix product reaches on this CPU"
+        said = f"{rate / 1e9:.0f} Gflop/s, half of what a matrix product reaches on this CPU"
+    reading = 4 * facts.parameters * sum(s.rows for s in sweeps if not s.backward and s.name != "queries") / _READ_RATE
+    uneven = math.ceil(chunks / workers) * workers / chunks  # the last round leaves workers idle
+    seconds = (flops / rate + reading + chunks * transport_seconds(job)) * uneven / workers
+    seconds += calibration.start_seconds if calibration is not None else _START_SECONDS
 
-    chunk_rows = min(config.cluster.chunk_rows, rows["train"])
-    vectors = 3 if config.method.name == "datainf" else 1  # queries, sums and the sums of a chunk on its way
-    batch = max(config.cluster.batch_tokens, round(_mean_tokens(job, "train")))
-    # a token's activations that wait for the backward pass: about 20 vectors a layer, and the logits in float32
-    layers = max(facts.base_parameters // max(12 * facts.hidden_size**2, 1), 1)
-    activations = 4 * batch * (20 * facts.hidden_size * min(layers, 200))
-    if config.model.task == "causal-lm":
-        activations += 3 * 4 * batch * facts.vocabulary
-    weight = {"bfloat16": 2, "float16": 2}.get(config.model.dtype, 2 if on_gpu and config.model.dtype == "auto" else 4)
-    if config.model.quantization:
-        weight = 1
-    scores = 4 * m * rows["train"] if config.results.scores else 0
-    if config.results.blocks:
-        scores *= 1 + len(facts.blocks)
+    worker, device = _memory(job, sizes, room, calibration)
+    state = 4 * m * facts.parameters
+    largest = max(last - first for first, last in sizes.groups) / m * nodes_of(job) * state
+    kept = 4 * facts.parameters * job.rows if sizes.gradients == "keep" else 0
+    blocks = len(facts.blocks) if config.results.blocks else 0
+    output = job.rows * row_bytes(m, config.results.scores, blocks)
+    sampled = next((s.rows for s in sweeps if s.name in ("pilot", "moments")), 0)
+    share = transport_share(job, room.gpus_per_worker, sizes.chunk_rows, len(sizes.groups))
     return Plan(
-        rows=rows["train"],
-        query_rows=rows["queries"],
+        rows=job.rows,
+        query_rows=job.corpora["queries"].rows,
         queries=m,
         tokens=tokens["train"],
         query_tokens=tokens["queries"],
         blocks=len(facts.blocks),
         parameters=facts.parameters,
         base_parameters=facts.base_parameters,
-        chunks=len(job.chunks("train")),
-        sweeps=["queries", *sweeps],
+        chunks=chunks,
+        chunk_rows=sizes.chunk_rows,
+        batch_tokens=batch_tokens,
+        groups=list(sizes.groups),
+        resident=sizes.resident,
+        sweeps=[s.name for s in sweeps],
+        sampled_rows=job.sampled_rows or sampled,
+        gradients=sizes.gradients,
+        gradients_why=sizes.why,
+        transport=share,
+        transport_why=_transport_why(job, room, share, batch_tokens),
         workers=workers,
-        worker_bytes=weight * facts.base_parameters + activations + vectors * state + 4 * m * chunk_rows,
-        driver_bytes=2 * min(state, 32 * 2**20) + 8 * rows["queries"],
-        store_bytes=state * (3 + 2 * workers),
-        output_bytes=scores + 40 * rows["train"],
+        worker_bytes=worker,
+        device_bytes=device,
+        # its part of the reduction, the queries' groups, the chunks it hands out, the top rows
+        driver_bytes=2 * min(state, 32 * 2**20)
+        + 8 * job.corpora["queries"].rows
+        + 500 * chunks
+        + 600 * m * min(config.results.top_k, job.rows),
+        # the queries, a chunk's sums from every worker and on every level of the tree, and what is kept
+        store_bytes=int(2 * state + largest * (workers + math.log2(chunks) + 1)) + kept,
+        store_room=room.store_bytes,
+        output_bytes=output + 2 * m * min(config.results.top_k, job.rows) * _TEXT_BYTES,
+        output_parts=max(1, min(output // PART_BYTES, chunks)),
+        index_bytes=job.rows * (index_row_bytes(job) + _TEXT_BYTES) if config.index else 0,
         flops=flops,
-        seconds=flops / (rate * workers),
-        assumption=said,
+        seconds=seconds,
+        assumption=f"{workers} worker{'s' * (workers > 1)} at {said}{assumed}",
         output=job.directory.url,
     )
 
 
-def _mean_tokens(job: Job, name: str) -> float:
-    usable = [example.tokens for example in job.examples[name] if example.status == OK]
-    return sum(usable) / max(len(job.examples[name]), 1)
+@dataclass(frozen=True)
+class _Sweep:
+    name: str
+    rows: int  # of the corpus
+    backward: bool  # else from kept gradients
+    products: float  # operations of the fold
+
+
+def _sweeps(job: Job, sizes: Sizes) -> list[_Sweep]:
+    """The sweeps of a run, in order."""
+    rows, sampled, parameters = job.rows, job.sampled_rows, job.facts.parameters
+    again = sizes.gradients == "recompute"
+    scores = _Sweep("scores", rows, again, 2.0 * rows * job.queries * parameters)
+    begin = [_Sweep("queries", 0, False, 0.0)]
+    if job.config.method.name != "datainf":
+        return [*begin, replace(scores, backward=True)]
+
+    def curvature(over: int, first: int, last: int, nodes: int, backward: bool) -> _Sweep:
+        return _Sweep("curvature", over, backward, (2.0 + 2 * nodes) * over * (last - first) * parameters)
+
+    if sampled is not None:  # in two halves, which tell the error
+        halves = [sampled - sampled // 2, sampled // 2]
+        moments = [_Sweep("moments", half, True, 0.0) for half in halves]
+        return [*begin, *moments, *(curvature(half, *g, 1, True) for g in sizes.groups for half in halves), scores]
+    first, *others = sizes.groups
+    curvatures = [curvature(rows, *first, nodes_of(job), True), *(curvature(rows, *g, 1, again) for g in others)]
+    return [*begin, _Sweep("pilot", pilot_rows(rows), True, 0.0), *curvatures, scores]
+
+
+def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None) -> tuple[int, int | None]:
+    """A worker's peak memory: the host's, and the GPU's where it has one."""
+    on_gpu = room.device_bytes is not None
+    group = max(last - first for first, last in sizes.groups)
+    queries = 4 * group * job.facts.parameters
+    sums = PLANNED_NODES * queries if nodes_of(job) else 0
+    model = weight_bytes(job, on_gpu) + activation_bytes(job, sizes.batch_tokens, on_gpu)
+    # A chunk's results stay on the host until they have been sent, while the next chunk is under way.
+    host = _PROCESS_BYTES + sums + sizes.chunk_rows * score_bytes(job)
+    if sizes.gradients == "keep":
+        host += 2 * 4 * job.facts.parameters * sizes.chunk_rows
+    if job.config.index:
+        host += 4 * index_row_bytes(job) * sizes.chunk_rows
+    if not (on_gpu and sizes.resident):
+        host += sums
+    if not on_gpu:
+        measured = None if calibration is None else calibration.worker_bytes - _PROCESS_BYTES
+        return int(host + (model if measured is None else measured)), None
+    device = calibration.worker_bytes if calibration is not None else model
+    return int(host), int(device + (queries + sums if sizes.resident else 0) + sizes.chunk_rows * score_bytes(job))
+
+
+def _transport_why(job: Job, room: Room, share: float, batch_tokens: int) -> str:
+    """What there is to say of the statistics' transport beside its share; nothing where that is small."""
+    if share <= SHARE:
+        return ""
+    if job.config.cluster.chunk_rows == "auto":
+        return f"more than {SHARE:.0%}, because a chunk cannot be larger"
+    free = job.config.model_copy(update={"cluster": job.config.cluster.model_copy(update={"chunk_rows": "auto"})})
+    better = choose_chunk_rows(replace(job, config=free), room.gpus_per_worker, batch_tokens)
+    return f"more than {SHARE:.0%}; cluster.chunk_rows: auto would take {better:,} rows"
 
 
 def _cpu_flops(threads: int) -> float:
@@ -133,31 +261,45 @@ def _cpu_flops(threads: int) -> float:
 
 
 def render(expected: Plan) -> str:
-    """The plan as lines for a person."""
+    """The plan as lines for a person, of at most 100 columns unless a path is longer."""
+    p = expected
+    sweeps = [name if n == 1 else f"{n} × {name}" for name, n in Counter(p.sweeps).items()]
+    memory = f"{said_bytes(p.worker_bytes)} a worker"
+    if p.device_bytes is not None:
+        memory += f" and {said_bytes(p.device_bytes)} of its GPU"
+    groups = f"{p.queries:,} from {p.query_rows:,} rows, about {p.query_tokens:,} tokens"
+    if len(p.groups) > 1:
+        groups += f"; in {len(p.groups)} groups, because their sums do not fit at once: a curvature sweep for each"
+    if not p.resident:
+        groups += "; they and their sums are in host memory, moved to the GPU block by block"
+    sampled = f"; {p.sampled_rows:,} random rows tell the damping" if "pilot" in p.sweeps else ""
+    if "moments" in p.sweeps:
+        sampled = f"; the curvature is that of {p.sampled_rows:,} random rows"
+    chunks = f"{p.chunks:,} chunks of {p.chunk_rows:,}" if p.chunks > 1 else "one chunk"
     lines = {
-        "rows": f"{expected.rows:,}, about {expected.tokens:,} tokens, in {expected.chunks:,} chunks",
-        "queries": f"{expected.queries:,} from {expected.query_rows:,} rows, about {expected.query_tokens:,} tokens",
-        "model": f"{expected.base_parameters:,} parameters, of which none gets a gradient",
-        "adapter": f"{expected.blocks:,} blocks with {expected.parameters:,} parameters, all attributed",
-        "sweeps": f"{len(expected.sweeps)}: {', '.join(expected.sweeps)}",
-        "memory": f"{_bytes(expected.worker_bytes)} a worker, {_bytes(expected.driver_bytes)} in the driver",
-        "object store": f"{_bytes(expected.store_bytes)} at a time",
-        "output": f"{_bytes(expected.output_bytes)} at {expected.output}",
-        "work": f"{expected.flops:.2g} floating-point operations",
-        "time": f"about {_time(expected.seconds)}: {expected.assumption}",
+        "rows": f"{p.rows:,}, about {p.tokens:,} tokens, in {chunks}",
+        "queries": groups,
+        "model": f"{p.base_parameters:,} parameters, of which none gets a gradient",
+        "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed",
+        "sweeps": f"{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
+        "batches": f"of {p.batch_tokens:,} tokens, padding counted",
+        "gradients": p.gradients_why.removeprefix("gradients "),
+        "transport": f"of a chunk's statistics, {p.transport:.1%} of its computing time"
+        + (f": {p.transport_why}" if p.transport_why else ""),
+        "memory": f"{memory}, {said_bytes(p.driver_bytes)} in the driver",
+        "object store": f"{said_bytes(p.store_bytes)} at a time, of {said_bytes(p.store_room)}",
+        "output": f"{said_bytes(p.output_bytes)} in {p.output_parts:,} part{'s' * (p.output_parts > 1)} at {p.output}",
+        "index": f"{said_bytes(p.index_bytes)}" if p.index_bytes else "",
+        "work": f"{p.flops:.2g} floating-point operations",
+        "time": f"about {_time(p.seconds)}: {p.assumption}",
     }
-    return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+    wrapped = textwrap.TextWrapper(100, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text)
 
 
 def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

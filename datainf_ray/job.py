@@ -7,33 +7,59 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 
-from datainf_ray.config import RunConfig
-from datainf_ray.corpus.chunks import Chunk, Corpus, plan_corpus
+from datainf_ray.config import RunConfig, load_config
+from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.labels import check_labels
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Encoder, Example
 from datainf_ray.errors import RequestError
-from datainf_ray.model.files import is_remote, listing_digest, local_folder
+from datainf_ray.identity import base_digest, difference, folder_digest, settings
+from datainf_ray.influence.folds import State
 from datainf_ray.model.inspect import ModelFacts, adapter_folder, inspect_model, load_tokenizer
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.index import Index, open_index
+from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
 
 _SAMPLE_ROWS = 64  # rows that are looked at to learn how long they are and whether any can be used
-_HASHED = 64 * 2**20  # bytes; files of a model up to this size are known by all of their content
-_PIECES, _PIECE = 256, 64 * 2**10  # larger ones by so many pieces of so many bytes, and their size
+_PORTION = 4096  # rows of the queries that are read at a time to group them
 
-#: What changes neither a result nor its meaning: where the work is done and where it is put.
-_INCIDENTAL = {
-    "output": ...,
-    "cluster": {"address", "min_workers", "max_workers", "gpus_per_worker", "cpus_per_worker"},
-}
+
+@dataclass(frozen=True)
+class Answers:
+    """A finished run's gradient index, which answers new queries in place of the training rows."""
+
+    run: str  # the run's URL
+    index: Index
+    directory: RunDirectory
+    chunk_rows: int
+    blocks: pa.Table  # the run's blocks.parquet
+
+    @property
+    def facts(self) -> State:
+        """The blocks' `damping`, which is the run's."""
+        return {
+            block: {"damping": torch.tensor(value, dtype=torch.float64)}
+            for block, value in (self.index.damping or {}).items()
+        }
+
+    def chunks(self) -> list[Chunk]:
+        """The index's parts; their rows are not looked for in any file."""
+        rows, step = self.index.rows, self.chunk_rows
+        return [
+            Chunk(number, first, (Segment(0, first, min(first + step, rows)),))
+            for number, first in enumerate(range(0, rows, step))
+        ]
 
 
 @dataclass(frozen=True)
@@ -47,18 +73,40 @@ class Job:
     examples: dict[str, list[Example]]  # the first rows of each
     groups: np.ndarray  # for every row of the queries, the number of its query
     names: list[str] | None  # of the queries; None: they are called by their rows' ids
+    answers: Answers | None = None  # the run whose gradient index stands in for the training rows
+
+    @property
+    def rows(self) -> int:
+        """The number of training rows."""
+        return self.corpora["train"].rows if self.answers is None else self.answers.index.rows
 
     @property
     def queries(self) -> int:
         return int(self.groups.max()) + 1
 
-    def chunks(self, corpus: str) -> list[Chunk]:
-        return self.corpora[corpus].chunks(self.config.cluster.chunk_rows)
+    def chunks(self, chunk_rows: int) -> list[Chunk]:
+        """The training rows in chunks; those of an index are what they were when it was made."""
+        if self.answers is not None:
+            return self.answers.chunks()
+        return self.corpora["train"].chunks(chunk_rows)
+
+    @property
+    def sampled_rows(self) -> int | None:
+        """How many rows the curvature is taken from, where those are not all."""
+        asked = self.config.method.curvature_rows
+        return asked if self.answers is None and asked is not None and asked < self.rows else None
+
+    @property
+    def index(self) -> RunDirectory | None:
+        """Where the gradient index is read from or written to; None where there is none."""
+        if self.answers is not None:
+            return self.answers.directory
+        return index_directory(self.config)
 
     @property
     def sample(self) -> tuple[Example, ...]:
         """Two real rows, of different lengths where there are, for comparing gradients with autograd."""
-        usable = [e for name in ("train", "queries") for e in self.examples[name] if e.status == OK]
+        usable = [e for examples in self.examples.values() for e in examples if e.status == OK]
         usable.sort(key=lambda example: example.tokens)
         return tuple(usable[k] for k in sorted({0, len(usable) // 2}) if k < len(usable))
 
@@ -66,10 +114,10 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What makes this run this run, part by part: the settings that matter, and the content of model and rows."""
         return {
-            "settings": _settings(self.config),
-            "adapter": _folder_digest(adapter_folder(self.config.model)),
-            "base": _base_digest(self.config.model.base),
-            "train": self.corpora["train"].fingerprint(),
+            "settings": settings(self.config),
+            "adapter": folder_digest(adapter_folder(self.config.model)),
+            "base": base_digest(self.config.model.base),
+            "train": self.corpora["train"].fingerprint() if self.answers is None else self.answers.index.fingerprint,
             "queries": self.corpora["queries"].fingerprint(),
         }
 
@@ -78,29 +126,76 @@ class Job:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(config: RunConfig, writable: bool = True) -> Job:
+def prepare(config: RunConfig, writable: bool = True, meanwhile: Callable[[], None] = lambda: None) -> Job:
     """Understand and check a request. Raises `RequestError`; touches neither weights nor cluster.
 
-    With `writable`, the output is tried as well, and what a run there before was is compared.
+    With `writable`, the output is tried as well, and what a run there before was is compared. `meanwhile` is called
+    when the quick checks are done and the slow ones, which load libraries, begin, unless the output holds a run.
     """
     directory = RunDirectory(config.output)
+    index_directory(config)  # an index at an impossible place is found out now
     config = _absolute(config)
     corpora = {
         "train": plan_corpus(config.train, config.model.task, "train"),
         "queries": plan_corpus(config.queries, config.model.task, "queries"),
     }
+    adapter_folder(config.model)
+    if not directory.exists("run.json"):
+        meanwhile()
     facts = inspect_model(config.model)
     tokenizer = load_tokenizer(config.model)
     examples = {}
     for name, corpus in corpora.items():
         if facts.num_labels is not None:
             check_labels(corpus, facts.num_labels, facts.label2id, name)
-        examples[name] = _first(encoder_for(config, name, corpus, facts, tokenizer), corpus, config)
+        examples[name] = _first(encoder_for(config, name, corpus, facts, tokenizer), corpus)
     groups, names = _groups(config, corpora["queries"])
     job = Job(config, directory, facts, corpora, examples, groups, names)
     if writable:
         _check_output(job)
     return job
+
+
+def prepare_query(run: Run, config: RunConfig) -> Job:
+    """Understand a request to answer the queries of `config` from the gradient index of `run`.
+
+    The training rows need not be there any more. Raises `RequestError` where the run has no index, is not done, or
+    where its index was made by another model.
+    """
+    made = load_config(run.config, output=run.url)  # it may have been moved since
+    place = index_directory(made)
+    if place is None:
+        raise RequestError(f"run: {run.url} has no gradient index; run it with index: true to ask it more queries")
+    if run.state != "done":
+        raise RequestError(f"run: {run.url} is {run.state!r}; its gradient index is not complete")
+    index = open_index(place)
+    if config.method.name != "hessian-free" and index.damping is None:
+        raise RequestError(f"method.name: {config.method.name}: {run.url} was hessian-free and knows no damping")
+    directory = RunDirectory(config.output)
+    config = _absolute(config)
+    queries = plan_corpus(config.queries, config.model.task, "queries")
+    facts = inspect_model(config.model)
+    if facts.blocks != index.blocks:
+        raise RequestError(f"model.adapter: {config.model.adapter}: is not the one that {run.url} was made with")
+    tokenizer = load_tokenizer(config.model)
+    if facts.num_labels is not None:
+        check_labels(queries, facts.num_labels, facts.label2id, "queries")
+    examples = {"queries": _first(encoder_for(config, "queries", queries, facts, tokenizer), queries)}
+    groups, names = _groups(config, queries)
+    answers = Answers(run.url, index, place, run.document["sizes"]["chunk_rows"], run.blocks())
+    job = Job(config, directory, facts, {"queries": queries}, examples, groups, names, answers)
+    for part in ("adapter", "base"):
+        if job.identity[part] != run.document["identity"][part]:
+            raise RequestError(f"model.{part}: {getattr(config.model, part)}: has changed since {run.url} was made")
+    _check_output(job)
+    return job
+
+
+def index_directory(config: RunConfig) -> RunDirectory | None:
+    """Where a run's gradient index is: beside its tables, or where the configuration says."""
+    if not config.index:
+        return None
+    return RunDirectory(f"{config.output.rstrip('/')}/index" if config.index is True else config.index, key="index")
 
 
 def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> Encoder:
@@ -132,7 +227,7 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": changed})
 
 
-def _first(encoder: Encoder, corpus: Corpus, config: RunConfig) -> list[Example]:
+def _first(encoder: Encoder, corpus: Corpus) -> list[Example]:
     reader = RowReader(corpus)
     try:
         return encoder.encode(reader.read(corpus.chunks(min(_SAMPLE_ROWS, corpus.rows))[0]))
@@ -152,61 +247,12 @@ def _groups(config: RunConfig, corpus: Corpus) -> tuple[np.ndarray, list[str] | 
     try:
         groups = [
             numbers.setdefault("null" if row.group is None else row.group, len(numbers))
-            for chunk in corpus.chunks(config.cluster.chunk_rows)
+            for chunk in corpus.chunks(_PORTION)
             for row in reader.read(chunk)
         ]
     finally:
         reader.close()
     return np.array(groups, dtype=np.int64), list(numbers)
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """The configuration less what is incidental, flat, and less the places of what is known by its content."""
-    tree = config.model_dump(mode="json")
-    flat = {}
-    for key, value in tree.items():
-        incidental = _INCIDENTAL.get(key, set())
-        if incidental is ...:
-            continue
-        if not isinstance(value, dict):
-            flat[key] = value
-            continue
-        for inner, leaf in value.items():
-            if inner not in incidental and (key, inner) not in _PLACES:
-                flat[f"{key}.{inner}"] = leaf
-    return flat
-
-
-_PLACES = {("model", "base"), ("model", "adapter"), ("train", "path"), ("queries", "path")}
-
-
-def _base_digest(base: str) -> str:
-    """The base's digest. One in a store is known by what the store says of it: its weights are not on the driver."""
-    if is_remote(base):
-        return listing_digest(base, "model.base")
-    return _folder_digest(local_folder(base, "model.base"))
-
-
-def _folder_digest(folder: str) -> str:
-    """A digest of a model's files: their names, their sizes and their content, or samples of it where it is large.
-
-    Samples are enough to tell models apart that were trained differently: hardly a weight stays the same.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        return folder  # a hub id
-    total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors")):
-        size = path.stat().st_size
-        total.update(f"{path.relative_to(root)} {size}\n".encode())
-        with path.open("rb") as file:
-            if size <= _HASHED:
-                total.update(file.read())
-            else:
-                for piece in range(_PIECES):
-                    file.seek(piece * (size - _PIECE) // (_PIECES - 1))
-                    total.update(file.read(_PIECE))
-    return total.hexdigest()
 
 
 def _check_output(job: Job) -> None:
@@ -223,19 +269,6 @@ def _check_output(job: Job) -> None:
     directory.check_writable()
     if there is not None and there.get("fingerprint") != job.fingerprint:
         raise RequestError(
-            f"output: {directory.url} holds another run: {_difference(there.get('identity') or {}, job.identity)}; "
+            f"output: {directory.url} holds another run: {difference(there.get('identity') or {}, job.identity)}; "
             "use another output, or remove that one"
         )
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """The first thing in which two identities differ, in words."""
-    old, new = there.get("settings", {}), here["settings"]
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            return f"{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} here"
-    for part in ("adapter", "base", "train", "queries"):
-        if there.get(part) != here[part]:
-            what = "files" if part in ("adapter", "base") else "rows"
-            return f"the {part}{' model' if part == 'base' else ''}'s {what} are others"
-    return "it was made by another version"

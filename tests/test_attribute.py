@@ -261,7 +261,7 @@ class Interrupter:
     def end(self) -> None: ...
 
 
-@pytest.mark.parametrize("sweep", ["moments", "scores"])
+@pytest.mark.parametrize("sweep", ["curvature", "scores"])
 def test_an_interrupted_run_is_taken_up(tmp_path: Path, tiny_llama: dict[str, Any], sweep: str) -> None:
     from datainf_ray.config import load_config
     from datainf_ray.execute import execute
@@ -279,7 +279,7 @@ def test_an_interrupted_run_is_taken_up(tmp_path: Path, tiny_llama: dict[str, An
     assert bool(kept) == (sweep == "scores")
     run = attribute(config)
     # each once: what had been solved was not solved again
-    assert [s["name"] for s in run.summary()["sweeps"]] == ["queries", "moments", "curvature", "scores"]
+    assert [s["name"] for s in run.summary()["sweeps"]] == ["queries", "pilot", "curvature", "scores"]
     assert tables(run) == tables(quiet)
     assert {
         p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "examples").glob("*.parquet")
@@ -332,7 +332,7 @@ def test_the_run_says_what_it_was(tmp_path: Path, tiny_llama: dict[str, Any]) ->
     assert document["state"] == "done"
     assert document["sign"].startswith("positive influence: upweighting the row raises the query's loss (harmful)")
     assert document["counts"]["parameters"] == sum(run.blocks()["size"].to_pylist())
-    assert [s["name"] for s in document["sweeps"]] == ["queries", "moments", "curvature", "scores"]
+    assert [s["name"] for s in document["sweeps"]] == ["queries", "pilot", "curvature", "scores"]
     assert all(s["source"] == "backward" and s["examples"] in (4, 40) and s["tokens"] > 0 for s in document["sweeps"])
     assert document["capture"]["path"] == "hooks"
     assert document["capture"]["cosine"] > 0.9999

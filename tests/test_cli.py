@@ -122,7 +122,7 @@ def test_plan_counts_and_starts_nothing(
     assert run(monkeypatch, "plan", config, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["rows"], plan["queries"], plan["chunks"], plan["blocks"]) == (40, 4, 5, 8)
-    assert plan["sweeps"] == ["queries", "moments", "curvature", "scores"]
+    assert plan["sweeps"] == ["queries", "pilot", "curvature", "scores"]
     assert plan["parameters"] == 2 * (4 * 32 + 32 * 4) + 2 * (4 * 32 + 16 * 4)
     assert plan["tokens"] > 40 * 4
     assert plan["worker_bytes"] > 4 * plan["base_parameters"]

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 import datainf_ray
 from datainf_ray.config import RunConfig, load_config, parse_assignment
 from datainf_ray.errors import RequestError
-from datainf_ray.job import _INCIDENTAL, _PLACES, _settings
+from datainf_ray.identity import _INCIDENTAL, _PLACES, settings
 
 MINIMAL = {
     "model": {"base": "org/base", "adapter": "./adapter"},
@@ -28,10 +28,12 @@ OTHER: dict[str, Any] = {
     "model.trust_remote_code": True, "train.columns": {"text": "body"}, "train.id": "name", "train.max_length": 9,
     "queries.columns": {"text": "body"}, "queries.id": "name", "queries.max_length": 9, "queries.group": "all",
     "method.name": "hessian-free", "method.damping": 0.2, "method.loss": "sum", "cluster.chunk_rows": 7,
-    "cluster.batch_tokens": 7, "gradients": "recompute", "index": False, "results.top_k": 7, "results.scores": False,
+    "cluster.batch_tokens": 7, "index": True, "index_projection": 7,
+    "index_dtype": "bfloat16", "method.curvature_rows": 3, "results.top_k": 7, "results.scores": False,
     "results.blocks": True, "seed": 7,
 }  # fmt: skip
-ONE_VALUE = {"method.curvature_rows": 3, "results.self_influence": True}  # anything else is refused by name
+ONE_VALUE = {"results.self_influence": True}  # anything else is refused by name
+NEEDS = {"index_projection": {"index": True}}
 
 
 def leaves(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -51,13 +53,14 @@ def test_every_key_matters(key: str) -> None:
             load_config(MINIMAL, **{key: ONE_VALUE[key]})
     elif (part, name) in _PLACES:  # known by content instead: `test_attribute` changes the rows, and is refused
         pass
-    elif key == "output" or name in _INCIDENTAL.get(part, ()):
+    elif key in ("output", "gradients") or name in _INCIDENTAL.get(part, ()):
         source = "".join(
             p.read_text() for p in Path(datainf_ray.__file__).parent.rglob("*.py") if p.name != "config.py"
         )
         assert re.search(rf"\.{name}\b", source), "read nowhere"
     else:
-        before, after = (_settings(load_config(MINIMAL, **more)) for more in ({}, {key: OTHER[key]}))
+        with_ = NEEDS.get(key, {})
+        before, after = (settings(load_config(MINIMAL, **more)) for more in (with_, with_ | {key: OTHER[key]}))
         assert [k for k in after if before[k] != after[k]] == [key]
 
 
@@ -78,9 +81,9 @@ def test_yaml_dicts_and_keywords_mean_the_same(tmp_path: Path) -> None:
     )
 
 
-def test_defaults_are_the_contracts() -> None:
+def test_defaults_are_what_the_documentation_says() -> None:
     config = load_config(MINIMAL)
     assert (config.method.name, config.method.damping, config.method.loss) == ("datainf", 0.1, "mean")
-    assert (config.cluster.chunk_rows, config.cluster.batch_tokens, config.cluster.min_workers) == (1024, 8192, 0)
+    assert (config.cluster.chunk_rows, config.cluster.batch_tokens, config.cluster.min_workers) == ("auto", "auto", 0)
     assert (config.results.top_k, config.results.scores, config.results.blocks) == (100, True, False)
     assert (config.gradients, config.index, config.seed) == ("auto", None, 0)

@@ -54,4 +54,4 @@ def test_a_stopped_command_ends_with_130_and_goes_on(
     assert done.returncode == 0, done.stderr
     assert "600 rows scored" in done.stderr
     document = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert [s["name"] for s in document["sweeps"]] == ["queries", "moments", "curvature", "scores"]  # each once
+    assert [s["name"] for s in document["sweeps"]] == ["queries", "pilot", "curvature", "scores"]  # each once

@@ -1,11 +1,15 @@
-"""What a worker does with one chunk: rows become examples, batches and gradients, and a fold takes those."""
+"""What a worker does with one chunk: rows become examples, batches and gradients, and a fold takes those.
+
+The gradients come from a replica's backward pass, from what an earlier sweep kept in the object store, or from a
+gradient index. The fold sees the same updates in the same order from the first two, and so gives the same bits.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +19,25 @@ from torch import Tensor
 from datainf_ray.corpus.batches import collate, plan_batches
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.influence.folds import Fold, Scores
+from datainf_ray.influence.folds import Fold
+from datainf_ray.influence.projection import Projector
 from datainf_ray.model.replica import Replica
-from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.schemas import OK, examples_schema, matrix, vectors
-from datainf_ray.runs.top import Top, select_top
+from datainf_ray.runs.schemas import OK
 
 NONFINITE = "nonfinite"
-_MOMENTS = b"datainf.moments"
+
+#: What is known of a chunk's rows after a sweep, but for their influence; `loss` is null where there is none.
+FACTS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("loss", pa.float64()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("preview", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +50,63 @@ class ChunkReport:
     seconds: float
     status: dict[str, int]
     problems: list[tuple[str, str, str]] = field(default_factory=list)  # (id, status, detail) of some bad rows
-    table: pa.Table | None = None  # queries only: one row per example
+    facts: pa.Table | None = None  # queries only
+    recomputed: bool = False  # its gradients had been kept, and were lost
+
+
+class Recorder(Protocol):
+    """Takes what a fold takes, for other uses."""
+
+    def restart(self) -> None:
+        """The chunk begins, again perhaps: forget what was taken."""
+
+    def take(self, block: str, gradients: Tensor, rows: Tensor) -> None:
+        """`gradients` (b × d_l) of the chunk's rows `rows`, as `Fold.update`."""
+
+
+@dataclass
+class Kept:
+    """A chunk's gradients as the fold got them, update by update, to be given to another."""
+
+    facts: pa.Table
+    updates: list[tuple[str, np.ndarray, np.ndarray]]  # block, rows (b), gradients (b × d_l)
+
+
+class Keeper:
+    """Records a chunk's gradients on the host, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[str, np.ndarray, np.ndarray]] = []
+
+    def restart(self) -> None:
+        self.updates = []
+
+    def take(self, block: str, gradients: Tensor, rows: Tensor) -> None:
+        self.updates.append((block, rows.cpu().numpy(), gradients.cpu().numpy()))
+
+
+class Indexer:
+    """Records a chunk's projected gradients on the host, rows × d'_l a block; zero where a row has none."""
+
+    def __init__(self, projector: Projector, blocks: Sequence[str], rows: int) -> None:
+        self.projector = projector
+        self.sizes = {block: (rows, projector.size(block)) for block in blocks}
+        self.gradients: dict[str, Tensor] = {}
+
+    def restart(self) -> None:
+        self.gradients = {block: torch.zeros(size) for block, size in self.sizes.items()}
+
+    def take(self, block: str, gradients: Tensor, rows: Tensor) -> None:
+        self.gradients[block][rows.cpu()] = self.projector.project(block, gradients).cpu()
 
 
 @dataclass
 class Swept:
-    """A chunk's examples after a sweep: the fold, each row's loss (NaN without), and how each row fared."""
+    """A chunk after a sweep: the fold, and the facts of its rows."""
 
     fold: Fold
-    losses: Tensor  # (rows,) float64
-    status: list[str]
+    facts: pa.Table
+    usable: np.ndarray  # (rows,) bool: which of them have gradients
 
 
 def sweep_chunk(
@@ -53,8 +115,9 @@ def sweep_chunk(
     make_fold: Callable[[], Fold],
     batch_tokens: int,
     pad_id: int,
+    recorders: Sequence[Recorder] = (),
 ) -> Swept:
-    """Feed the gradients of a chunk's usable examples to a fold.
+    """Feed the gradients of a chunk's usable examples to a fold, and to the recorders.
 
     Batches follow from the examples' lengths alone, and are padded on the right whatever side the tokenizer is set to
     for generating: a causal model never sees what comes after, and an encoder's first token stays the first. A row
@@ -66,8 +129,10 @@ def sweep_chunk(
     spoilt: set[int] = set()
     while True:
         fold = make_fold()
+        for recorder in recorders:
+            recorder.restart()
         losses = torch.full((len(examples),), torch.nan, dtype=torch.float64, device=replica.device)
-        found: set[int] = set()
+        fine = torch.ones(len(examples), dtype=torch.bool, device=replica.device)
         for planned in batches:
             positions = [k for k in planned if k not in spoilt]
             if not positions:
@@ -76,110 +141,96 @@ def sweep_chunk(
             rows = batch.rows
 
             def consume(block: str, gradients: Tensor, at: Tensor, rows: Tensor = rows, fold: Fold = fold) -> None:
-                fold.update(block, gradients, rows[at])
+                here = rows[at]
+                fold.update(block, gradients, here)
+                for recorder in recorders:
+                    recorder.take(block, gradients, here)
 
             batch_losses = replica.gradients(batch, consume)
             losses[rows] = batch_losses.double()
-            fine = fold.finite(rows) & batch_losses.isfinite()
-            if not bool(fine.all()):
-                found.update(rows[~fine].tolist())
+            fine[rows] = fold.finite(rows) & batch_losses.isfinite()
+        found = (~fine).nonzero().flatten().tolist()  # one wait for the device a chunk, not one a batch
         if not found:
             break
-        spoilt |= found
+        spoilt.update(found)
     status = [NONFINITE if k in spoilt else example.status for k, example in enumerate(examples)]
-    return Swept(fold, losses.cpu(), status)
+    return Swept(fold, facts_of(examples, losses.cpu().numpy(), status), np.array([s == OK for s in status]))
+
+
+def replay(
+    kept: Kept, make_fold: Callable[[], Fold], device: torch.device | str, recorders: Sequence[Recorder] = ()
+) -> Swept:
+    """Feed a chunk's kept gradients to a fold and to the recorders, as the sweep that kept them did."""
+    fold = make_fold()
+    for recorder in recorders:
+        recorder.restart()
+    for block, rows, gradients in kept.updates:
+        # A copy: the store's memory is read-only, and aligned otherwise, which a matrix product's bits may depend on.
+        values, here = torch.tensor(gradients, device=device), torch.tensor(rows, device=device)
+        fold.update(block, values, here)
+        for recorder in recorders:
+            recorder.take(block, values, here)
+    return _seen(fold, kept.facts, device)
+
+
+def from_index(
+    gradients: dict[str, np.ndarray],
+    sqnorms: np.ndarray,
+    facts: pa.Table,
+    make_fold: Callable[[], Fold],
+    device: torch.device | str,
+) -> Swept:
+    """Feed a part of a gradient index to a fold; `sqnorms` (rows × blocks) are those of the gradients themselves."""
+    fold = make_fold()
+    usable = np.flatnonzero(_fine(facts))
+    rows = torch.tensor(usable, device=device)
+    for number, (block, values) in enumerate(gradients.items()):
+        norms = torch.tensor(sqnorms[usable, number], device=device)
+        fold.update(block, torch.tensor(values[usable], device=device), rows, norms)
+    return _seen(fold, facts, device)
+
+
+def _seen(fold: Fold, facts: pa.Table, device: torch.device | str) -> Swept:
+    usable = _fine(facts)
+    fold.finite(torch.tensor(np.flatnonzero(usable), device=device))
+    return Swept(fold, facts, usable)
+
+
+def _fine(facts: pa.Table) -> np.ndarray:
+    return np.array([status == OK for status in facts["status"].to_pylist()], dtype=bool)
+
+
+def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[str]) -> pa.Table:
+    """The `FACTS` of a chunk's examples."""
+    return pa.table(
+        [
+            [e.row for e in examples],
+            [e.id for e in examples],
+            [e.tokens for e in examples],
+            pa.array(losses, pa.float64(), mask=np.array([s != OK for s in status])),
+            list(status),
+            [e.detail for e in examples],
+            [e.preview for e in examples],
+        ],
+        schema=FACTS,
+    )
 
 
 def report_of(
-    chunk: Chunk, examples: Sequence[Example], status: Sequence[str], seconds: float, table: pa.Table | None = None
+    chunk: Chunk, facts: pa.Table, seconds: float, *, whole: bool = False, recomputed: bool = False
 ) -> ChunkReport:
-    bad = [(e.id, s, e.detail) for e, s in zip(examples, status, strict=True) if s != OK]
-    tokens = sum(e.tokens for e, s in zip(examples, status, strict=True) if s == OK)
-    return ChunkReport(chunk.number, len(examples), tokens, seconds, dict(Counter(status)), bad[:3], table)
-
-
-def query_table(examples: Sequence[Example], swept: Swept) -> pa.Table:
-    """row, id, tokens, loss, status, detail, preview of a chunk's query rows; loss is null where there is none."""
-    losses = swept.losses.numpy()
-    fine = np.array([s == OK for s in swept.status])
-    return pa.table(
-        {
-            "row": pa.array([e.row for e in examples], pa.int64()),
-            "id": pa.array([e.id for e in examples], pa.string()),
-            "tokens": pa.array([e.tokens for e in examples], pa.int64()),
-            "loss": pa.array(losses, pa.float64(), mask=~fine),
-            "status": pa.array(swept.status, pa.string()),
-            "detail": pa.array([e.detail for e in examples], pa.string()),
-            "preview": pa.array([e.preview for e in examples], pa.string()),
-        }
+    """A chunk's report; with `whole` it carries the facts of all its rows."""
+    status = facts["status"].to_pylist()
+    bad = [k for k, s in enumerate(status) if s != OK]
+    problems = [(facts["id"][k].as_py(), status[k], facts["detail"][k].as_py()) for k in bad[:3]]
+    tokens = facts["tokens"].to_numpy()[_fine(facts)].sum()
+    return ChunkReport(
+        chunk.number,
+        len(facts),
+        int(tokens),
+        seconds,
+        dict(Counter(status)),
+        problems,
+        facts if whole else None,
+        recomputed,
     )
-
-
-def texts_of(examples: Sequence[Example]) -> pa.Table:
-    return pa.table(
-        {
-            "row": pa.array([e.row for e in examples], pa.int64()),
-            "id": pa.array([e.id for e in examples], pa.string()),
-            "preview": pa.array([e.preview for e in examples], pa.string()),
-        }
-    )
-
-
-def part_name(chunk: Chunk) -> str:
-    return f"examples/part-{chunk.number:06d}.parquet"
-
-
-def commit_scores(
-    directory: RunDirectory,
-    chunk: Chunk,
-    examples: Sequence[Example],
-    swept: Swept,
-    unusable: Sequence[int],
-    keep: bool,
-) -> np.ndarray:
-    """Write the chunk's part of examples/, once; returns its influences, rows × queries, NaN where there is none.
-
-    `unusable` are the queries that have no gradient. With `keep` false no influence is written.
-    """
-    fold = swept.fold
-    assert isinstance(fold, Scores)
-    fine = np.array([s == OK for s in swept.status])
-    influence = fold.scores.float().cpu().numpy()
-    influence[~fine] = np.nan
-    influence[:, list(unusable)] = np.nan
-    sqnorms = fold.sqnorms.sum(1).cpu().numpy()
-    columns: list[pa.Array] = [
-        pa.array([e.row for e in examples], pa.int64()),
-        pa.array([e.id for e in examples], pa.string()),
-        pa.array([e.tokens for e in examples], pa.int32()),
-        pa.array(swept.losses.float().numpy(), pa.float32(), mask=~fine),
-        pa.array(sqnorms.astype(np.float32), pa.float32(), mask=~fine),
-        pa.array(swept.status, pa.string()),
-    ]
-    by_block = 0
-    if keep:
-        columns.append(vectors(influence, missing=~fine))
-        if fold.block_scores is not None:
-            by_block = fold.block_scores.shape[2]
-            columns.append(vectors(fold.block_scores.flatten(1).float().cpu().numpy(), missing=~fine))
-    moments = {name: value.tolist() for name, value in fold.result().items()}
-    schema = examples_schema(influence.shape[1], keep, by_block)
-    schema = schema.with_metadata({_MOMENTS: json.dumps(moments).encode()})
-    directory.commit_table(part_name(chunk), pa.Table.from_arrays(columns, schema=schema))
-    return influence
-
-
-def committed_scores(
-    directory: RunDirectory, chunk: Chunk, examples: Sequence[Example]
-) -> tuple[np.ndarray, list[str], dict[str, Tensor]]:
-    """What an earlier attempt at the run committed for this chunk: influences, status, and the blocks' moments."""
-    table = directory.read_table(part_name(chunk))
-    if table["row"].to_pylist() != [e.row for e in examples]:
-        raise ValueError(f"{directory.path(part_name(chunk))} does not hold the rows of chunk {chunk.number}")
-    moments = json.loads(table.schema.metadata[_MOMENTS])
-    state = {name: torch.tensor(value, dtype=torch.float64) for name, value in moments.items()}
-    return matrix(table["influence"]), table["status"].to_pylist(), state
-
-
-def top_of(influence: np.ndarray, examples: Sequence[Example], k: int) -> Top:
-    return select_top(influence, np.array([e.row for e in examples], dtype=np.int64), texts_of(examples), k)

@@ -6,8 +6,9 @@ Ray restarts nothing and retries nothing here (`max_restarts=0`): the driver see
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import ray
@@ -15,14 +16,16 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from datainf_ray.cluster.chunk import ChunkReport
-from datainf_ray.cluster.worker import Sweep, Worker, WorkerInfo, WorkerSpec
+from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
+from datainf_ray.cluster.worker import Worker
 from datainf_ray.config import one_line
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.errors import RequestError, RunFailedError
 
-IN_FLIGHT = 2  #: chunks that a worker has at a time, so that it need not wait for the driver
+IN_FLIGHT = 2  #: chunks that a worker has at a time: it computes one, and reads or writes the other
 ATTEMPTS = 3  #: times that a chunk may lose its worker before the run gives up
 _TICK = 0.5  # seconds between looks, so that progress is shown while nothing finishes
+_AHEAD = 32  # chunks at the head of the queue among which a worker is given one whose gradients lie on its node
 
 
 @dataclass(eq=False)
@@ -37,11 +40,21 @@ class _Member:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished chunk: its report, and references to its statistics."""
+    """A finished chunk: its report, references to all else that `Worker.run` gave, and the node that it lies on."""
 
     chunk: Chunk
     report: ChunkReport
-    states: list[Any]
+    results: list[Any]
+    node: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A chunk on its way."""
+
+    member: _Member
+    chunk: Chunk
+    results: list[Any]
 
 
 class Pool:
@@ -53,7 +66,11 @@ class Pool:
     def __init__(self, spec: WorkerSpec, limit: int, minimum: int, gpus_per_worker: int) -> None:
         self.spec, self.limit, self.minimum = spec, limit, minimum
         self._actor = ray.remote(
-            num_cpus=spec.config.cluster.cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=0, max_task_retries=0
+            num_cpus=spec.config.cluster.cpus_per_worker,
+            num_gpus=gpus_per_worker,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=IN_FLIGHT,
         )(Worker)
         self._shared = ray.put(spec)
         self._members: list[_Member] = []
@@ -70,19 +87,52 @@ class Pool:
             actor = self._actor.remote(self._shared)
             self._members.append(_Member(actor, actor.ready.remote()))
 
-    def run(self, sweep: Sweep, chunks: Sequence[Chunk]) -> Iterator[Done | None]:
+    def first(self, method: str, *values: Any) -> Any:
+        """What one worker's method gives, of the first that is up."""
+        self.start(1)
+        while not self.ready:
+            starting = {m.ready: m for m in self._members}
+            for reference in ray.wait(list(starting), num_returns=1, timeout=_TICK)[0]:
+                self._greet(starting[reference])
+            self.start(1)
+        member = next(m for m in self._members if m.info is not None)
+        try:
+            return ray.get(getattr(member.actor, method).remote(*values))
+        except (RayTaskError, RayActorError) as error:
+            raise RunFailedError(f"{method}: {one_line(_cause(error))[:500]}") from None
+
+    def run(
+        self,
+        sweep: Sweep,
+        chunks: Sequence[Chunk],
+        order: Callable[[Chunk], Order] = Order,
+        where: Callable[[Chunk], str | None] = lambda chunk: None,
+    ) -> Iterator[Done | None]:
         """Every chunk's result, in the order of completion; None now and then, when there is none yet.
 
+        `order` says what a worker is told of a chunk, and `where` the node on which it is best done, if there is one.
         Raises `RunFailedError` where a chunk fails, loses its worker `ATTEMPTS` times, or no worker can start.
         """
+        shared = [ray.put(sweep)]
         queue = deque(chunks)
         left = len(chunks)
         attempts: dict[int, int] = {}
-        flying: dict[Any, tuple[_Member, Chunk, list[Any]]] = {}
+        flying: dict[Any, _Call] = {}
+
+        def hand_out() -> None:
+            for depth in range(IN_FLIGHT):  # everyone gets a first chunk before anyone gets a second
+                for member in self._members:
+                    if queue and member.info is not None and len(member.calls) == depth:
+                        chunk = _taken(queue, member.info.node, where)
+                        call = member.actor.run.options(num_returns=1 + sweep.outputs)
+                        report, *results = call.remote(sweep.number, shared, order(chunk))
+                        member.calls.append(report)
+                        flying[report] = _Call(member, chunk, results)
+
         while left:
             self.start(left)
             if self.ready >= min(self.minimum, self.limit):
-                self._hand_out(sweep, queue, flying)
+                hand_out()
             starting = {m.ready: m for m in self._members if m.info is None}
             finished, _ = ray.wait([*flying, *starting], num_returns=1, timeout=_TICK)
             if not finished:
@@ -93,34 +143,26 @@ class Pool:
                     continue
                 if reference not in flying:  # its worker was lost a moment ago
                     continue
-                member, chunk, states = flying[reference]
+                call = flying[reference]
                 try:
                     report = ray.get(reference)
                 except RayActorError as error:
-                    self._lose(member, error, flying, queue, attempts)
+                    self._lose(call.member, error, flying, queue, attempts)
                     continue
                 except RayTaskError as error:
-                    raise _failure(chunk, error) from None
+                    raise _failure(call.chunk, error) from None
                 del flying[reference]
-                member.calls.remove(reference)
+                call.member.calls.remove(reference)
                 left -= 1
-                yield Done(chunk, report, states)
+                assert call.member.info is not None
+                hand_out()  # before the result is dealt with: the worker need not wait for that
+                yield Done(call.chunk, report, call.results, call.member.info.node)
 
     def close(self) -> None:
         """End the workers."""
         for member in self._members:
             ray.kill(member.actor)
         self._members.clear()
-
-    def _hand_out(self, sweep: Sweep, queue: deque[Chunk], flying: dict[Any, tuple[_Member, Chunk, list[Any]]]) -> None:
-        for depth in range(IN_FLIGHT):  # everyone gets a first chunk before anyone gets a second
-            for member in self._members:
-                if queue and member.info is not None and len(member.calls) == depth:
-                    chunk = queue.popleft()
-                    call = member.actor.run.options(num_returns=1 + sweep.outputs)
-                    report, *states = call.remote(sweep, chunk)
-                    member.calls.append(report)
-                    flying[report] = (member, chunk, states)
 
     def _greet(self, member: _Member) -> None:
         try:
@@ -144,19 +186,28 @@ class Pool:
         self,
         member: _Member,
         error: RayActorError,
-        flying: dict[Any, tuple[_Member, Chunk, list[Any]]],
+        flying: dict[Any, _Call],
         queue: deque[Chunk],
         attempts: dict[int, int],
     ) -> None:
         """Put a lost worker's chunks back in front, in order; only the one that it was computing counts an attempt."""
         self._members.remove(member)
-        chunks = [flying.pop(call)[1] for call in member.calls]
+        chunks = [flying.pop(call).chunk for call in member.calls]
         if chunks and not getattr(error, "preempted", False):
             current = chunks[0]
             attempts[current.number] = attempts.get(current.number, 0) + 1
             if attempts[current.number] >= ATTEMPTS:
                 raise RunFailedError(f"{_said(current)} has ended its worker {ATTEMPTS} times: {one_line(error)[:300]}")
         queue.extendleft(reversed(chunks))
+
+
+def _taken(queue: deque[Chunk], node: str, where: Callable[[Chunk], str | None]) -> Chunk:
+    """The first chunk in the queue that is best done on this node, else the first."""
+    for place, chunk in enumerate(islice(queue, _AHEAD)):
+        if where(chunk) == node:
+            del queue[place]
+            return chunk
+    return queue.popleft()
 
 
 def _cause(error: Exception) -> Exception | str:

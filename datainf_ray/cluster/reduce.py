@@ -6,13 +6,40 @@ computed them and whenever they arrived, so the same plan gives the same bits wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
+import torch
+from torch import Tensor
 
 #: Below this many bytes the driver does the work itself: a task's process costs seconds to start.
 HERE = 32 * 2**20
+
+
+# The store's memory is read-only, and torch warns of that. Nothing here writes into what it was given.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+#: A portion of a state as it travels: for every block of the portion its statistic, as numpy arrays.
+Shard = dict[str, dict[str, np.ndarray]]
+
+
+def arrays(state: Mapping[str, Mapping[str, Tensor]]) -> Shard:
+    """A state's tensors as arrays on the host."""
+    return {
+        block: {name: np.asarray(value.cpu()) for name, value in statistic.items()}
+        for block, statistic in state.items()
+    }
+
+
+def tensors(shard: Shard, place: torch.device | str = "cpu") -> dict[str, dict[str, Tensor]]:
+    """A shard's arrays as tensors in a place; on the host they share its memory, and are not to be written to."""
+    return {
+        block: {name: torch.as_tensor(value).to(place) for name, value in statistic.items()}
+        for block, statistic in shard.items()
+    }
 
 
 @ray.remote(num_cpus=0)
@@ -28,10 +55,10 @@ def compute(function: Callable[..., Any], references: Sequence[Any], size: int) 
 
 
 class Tree:
-    """A binary tree over `leaves` chunks, each giving a row of references that are joined one by one.
+    """A binary tree over `leaves` chunks, each giving a row of values (or references) that are joined one by one.
 
-    `join(k, left, right)` gives a reference to the joined k-th entries. What has been joined is let go at once, so at
-    most about log2(leaves) rows are held, and what arrived out of order.
+    `join(k, left, right)` gives the joined k-th entries. What has been joined is let go at once, so at most about
+    log2(leaves) rows are held, and what arrived out of order.
     """
 
     def __init__(self, leaves: int, join: Callable[[int, Any, Any], Any]) -> None:
@@ -41,8 +68,8 @@ class Tree:
         self.join = join
         self.waiting: dict[tuple[int, int], list[Any]] = {}
 
-    def add(self, leaf: int, references: Sequence[Any]) -> None:
-        level, index, row = 0, leaf, list(references)
+    def add(self, leaf: int, values: Sequence[Any]) -> None:
+        level, index, row = 0, leaf, list(values)
         while level < len(self.widths) - 1:
             sibling = index ^ 1
             if sibling < self.widths[level]:
@@ -55,7 +82,7 @@ class Tree:
         self.waiting[level, index] = row
 
     def result(self) -> list[Any]:
-        """The root's references, once every leaf has been added."""
+        """The root's values, once every leaf has been added."""
         ((at, row),) = self.waiting.items()
         assert at == (len(self.widths) - 1, 0), "a leaf is missing"
         return row

@@ -1,136 +1,167 @@
 """Sweeps on the cluster: a fold over the chunks of a corpus, run by the pool and summed in the tree.
 
 A state (one statistic for every block) lies in the object store in shards: portions of consecutive blocks that together
-are of a size the store likes. The driver holds references to it, never the state itself.
+are of a size the store likes. The driver holds references to it, never a large state itself.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 from safetensors.numpy import load, save
-from torch import Tensor
 
+from datainf_ray.cluster.orders import Order, Sweep, WorkerSpec
 from datainf_ray.cluster.pool import Pool
-from datainf_ray.cluster.reduce import Tree, compute
-from datainf_ray.cluster.worker import CorpusName, Sweep, WorkerSpec
+from datainf_ray.cluster.reduce import HERE, Shard, Tree, arrays, compute, tensors
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Fold, Scores
-from datainf_ray.progress import Watcher
+from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
+from datainf_ray.influence.methods import Over
+from datainf_ray.progress import Silent, Watcher
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.top import Top, merge_top
+from datainf_ray.sizing import Sizes
 
 SHARD_BYTES = 64 * 2**20
 CHECKPOINTS = "checkpoints"  #: where a run keeps what it has solved until it is done
 
-State = tuple[Any, ...]  # a reference per shard to {block name: numpy array}
+State = tuple[Any, ...]  # a reference per shard to {block name: {name: numpy array}}
 
 
 class ClusterSweeps:
     """`influence.methods.Sweeps` on a pool of workers, for `queries` queries.
 
-    `committed` are the chunks whose scores are written already. After a sweep `records` has one more entry, which says
-    what the sweep took, and `top` (of the scores) refers to the top rows; `status` and `problems` say how the training
-    rows fared.
+    `chunks` are those of the queries and of each set of training rows that a sweep goes over; `committed` the training
+    chunks whose scores are written already. With `source` "index" training gradients are read from the gradient index;
+    `directory` is where scores are committed, if that is not the run's own. After a sweep `records` has one more entry,
+    which says what the sweep took; after the scoring sweep `top` has the top rows, and `status` and `problems` say how
+    the training rows fared.
     """
 
     def __init__(
         self,
         pool: Pool,
         spec: WorkerSpec,
-        chunks: dict[CorpusName, list[Chunk]],
+        chunks: Mapping[Over | Literal["queries"], list[Chunk]],
         queries: int,
+        sizes: Sizes,
         watcher: Watcher,
         committed: frozenset[int],
         records: list[dict[str, Any]],
+        source: Literal["backward", "index"] = "backward",
+        directory: RunDirectory | None = None,
     ) -> None:
-        self.pool, self.spec, self.chunks, self.queries = pool, spec, chunks, queries
-        self.watcher, self.committed = watcher, committed
+        self.pool, self.spec, self.chunks, self.queries, self.sizes = pool, spec, chunks, queries, sizes
+        self.groups = sizes.groups
+        self.watcher, self.committed, self.source, self.directory = watcher, committed, source, directory
         self.blocks = {block.name: block for block in spec.facts.blocks}
         self.shards = shard_blocks(spec.facts.blocks, queries)
         self.unusable: tuple[int, ...] = ()
         self.records = records
-        self.top: Any = None
+        self.top: Top | None = None
         self.status: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
         self.tables: list[pa.Table] = []
-        self._sweeps = 0
+        self._kept: dict[int, tuple[Any, str]] = {}  # by chunk: the reference to its gradients, and their node
+        self.numbers = itertools.count()  # of sweeps; workers know them by it
 
     def run(
         self,
         name: str,
         fold: type[Fold],
-        corpus: CorpusName = "train",
+        over: Over | Literal["queries"] = "train",
         values: dict[str, Any] | None = None,
         per_row: dict[str, np.ndarray] | None = None,
         **inputs: State,
     ) -> State:
-        scoring = fold is Scores
-        if scoring and self.spec.config.results.blocks:
-            values = {**(values or {}), "by_block": True}
-        self._sweeps += 1
+        config, scoring, training = self.spec.config, fold is Scores, over == "train"
+        values = {**(values or {}), **({"by_block": True} if scoring and config.results.blocks else {})}
+        source = "backward" if over == "queries" else self.source
+        backward = source == "backward"
+        kept = dict(self._kept) if training else {}
+        keep = training and backward and fold is Curvature and self.sizes.gradients == "keep" and not kept
         sweep = Sweep(
-            number=self._sweeps,
+            number=next(self.numbers),
             name=name,
-            corpus=corpus,
+            corpus="queries" if over == "queries" else "train",
             fold=fold,
             shards=self.shards,
+            batch_tokens=self.sizes.batch_tokens,
             inputs=inputs,
-            values=values or {},
-            per_row=per_row or {},
+            values=values,
+            resident=self.sizes.resident,
+            source=source,
+            keep=keep,
+            index=scoring and backward and self.spec.index is not None,
             unusable=self.unusable,
-            committed=self.committed if scoring else frozenset(),
+            directory=self.directory,
         )
-        chunks = self.chunks[corpus]
+
+        def order(chunk: Chunk) -> Order:
+            place = slice(chunk.first, chunk.first + chunk.rows)
+            return Order(
+                chunk,
+                kept=kept[chunk.number][:1] if chunk.number in kept else (),
+                committed=scoring and chunk.number in self.committed,
+                per_row={key: value[place] for key, value in (per_row or {}).items()},
+            )
+
+        chunks = self.chunks[over]
+        leaves = {chunk.number: leaf for leaf, chunk in enumerate(chunks)}
         tree = Tree(len(chunks), functools.partial(self._join, fold))
         tables: dict[int, pa.Table] = {}
         status: Counter[str] = Counter()
         problems: list[tuple[int, list[tuple[str, str, str]]]] = []
-        tokens, began, workers = 0, time.perf_counter(), 0
-        self.watcher.begin(name, self.spec.corpora[corpus].rows)
-        for done in self.pool.run(sweep, chunks):
+        tokens, recomputed, began, workers = 0, 0, time.perf_counter(), 0
+        self.watcher.begin(name, sum(chunk.rows for chunk in chunks))
+        where = (lambda chunk: kept[chunk.number][1]) if kept else (lambda chunk: None)
+        for done in self.pool.run(sweep, chunks, order, where):
             workers = max(workers, self.pool.ready)
             if done is None:
                 self.watcher.advance(0, 0, self.pool.ready)
                 continue
-            tree.add(done.chunk.number, done.states)
+            if sweep.keep:
+                self._kept[done.chunk.number] = (done.results[-1], done.node)
+            tree.add(leaves[done.chunk.number], self._held(done.results[: sweep.statistics]))
             report = done.report
             status.update(report.status)
             tokens += report.tokens
+            recomputed += report.recomputed
             if report.problems and len(problems) < 100:
                 problems.append((report.chunk, report.problems))
-            if report.table is not None:
-                tables[report.chunk] = report.table
+            if report.facts is not None:
+                tables[report.chunk] = report.facts
             self.watcher.advance(report.rows, report.tokens, self.pool.ready)
         self.watcher.end()
-        self.records.append(
-            {
-                "name": name,
-                "source": "backward",
-                "examples": status["ok"],
-                "tokens": tokens,
-                "seconds": round(time.perf_counter() - began, 3),
-                "workers": workers,
-            }
-        )
+        record = {
+            "name": name,
+            "source": "object-store" if kept else source,
+            "examples": status["ok"],
+            "tokens": tokens,
+            "seconds": round(time.perf_counter() - began, 3),
+            "workers": workers,
+        }
+        self.records.append(record | ({"recomputed": recomputed} if recomputed else {}))
         self.tables = [tables[k] for k in sorted(tables)]
         root = tree.result()
         if scoring:
             *root, self.top = root
             self.status = status
             self.problems = [p for _, some in sorted(problems) for p in some]
-        return tuple(root)
+            self._kept = {}
+        return tuple(ray.put(value) if self._here(k) else value for k, value in enumerate(root))
 
-    def each_block(self, function: Callable[..., Tensor], *states: State, **values: Any) -> State:
+    def each_block(self, function: Callable[..., Statistic], *states: State, **values: Any) -> State:
         def shard(number: int) -> Any:
             blocks = [self.blocks[name] for name in self.shards[number]]
             references = [state[number] for state in states]
@@ -141,7 +172,7 @@ class ClusterSweeps:
 
     def remember(self, name: str, solve: Callable[[], dict[str, State]]) -> dict[str, State]:
         """Keep states as safetensors in the run directory, a file per state and shard, the list of them last."""
-        directory, index = self.spec.directory, f"{CHECKPOINTS}/{name}.json"
+        directory, index = self.directory or self.spec.directory, f"{CHECKPOINTS}/{name}.json"
         if directory.exists(index):
             stored: dict[str, list[str]] = directory.read_json(index)
             self.watcher.say(f"{name}: taken up from an earlier attempt")
@@ -164,21 +195,41 @@ class ClusterSweeps:
         directory.write_json(index, files)
         return solved
 
-    def collect(self, state: State) -> dict[str, Tensor]:
-        """A small state (scalars) in the driver's memory."""
-        return {name: torch.tensor(value) for shard in ray.get(list(state)) for name, value in shard.items()}
+    def collect(self, state: State) -> dict[str, dict[str, torch.Tensor]]:
+        """A small state in the driver's memory."""
+        return {block: statistic for shard in ray.get(list(state)) for block, statistic in tensors(shard).items()}
 
-    def top_rows(self) -> Top:
-        """The most helpful and harmful rows that the scoring sweep found."""
-        return ray.get(self.top)
+    def spread(self, state: Mapping[str, Statistic]) -> State:
+        """A small state from the driver's memory: the inverse of `collect`."""
+        return tuple(ray.put(arrays({name: state[name] for name in shard})) for shard in self.shards)
+
+    def beside(self, chunks: Mapping[Over, list[Chunk]], directory: RunDirectory) -> ClusterSweeps:
+        """Sweeps by the same workers for the same queries over the gradient index, with scores in another directory."""
+        sizes = replace(self.sizes, gradients="recompute")
+        quiet = ClusterSweeps(
+            self.pool, self.spec, chunks, self.queries, sizes, Silent(), frozenset(), [], "index", directory
+        )
+        quiet.unusable, quiet.numbers = self.unusable, self.numbers
+        return quiet
 
     def _bytes(self, shard: int) -> int:
-        return 4 * self.queries * sum(self.blocks[name].size for name in self.shards[shard])
+        """About what a shard of the curvature takes, at two nodes: more than that of any other statistic."""
+        return 4 * 2 * self.queries * sum(self.blocks[name].size for name in self.shards[shard])
+
+    def _here(self, k: int) -> bool:
+        """Whether the driver joins the k-th results itself, and holds them meanwhile; behind the shards is the top."""
+        return k == len(self.shards) or self._bytes(k) <= HERE
+
+    def _held(self, results: Sequence[Any]) -> list[Any]:
+        near = [k for k in range(len(results)) if self._here(k)]
+        values = dict(zip(near, ray.get([results[k] for k in near]), strict=True))
+        return [values.get(k, reference) for k, reference in enumerate(results)]
 
     def _join(self, fold: type[Fold], k: int, left: Any, right: Any) -> Any:
-        if k == len(self.shards):  # behind the shards come the top rows
-            return compute(merge_top, [left, right], 0)
-        return compute(functools.partial(_merge, fold), [left, right], self._bytes(k))
+        if k == len(self.shards):
+            return merge_top(left, right)
+        work = functools.partial(_merge, fold)
+        return work(left, right) if self._here(k) else compute(work, [left, right], self._bytes(k))
 
 
 def shard_blocks(blocks: Sequence[Block], queries: int) -> tuple[tuple[str, ...], ...]:
@@ -195,27 +246,24 @@ def shard_blocks(blocks: Sequence[Block], queries: int) -> tuple[tuple[str, ...]
     return tuple(map(tuple, shards))
 
 
-def _tensors(shard: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    return {
-        name: torch.from_numpy(np.array(value)) for name, value in shard.items()
-    }  # a copy: the store's is read-only
+def _apply(function: Callable[..., Statistic], blocks: list[Block], values: dict[str, Any], *shards: Shard) -> Shard:
+    states = [tensors(shard) for shard in shards]
+    return arrays({b.name: function(b, *(state[b.name] for state in states), **values) for b in blocks})
 
 
-def _apply(
-    function: Callable[..., Tensor], blocks: list[Block], values: dict[str, Any], *shards: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    tensors = [_tensors(shard) for shard in shards]
-    return {b.name: np.asarray(function(b, *(t[b.name] for t in tensors), **values)) for b in blocks}
+def _merge(fold: type[Fold], left: Shard, right: Shard) -> Shard:
+    a, b = tensors(left), tensors(right)
+    return arrays({name: fold.merge(a[name], b[name]) for name in a})
 
 
-def _merge(fold: type[Fold], left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    a, b = _tensors(left), _tensors(right)
-    return {name: fold.merge(a[name], b[name]).numpy() for name in a}
+def _write(directory: RunDirectory, file: str, shard: Shard) -> None:
+    flat = {f"{name}:{block}": value for block, statistic in shard.items() for name, value in statistic.items()}
+    directory.write(file, save({name: np.asarray(value, order="C") for name, value in flat.items()}))
 
 
-def _write(directory: RunDirectory, file: str, shard: dict[str, np.ndarray]) -> None:
-    directory.write(file, save({name: np.ascontiguousarray(value) for name, value in shard.items()}))
-
-
-def _read(directory: RunDirectory, file: str) -> dict[str, np.ndarray]:
-    return load(directory.read(file))
+def _read(directory: RunDirectory, file: str) -> Shard:
+    shard: Shard = {}
+    for key, value in load(directory.read(file)).items():
+        name, _, block = key.partition(":")
+        shard.setdefault(block, {})[name] = value
+    return shard

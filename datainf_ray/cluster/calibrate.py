@@ -1,0 +1,36 @@
+"""A short measurement on one real worker, for the plan."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+from datainf_ray.cluster.orders import WorkerSpec
+from datainf_ray.cluster.pool import Pool
+from datainf_ray.cluster.start import connected
+from datainf_ray.corpus.sample import sample_chunks
+from datainf_ray.forecast import Calibration
+from datainf_ray.job import Job
+from datainf_ray.room import Room
+from datainf_ray.sizing import expected_batch_tokens
+
+_ROWS = 128  # random ones, that the worker is timed on
+
+
+def measure(job: Job) -> tuple[Calibration, Room]:
+    """Start one worker where the run would, and let it sweep some random training rows for a few seconds.
+
+    Also gives the room that there is. Raises what the run would where the cluster cannot be reached or the worker
+    cannot start.
+    """
+    config = job.config
+    spec = WorkerSpec(config, job.facts, job.corpora, job.sample, job.directory)
+    ((chunk, *_),) = sample_chunks(job.corpora["train"], _ROWS, config.seed, _ROWS)
+    with connected(config.cluster, config.output) as cluster:
+        pool = Pool(spec, 1, 1, cluster.room.gpus_per_worker)
+        with closing(pool):
+            began = time.perf_counter()
+            room = cluster.with_device(pool.first("device_bytes"))
+            start = time.perf_counter() - began
+            rate, peak, tokens = pool.first("calibrate", chunk, job.queries, expected_batch_tokens(job, room))
+            return Calibration(rate, peak, start, pool.infos[0].device, tokens), room

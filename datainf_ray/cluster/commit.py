@@ -1,0 +1,70 @@
+"""The scores of a chunk, committed once: what makes the scoring sweep go on where it was cut off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from datainf_ray.cluster.chunk import Swept
+from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.influence.folds import Scores, Statistic
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.parts import chunk_name
+from datainf_ray.runs.schemas import examples_schema, matrix, vectors
+from datainf_ray.runs.top import Top, select_top
+
+MOMENTS = b"datainf.moments"  #: what a chunk's file has beside its rows: the blocks' moments
+
+
+def commit_scores(
+    directory: RunDirectory, chunk: Chunk, swept: Swept, unusable: Sequence[int], keep: bool
+) -> np.ndarray:
+    """Write the chunk's scores, once; returns its influences, rows × queries, NaN where there is none.
+
+    `unusable` are the queries that have no gradient. With `keep` false no influence is written.
+    """
+    fold, facts, missing = swept.fold, swept.facts, ~swept.usable
+    assert isinstance(fold, Scores)
+    influence = fold.scores.float().cpu().numpy()
+    influence[missing] = np.nan
+    influence[:, list(unusable)] = np.nan
+    sqnorms = fold.sqnorms.sum(1).float().cpu().numpy()
+    columns = [facts[name] for name in ("row", "id", "tokens")]
+    columns += [
+        facts["loss"].cast(pa.float32()),
+        pa.chunked_array([pa.array(sqnorms, pa.float32(), mask=missing)]),
+        facts["status"],
+    ]
+    by_block = 0
+    if keep:
+        columns.append(vectors(influence, missing))
+        if fold.block_scores is not None:
+            by_block = fold.block_scores.shape[2]
+            columns.append(vectors(fold.block_scores.flatten(1).float().cpu().numpy(), missing))
+    moments = {name: statistic["moments"].tolist() for name, statistic in fold.result().items()}
+    schema = examples_schema(influence.shape[1], keep, by_block)
+    schema = schema.with_metadata({MOMENTS: json.dumps(moments).encode()})
+    directory.commit_table(chunk_name(chunk.number), pa.Table.from_arrays(columns, schema=schema))
+    return influence
+
+
+def committed_scores(
+    directory: RunDirectory, chunk: Chunk, facts: pa.Table
+) -> tuple[np.ndarray, pa.Table, dict[str, Statistic]]:
+    """What an earlier attempt committed for this chunk: influences, facts as they are there, the blocks' moments."""
+    table = directory.read_table(chunk_name(chunk.number))
+    if table["row"].to_pylist() != facts["row"].to_pylist():
+        path = directory.path(chunk_name(chunk.number))
+        raise ValueError(f"{path} does not hold the rows of chunk {chunk.number}")
+    moments = json.loads(table.schema.metadata[MOMENTS])
+    state = {name: {"moments": torch.tensor(value, dtype=torch.float64)} for name, value in moments.items()}
+    facts = facts.set_column(facts.schema.get_field_index("status"), "status", table["status"])
+    return matrix(table["influence"]), facts, state
+
+
+def top_of(influence: np.ndarray, facts: pa.Table, k: int) -> Top:
+    return select_top(influence, facts["row"].to_numpy(), facts.select(["row", "id", "preview"]), k)

@@ -1,0 +1,83 @@
+"""What the driver tells a worker, and what a worker says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from datainf_ray.config import RunConfig
+from datainf_ray.corpus.chunks import Chunk, Corpus
+from datainf_ray.corpus.tokens import Example
+from datainf_ray.influence.folds import Fold, Scores
+from datainf_ray.model.inspect import ModelFacts
+from datainf_ray.model.replica import Verdict
+from datainf_ray.runs.directory import RunDirectory
+
+CorpusName = Literal["train", "queries"]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker is made from; the same for every worker of a run."""
+
+    config: RunConfig
+    facts: ModelFacts
+    corpora: dict[CorpusName, Corpus]
+    sample: tuple[Example, ...]  # real rows on which every replica compares its gradients with autograd
+    directory: RunDirectory
+    index: RunDirectory | None = None  # where the gradient index is written, or read from
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself when it is up."""
+
+    node: str
+    host: str
+    device: str
+    dtype: str
+    attention: str
+    verdict: Verdict
+    seconds: float  # from its first line to ready
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One fold over the chunks of a corpus. `inputs` are states in the object store, one reference per shard."""
+
+    number: int  # within the run; a worker keeps the inputs of one sweep at a time
+    name: str
+    corpus: CorpusName
+    fold: type[Fold]
+    shards: tuple[tuple[str, ...], ...]  # the blocks' names, in portions of a size that suits the object store
+    batch_tokens: int
+    inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)  # the same for every chunk
+    resident: bool = True  # inputs and sums are on the device, not on the host
+    source: Literal["backward", "index"] = "backward"
+    keep: bool = False  # give back the gradients too
+    index: bool = False  # write them to the gradient index
+    unusable: tuple[int, ...] = ()  # queries without a gradient
+    directory: RunDirectory | None = None  # where scores are committed; None: the run's own
+
+    @property
+    def statistics(self) -> int:
+        """How many statistics a chunk gives: one per shard, and the top rows where there are scores."""
+        return len(self.shards) + (self.fold is Scores)
+
+    @property
+    def outputs(self) -> int:
+        """How many results there are beside the report: the statistics, and gradients where they are kept."""
+        return self.statistics + self.keep
+
+
+@dataclass(frozen=True)
+class Order:
+    """One chunk, and what is known of it."""
+
+    chunk: Chunk
+    kept: tuple[Any, ...] = ()  # the reference to its kept gradients, if there is one
+    committed: bool = False  # its scores are written already
+    per_row: dict[str, np.ndarray] = field(default_factory=dict)  # inputs of the fold with an entry per row

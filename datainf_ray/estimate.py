@@ -1,0 +1,85 @@
+"""What a run's parts weigh: rows, weights, and what a batch leaves in memory, in bytes."""
+
+from __future__ import annotations
+
+from datainf_ray.influence.projection import projected_size
+from datainf_ray.job import Job
+from datainf_ray.model.inspect import ModelFacts
+from datainf_ray.runs.schemas import OK
+
+CPU_GAPS, GPU_GAPS = (
+    1.6,
+    1.25,
+)  #: memory held over memory in use; glibc's heap was seen to hold 1.1 to 2.1 times as much
+_CPU_PIECE, _GPU_PIECE = 64 * 2**20, 256 * 2**20  # of the logits, which are made piece by piece
+_ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def mean_tokens(job: Job, corpus: str = "train") -> float:
+    """Tokens in a row, the mean over the rows that were looked at, at least 1; rows that cannot be used have none."""
+    examples = job.examples[corpus]
+    return max(sum(e.tokens for e in examples if e.status == OK) / max(len(examples), 1), 1.0)
+
+
+def score_bytes(job: Job) -> int:
+    """A row's influences, by block where they are asked for."""
+    return 4 * job.queries * (1 + len(job.facts.blocks) * job.config.results.blocks)
+
+
+def index_row_bytes(job: Job) -> int:
+    """A row in the gradient index: its gradients, and a squared norm (8 bytes) and a scale (4) for every block."""
+    blocks, config = job.facts.blocks, job.config
+    values = sum(projected_size(block, config.index_projection) for block in blocks)
+    return values * _ITEM[config.index_dtype] + 12 * len(blocks)
+
+
+def weight_bytes(job: Job, on_gpu: bool) -> int:
+    """The base's weights in memory."""
+    bits = {"8bit": 9, "4bit": 5, None: 16 if half_precision(job, on_gpu) else 32}  # with the scales of quantization
+    return job.facts.base_parameters * bits[job.config.model.quantization] // 8
+
+
+def layer_count(facts: ModelFacts) -> int:
+    """Layers of the model: one more than the highest number in a block's name, else by the number of parameters."""
+    numbers = [int(part) for block in facts.blocks for part in block.name.split(".") if part.isdigit()]
+    return 1 + max(numbers) if numbers else max(round(facts.base_parameters / (12 * facts.hidden_size**2 or 1)), 1)
+
+
+def token_bytes(facts: ModelFacts, half: bool) -> float:
+    """What a token's forward pass leaves in memory for the backward pass.
+
+    In a layer as Llama's, with frozen weights, width h and p parameters: the input of two norms, attention's queries,
+    keys, values and output, and three vectors of the inner width i, which is (p − 4h²) / 3h: p/h + 2h values. And every
+    lora_A keeps its input, which those beside it mostly share. With 16-bit weights the norms' inputs and the adapters'
+    are in float32 all the same.
+    """
+    h = facts.hidden_size or 1024
+    stored = (facts.base_parameters - facts.vocabulary * h) / h + 2 * h * layer_count(facts)
+    inputs = sum(block.shape[-1] for block in facts.blocks if block.kind == "lora_A")
+    norms = 2 * h * layer_count(facts)
+    return 2 * (stored - norms) + 4 * (norms + inputs) if half else 4 * (stored + inputs / 2)
+
+
+def half_precision(job: Job, on_gpu: bool) -> bool:
+    """Whether the base computes in 16 bits; `dtype: auto` is taken for that on a GPU."""
+    return job.config.model.dtype in ("bfloat16", "float16") or (on_gpu and job.config.model.dtype == "auto")
+
+
+def activation_bytes(job: Job, batch_tokens: int, on_gpu: bool) -> int:
+    """Peak memory of a batch's forward and backward pass beyond the weights: activations, logits, gradients."""
+    facts, tokens = job.facts, max(batch_tokens, mean_tokens(job))
+    used = tokens * token_bytes(facts, half_precision(job, on_gpu))
+    if job.config.model.task == "causal-lm":  # each piece with its softmax and its gradient
+        used += 3 * min(_GPU_PIECE if on_gpu else _CPU_PIECE, 4 * tokens * facts.vocabulary)
+    # a block's gradients: the product, what the fold makes of it, and a copy where they are kept
+    used += 3 * 4 * tokens / mean_tokens(job) * max(block.size for block in facts.blocks)
+    return int((GPU_GAPS if on_gpu else CPU_GAPS) * used)
+
+
+def said_bytes(count: float) -> str:
+    """A number of bytes for a person, as 118.0 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

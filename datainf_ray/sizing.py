@@ -1,0 +1,213 @@
+"""How large the portions of a run are: rows in a chunk, queries at a time, and what is kept between two sweeps.
+
+Functions of the request and of what there is to work with. Rates are nominal, not measured, so that a plan depends
+neither on the mood of a machine nor on the number of workers. With m queries, D trainable parameters and P in the base:
+
+    a row's computing     4 · P · tokens + (2 + 2K) · m · D operations: forward, backward, the curvature's products
+    a chunk's statistics  K · m · D float32: the curvature's sums at K nodes of damping
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from datainf_ray.errors import RequestError
+from datainf_ray.estimate import (
+    GPU_GAPS,
+    half_precision,
+    index_row_bytes,
+    mean_tokens,
+    said_bytes,
+    score_bytes,
+    token_bytes,
+    weight_bytes,
+)
+from datainf_ray.job import Job
+from datainf_ray.model.fit import CPU_BATCH_TOKENS
+from datainf_ray.room import Room
+
+NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
+PLANNED_NODES = 4  #: what memory is reckoned with, so that blocks may need more of them on average
+CPU_FLOPS = 20e9  #: a core's, in float32
+GPU_FLOPS = 100e12  #: a GPU's, in bfloat16
+STORE_RATE = 0.5e9  #: bytes/s from a worker through the object store into the sum, all in
+SHARE = 0.05  #: of a chunk's computing time that its statistics may spend on their way
+FEWEST_ROWS, MOST_ROWS = 16, 16384
+CHUNK_SECONDS, LONGEST_SECONDS = 30, 600  # that a chunk computes; the second where fewer rows would not do
+_SPREAD = 64  # chunks that a small corpus is cut into, for workers to share
+_INDEX_BYTES = 256 * 10**6  # of a chunk's part of the index
+_SCORE_BYTES = 128 * 10**6  # of a chunk's scores
+_QUERY_BYTES = 256 * 10**6  # of the gradients of a chunk of queries
+_KEPT_BYTES = 2**30  # of a chunk's gradients in the object store
+_ON_DEVICE = 0.4  # of a GPU's memory, for queries and sums
+_MOVE_RATE = 10e9  # bytes/s between a GPU and the host, with the addition there
+_GPU_BATCH = (2048, 65536)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The portions of a run. A run that is taken up again must take them from run.json: they may differ elsewhere."""
+
+    chunk_rows: int
+    batch_tokens: int
+    groups: tuple[tuple[int, int], ...]  # ranges of queries; each costs a curvature sweep of its own
+    resident: bool  # queries and sums lie on the device; else in host memory, and are moved block by block
+    gradients: Literal["keep", "recompute"]
+    why: str  # gradients are kept, or not: a sentence
+
+
+def pilot_rows(rows: int) -> int:
+    """How many random rows of `rows` tell the damping well enough to put nodes around it: 1/32, 16 to 1024."""
+    return min(rows, max(16, min(1024, rows // 32)))
+
+
+def choose_sizes(job: Job, room: Room, batch_tokens: int) -> Sizes:
+    """The portions of a run in `room` with batches of `batch_tokens`.
+
+    Raises `RequestError` where `gradients: keep` is asked for and they do not fit.
+    """
+    chunk_rows = choose_chunk_rows(job, room.gpus_per_worker, batch_tokens)
+    groups, resident = choose_groups(job, room, batch_tokens)
+    gradients, why = choose_gradients(job, room, chunk_rows)
+    return Sizes(chunk_rows, batch_tokens, groups, resident, gradients, why)
+
+
+def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
+    """Rows in a chunk of the training corpus: `cluster.chunk_rows`, or the best for workers with `gpus` GPUs each.
+
+    1/64 of the corpus or what takes 30 s, whichever is less; but at least one full batch, and enough that the
+    statistics' transport is under 5 % of the computing. Within fixed bounds: 600 s, 256 MB of the index, 128 MB of
+    scores, 1 GiB of gradients that must be kept, and, before all others, 16 to 16384 rows. Where that leaves room,
+    chunks are of equal size. Those of an index stay what they were.
+    """
+    config, facts, rows = job.config, job.facts, job.rows
+    if job.answers is not None:
+        return job.answers.chunk_rows
+    if config.cluster.chunk_rows != "auto":
+        return config.cluster.chunk_rows
+    seconds = row_seconds(job, gpus)
+    few = min(math.ceil(rows / _SPREAD), CHUNK_SECONDS / seconds)
+    least = math.ceil(max(batch_tokens / mean_tokens(job), transport_seconds(job) / (SHARE * seconds)))
+    most = [MOST_ROWS, LONGEST_SECONDS / seconds, _SCORE_BYTES / score_bytes(job)]
+    if config.index:
+        most.append(_INDEX_BYTES / index_row_bytes(job))
+    if config.gradients == "keep":
+        most.append(_KEPT_BYTES / (4 * facts.parameters))
+    chunk_rows = max(int(min(max(few, least), *most)), FEWEST_ROWS)
+    equal = math.ceil(rows / math.ceil(rows / chunk_rows))
+    return min(max(equal, min(least, chunk_rows), FEWEST_ROWS), rows)
+
+
+def choose_query_rows(job: Job, chunk_rows: int) -> int:
+    """Rows in a chunk of the queries: fewer than of the corpus where their gradients would exceed 256 MB."""
+    return max(1, min(chunk_rows, _QUERY_BYTES // (4 * job.facts.parameters)))
+
+
+def choose_groups(job: Job, room: Room, batch_tokens: int) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """Ranges of queries whose gradients and sums fit, and whether they lie on the device.
+
+    Planned for 4 nodes of damping. On a GPU both may take 40 % of its memory; else they lie in the host's, of which the
+    sums may take half, and are moved block by block for every batch. A second group costs another sweep, moving costs
+    the bus: what is less by nominal rates is taken. All queries' vectors, which the scores take, lie where the sums do.
+    On a CPU only the second limit counts: the queries' gradients are in the object store, which a node's workers share.
+    One query is never split.
+    """
+    m, state = job.queries, 4 * job.queries * job.facts.parameters
+    fits = room.device_bytes is None or state <= _ON_DEVICE * room.device_bytes
+    if job.config.method.name != "datainf":
+        return ((0, m),), fits
+    by_host = _groups(job, PLANNED_NODES, room.worker_bytes / 2)
+    if room.device_bytes is None:
+        return _split(m, by_host), True
+    by_device = _groups(job, 1 + PLANNED_NODES, _ON_DEVICE * room.device_bytes)
+    sweep = 4 * job.facts.base_parameters * batch_tokens / flops_per_second(job, room.gpus_per_worker)
+    moving = (1 + NODES) * state / _MOVE_RATE
+    resident = fits and by_device * sweep <= by_host * sweep + moving
+    return _split(m, by_device if resident else by_host), resident
+
+
+def choose_gradients(job: Job, room: Room, chunk_rows: int) -> tuple[Literal["keep", "recompute"], str]:
+    """Whether the second sweep reads the gradients of the first in the object store, and why.
+
+    They may take half of the store, less four times the queries' own gradients, and 1 GiB a chunk. Raises
+    `RequestError` where `gradients: keep` is asked for and they do not fit.
+    """
+    config, parameters = job.config, job.facts.parameters
+    if job.answers is not None:
+        return "recompute", "gradients are read from the index"
+    if config.method.name != "datainf" or job.sampled_rows is not None:
+        return "recompute", "gradients are not kept: only one sweep needs those of all rows"
+    if config.gradients == "recompute":
+        return "recompute", "gradients are computed in both sweeps, as asked for"
+    kept, chunk = 4 * parameters * job.rows, 4 * parameters * chunk_rows
+    limit = max(room.store_bytes // 2 - 16 * job.queries * parameters, 0)
+    size = f"{said_bytes(kept)} fit into {said_bytes(limit)}, half of the object store less the queries' part"
+    if kept <= limit and chunk <= _KEPT_BYTES:
+        return "keep", f"gradients are kept for the second sweep: {size}"
+    if kept > limit:
+        size = size.replace("fit", "do not fit", 1)
+    else:
+        size = f"{said_bytes(chunk)} in a chunk of {chunk_rows:,} rows are more than {said_bytes(_KEPT_BYTES)}"
+    if config.gradients == "keep":
+        raise RequestError(f"gradients: 'keep' is not possible: {size}; use 'auto' or 'recompute'")
+    return "recompute", f"gradients are computed in both sweeps: {size}"
+
+
+def held_bytes(job: Job, device_bytes: int | None = None) -> int:
+    """What queries and sums may take of a device beside model and batch; at most the 40 % of `choose_groups`."""
+    held = 4 * (1 + PLANNED_NODES) * job.queries * job.facts.parameters
+    return held if device_bytes is None else min(held, int(_ON_DEVICE * device_bytes))
+
+
+def expected_batch_tokens(job: Job, room: Room) -> int:
+    """`cluster.batch_tokens`, or what `auto` will come to: a constant on a CPU; on a GPU, by estimate, what fits."""
+    given = job.config.cluster.batch_tokens
+    if given != "auto":
+        return given
+    if room.device_bytes is None:
+        return CPU_BATCH_TOKENS
+    free = 0.9 * room.device_bytes - weight_bytes(job, on_gpu=True) - held_bytes(job, room.device_bytes)
+    tokens = int(free / (GPU_GAPS * token_bytes(job.facts, half_precision(job, on_gpu=True))))
+    return max(_GPU_BATCH[0], min(tokens // 1024 * 1024, _GPU_BATCH[1]))
+
+
+def flops_per_second(job: Job, gpus: int) -> float:
+    """A worker's nominal speed."""
+    return GPU_FLOPS * gpus if gpus else CPU_FLOPS * job.config.cluster.cpus_per_worker
+
+
+def nodes_of(job: Job) -> int:
+    """At how many values of the damping the curvature is summed: at one where it is known from a sample."""
+    if job.config.method.name != "datainf":
+        return 0
+    return NODES if job.sampled_rows is None else 1
+
+
+def row_seconds(job: Job, gpus: int) -> float:
+    """A training row's nominal computing time in the curvature sweep, on a worker with so many GPUs."""
+    products = (2 + 2 * nodes_of(job)) * job.queries * job.facts.parameters
+    return (4 * job.facts.base_parameters * mean_tokens(job) + products) / flops_per_second(job, gpus)
+
+
+def transport_seconds(job: Job) -> float:
+    """What a chunk's statistics spend on their way through the object store, by nominal rates."""
+    return 4 * nodes_of(job) * job.queries * job.facts.parameters / STORE_RATE
+
+
+def transport_share(job: Job, gpus: int, chunk_rows: int, groups: int = 1) -> float:
+    """The statistics' transport over the computing of a chunk of so many rows; each group's sweep carries its own."""
+    return transport_seconds(job) / (groups * chunk_rows * row_seconds(job, gpus))
+
+
+def _groups(job: Job, vectors: int, limit: float) -> int:
+    """In how many groups the queries fit into so many bytes, with so many vectors of all parameters each."""
+    at_once = max(int(limit // (4 * vectors * job.facts.parameters)), 1)
+    return math.ceil(job.queries / at_once)
+
+
+def _split(queries: int, groups: int) -> tuple[tuple[int, int], ...]:
+    edges = [k * queries // groups for k in range(groups + 1)]
+    return tuple(itertools.pairwise(edges))

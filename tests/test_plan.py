@@ -1,0 +1,225 @@
+"""What `plan` says of a run, and whether the run is like that."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datainf_ray import attribute, plan
+from datainf_ray.config import load_config
+from datainf_ray.estimate import activation_bytes, said_bytes
+from datainf_ray.forecast import Calibration, forecast, render
+from datainf_ray.job import Job, prepare
+from datainf_ray.room import Room
+from tests import tiny
+
+ROOM = Room(workers=3, gpus_per_worker=0, store_bytes=10**9, worker_bytes=10**9, device_bytes=None)
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> dict[str, Any]:
+    return tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+
+
+def prepared(config: dict[str, Any], **settings: Any) -> Job:
+    return prepare(load_config(config, **settings), writable=False)
+
+
+def test_the_sweeps_are_those_of_the_method(config):
+    def sweeps(**settings: Any) -> list[str]:
+        return plan(config, **settings).sweeps
+
+    assert sweeps() == ["queries", "pilot", "curvature", "scores"]
+    assert sweeps(**{"method.name": "hessian-free"}) == ["queries", "scores"]
+    sampled = ["queries", "moments", "moments", "curvature", "curvature", "scores"]
+    assert sweeps(**{"method.curvature_rows": 20}) == sampled
+    assert sweeps(**{"method.curvature_rows": 40}) == ["queries", "pilot", "curvature", "scores"]  # all rows
+
+
+def test_queries_that_do_not_fit_at_once_take_a_curvature_sweep_for_each_group(config):
+    job = prepared(config)
+    little = Room(1, 0, 10**9, worker_bytes=2 * 4 * 4 * job.facts.parameters * 3, device_bytes=None)  # three queries
+    got = forecast(job, room=little)
+    assert got.groups == [(0, 2), (2, 4)]
+    assert got.sweeps == ["queries", "pilot", "curvature", "curvature", "scores"]
+    assert "in 2 groups" in render(got)
+    assert got.flops < forecast(job, room=ROOM).flops * 1.5  # the second reads what the first kept
+    recomputed = forecast(prepared(config, gradients="recompute"), room=little)
+    one_group = forecast(prepared(config, gradients="recompute"), room=ROOM)
+    assert recomputed.flops - one_group.flops == pytest.approx(4 * got.base_parameters * got.tokens, rel=0.05)
+
+
+def test_kept_gradients_save_a_backward_pass_and_take_their_bytes_in_the_store(config):
+    kept = forecast(prepared(config, gradients="keep"), room=ROOM)
+    again = forecast(prepared(config, gradients="recompute"), room=ROOM)
+    assert (kept.gradients, again.gradients) == ("keep", "recompute")
+    assert again.flops - kept.flops == pytest.approx(4 * kept.base_parameters * kept.tokens)
+    assert kept.store_bytes - again.store_bytes == 4 * 40 * kept.parameters
+    assert "are kept for the second sweep: " in " ".join(render(kept).split())
+
+
+def test_a_run_takes_what_a_calibrated_worker_would(config):
+    job = prepared(config, gradients="recompute")
+    measured = Calibration(tokens_per_second=10.0, worker_bytes=7 * 10**8, start_seconds=3.0, device="a GPU")
+    got = forecast(job, measured, ROOM)
+    swept = got.query_tokens + got.tokens * (2 + got.sampled_rows / got.rows)  # queries, curvature, scores; pilot
+    assert got.chunks == 5  # of 8 rows for 3 workers: two rounds, in the second of which one is idle
+    assert got.seconds == pytest.approx(3 + swept / 10 / 3 * 6 / 5, rel=0.02)
+    assert "10 tokens/s, as measured on a GPU" in got.assumption
+    assert 7 * 10**8 < got.worker_bytes < 7.1 * 10**8
+    longer = forecast(job, Calibration(10.0, 7 * 10**8, 3.0, "a GPU", tokens_per_row=100.0), ROOM)
+    assert longer.tokens == 40 * 100
+
+
+def test_a_gpu_s_peak_is_stated_beside_the_host_s(config):
+    room = Room(1, 1, 10**9, 10**10, device_bytes=8 * 10**10)
+    got = forecast(prepared(config), room=room)
+    assert got.device_bytes is not None
+    assert f"and {said_bytes(got.device_bytes)} of its GPU" in render(got)
+    assert forecast(prepared(config), room=ROOM).device_bytes is None
+
+
+def test_a_cluster_that_is_not_asked_is_assumed_and_that_is_said(config):
+    got = plan(config, **{"cluster.address": "ray://nowhere:1", "cluster.max_workers": 4})
+    assert "4 workers with 64.0 GB of memory each and GPUs of 80.0 GB are assumed of the cluster" in got.assumption
+    assert got.device_bytes is not None
+    on_cpus = plan(config, **{"cluster.address": "ray://nowhere:1", "cluster.gpus_per_worker": 0})
+    assert on_cpus.device_bytes is None
+    assert "GPU" not in on_cpus.assumption
+    assert "assumed" not in plan(config).assumption
+
+
+def test_transport_that_takes_long_is_said_with_what_would_be_better(config):
+    config = config | {"queries": config["train"]}  # 40 queries
+    by_hand = plan(config, **{"cluster.chunk_rows": 1, "cluster.batch_tokens": 60})
+    better = plan(config, **{"cluster.chunk_rows": "auto", "cluster.batch_tokens": 60})
+    assert by_hand.transport > 0.05
+    assert by_hand.transport > 10 * better.transport
+    assert by_hand.transport_why == f"more than 5%; cluster.chunk_rows: auto would take {better.chunk_rows} rows"
+    assert "cannot be larger" in better.transport_why  # the corpus is small
+
+
+def test_an_index_takes_its_bytes(config):
+    plain = plan(config)
+    assert plain.index_bytes == 0
+    whole, projected = (plan(config, index=True, index_projection=side) for side in (None, 4))
+    assert whole.index_bytes > 2 * 40 * plain.parameters
+    assert projected.index_bytes < whole.index_bytes
+    assert f"index         {said_bytes(whole.index_bytes)}" in render(whole)
+    assert "\nindex" not in render(plain)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"method.name": "hessian-free", "index": True},
+        {"method.curvature_rows": 20},
+        {"cluster.address": "ray://x:1"},
+        {"cluster.chunk_rows": 1},
+        {"gradients": "recompute"},
+    ],
+    ids=str,
+)
+def test_a_plan_fits_a_hundred_columns(config, settings):
+    got = plan(config | {"output": "/r"}, **settings)
+    lines = render(got).splitlines()
+    assert max(map(len, lines)) <= 100
+    for line in lines:
+        assert line[14] != " "
+        assert line[:13].strip() == "" or line[13] == " "
+    small = Room(8, 1, 10**6, 10**5, 10**6)
+    assert max(map(len, render(forecast(prepared(config | {"output": "/r"}), room=small)).splitlines())) <= 100
+
+
+def test_ten_million_rows_in_a_thousand_files_are_planned_in_seconds(tmp_path, config):
+    (tmp_path / "rows").mkdir()
+    first = tmp_path / "rows" / "0000.parquet"
+    pq.write_table(pa.table({"text": ["w1 w2 w3"] * 10_000}), first, row_group_size=1000)
+    for k in range(1, 1000):
+        os.link(first, tmp_path / "rows" / f"{k:04d}.parquet")
+    rows = {"path": str(tmp_path / "rows" / "*.parquet")}
+    began = time.perf_counter()
+    got = plan(config | {"train": rows, "cluster": {}, "queries": rows | {"path": str(first), "group": "all"}})
+    assert time.perf_counter() - began < 20
+    assert got.rows == 10_000_000
+    assert got.sampled_rows == 1024
+    assert got.chunks == -(-10_000_000 // got.chunk_rows)
+    assert got.driver_bytes < 10**8
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("settings", [{}, {"method.curvature_rows": 20, "gradients": "recompute"}], ids=str)
+def test_a_run_is_as_planned(tmp_path, config, settings):
+    tiny.write_rows(tmp_path / "train.jsonl", 400, seed=1)
+    config = config | {"cluster": {"max_workers": 1}, "index": True}
+    expected = plan(config, **settings)
+    run = attribute(config, progress=False, **settings)
+    sizes = run.document["sizes"]
+    assert [s["name"] for s in run.document["sweeps"]] == expected.sweeps
+    assert sizes["gradients"] == expected.gradients
+    assert (sizes["chunk_rows"], sizes["batch_tokens"]) == (expected.chunk_rows, expected.batch_tokens)
+    assert [tuple(group) for group in sizes["groups"]] == expected.groups
+    counts = run.document["counts"]
+    assert (counts["rows"], counts["queries"], counts["blocks"]) == (expected.rows, expected.queries, expected.blocks)
+    assert counts["tokens"] == pytest.approx(expected.tokens, rel=0.2)
+    written = dict.fromkeys(("index", "examples"), 0)
+    for file in (tmp_path / "run").rglob("*"):
+        if file.is_file() and file.parent.name in written:
+            written[file.parent.name] += file.stat().st_size
+    assert written["examples"] < 2 * expected.output_bytes
+    assert 0.5 < written["index"] / expected.index_bytes < 2
+
+
+WIDE = {"hidden_size": 256, "num_attention_heads": 8, "num_hidden_layers": 6}
+LLAMA = WIDE | {"intermediate_size": 704, "head_dim": 32, "num_key_value_heads": 8}
+ACTIVATIONS = {
+    "attention": ("llama", None, LLAMA),
+    "all layers": ("llama", "all-linear", LLAMA),
+    "few heads": ("llama", None, LLAMA | {"intermediate_size": 896, "num_key_value_heads": 2}),
+    "encoder": ("bert", None, WIDE | {"intermediate_size": 1024}),
+}
+MEASURE = """
+import json, sys, torch
+from datainf_ray.config import ModelConfig
+from datainf_ray.corpus.batches import Batch
+from datainf_ray.model.replica import load_replica
+torch.set_num_threads(1)
+replica = load_replica(ModelConfig(**json.loads(sys.argv[1])))
+def peak(rows, length):
+    ids = torch.full((rows, length), 5)
+    labels = ids if replica.task == "causal-lm" else torch.zeros(rows, dtype=torch.int64)
+    one = torch.ones_like(ids)
+    replica.gradients(Batch(ids, one, one.cumsum(1) - 1, labels, None, torch.arange(rows)), lambda *a: None)
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024  # ru_maxrss would be the parent's, if that has more
+before = peak(1, 8)
+print(peak(24, 60) - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("case", ACTIVATIONS)
+def test_a_batch_s_memory_is_estimated_within_a_factor_of_two(tmp_path, case):
+    arch, targets, settings = ACTIVATIONS[case]
+    model = tiny.save_model(tmp_path, arch, targets, settings=settings)
+    labels = 3 if arch == "bert" else None
+    for name in ("train", "queries"):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", 4, seed=1, labels=labels)
+    job = prepared(tiny.configuration(tmp_path, model, tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(model)], capture_output=True, text=True, check=True, timeout=300
+    )
+    seen = int(done.stdout.split()[-1])
+    assert seen > 50 * 10**6
+    assert 0.5 < activation_bytes(job, 24 * 60, on_gpu=False) / seen < 2

@@ -1,0 +1,156 @@
+"""The ways to the same answer: kept gradients, groups of queries, samples, and the gradient index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import datainf_ray
+from datainf_ray.errors import RequestError
+from datainf_ray.runs.schemas import matrix
+from tests import reference, tiny
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
+
+
+def attribute(config: dict[str, Any], **overrides: Any) -> datainf_ray.Run:
+    return datainf_ray.attribute(config, progress=False, **overrides)
+
+
+def scores(run: datainf_ray.Run) -> torch.Tensor:
+    return torch.from_numpy(matrix(run.scores()["influence"]))
+
+
+def tables(run: datainf_ray.Run) -> dict[str, bytes]:
+    root = Path(run.url)
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
+
+
+def sources(run: datainf_ray.Run) -> list[tuple[str, str]]:
+    return [(sweep["name"], sweep["source"]) for sweep in run.summary()["sweeps"]]
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> dict[str, Any]:
+    return tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+
+
+def test_kept_gradients_and_recomputed_ones_give_the_same_bits(tmp_path: Path, config: dict[str, Any]) -> None:
+    keep = attribute(config, gradients="keep")
+    again = attribute(config, gradients="recompute", output=str(tmp_path / "again"))
+    assert sources(keep)[-2:] == [("curvature", "backward"), ("scores", "object-store")]
+    assert sources(again)[-2:] == [("curvature", "backward"), ("scores", "backward")]
+    assert tables(keep) == tables(again)
+    assert keep.document["sizes"]["gradients"] == "keep"
+
+
+def test_blocks_whose_bound_is_too_large_are_swept_again(tmp_path: Path, config: dict[str, Any]) -> None:
+    run = attribute(config, **{"method.damping": 1e4})  # λ as large as ‖g‖²: then much is lost between the nodes
+    names = [name for name, _ in sources(run)]
+    assert names == ["queries", "pilot", "curvature", "curvature again", "scores"]
+    blocks = run.blocks()
+    assert run.document["curvature"]["exact_blocks"] == sum(b == 0 for b in blocks["error_bound"].to_pylist()) > 0
+    peft = reference.load(config["model"])
+    g, v = (
+        reference.gradients(peft, reference.encode(config["model"], str(tmp_path / f"{name}.jsonl")))
+        for name in ("train", "queries")
+    )
+    assert reference.worst(scores(run), reference.datainf(g, v, 1e4)) < 1e-4
+
+
+def test_queries_in_groups_take_a_curvature_sweep_each(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datainf_ray.execute as module
+
+    together = attribute(config)
+    choose = module.choose_sizes
+
+    def in_groups(*values: Any) -> Any:
+        return module.replace(choose(*values), groups=((0, 2), (2, 4)))
+
+    monkeypatch.setattr(module, "choose_sizes", in_groups)  # as on a worker with little memory
+    apart = attribute(config, output=str(tmp_path / "apart"))
+    assert [name for name, _ in sources(apart)] == ["queries", "pilot", "curvature", "curvature", "scores"]
+    assert reference.worst(scores(apart), scores(together).double()) < 1e-5
+
+
+def test_a_sample_of_the_rows_gives_the_curvature_and_says_how_certain_it_is(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    whole = attribute(config)
+    some = attribute(config, output=str(tmp_path / "some"), **{"method.curvature_rows": 20})
+    names = [name for name, _ in sources(some)]
+    assert names == ["queries", "moments", "moments", "curvature", "curvature", "scores"]
+    assert [s["examples"] for s in some.summary()["sweeps"]] == [4, 10, 10, 10, 10, 40]
+    said = some.document["curvature"]
+    assert said["rows"] == 20
+    off = (scores(some) - scores(whole)).norm(dim=0) / scores(whole).norm(dim=0)
+    assert 0.1 * float(off.mean()) < said["error"] < 10 * float(off.mean())
+    all_of_them = attribute(config, output=str(tmp_path / "all"), **{"method.curvature_rows": 40})
+    assert tables(all_of_them) == tables(whole)
+
+
+def test_scores_are_gathered_into_parts(tmp_path: Path, config: dict[str, Any]) -> None:
+    run = attribute(config)
+    assert [p.name for p in (tmp_path / "run" / "examples").iterdir()] == ["part-000000.parquet"]
+    file = pq.ParquetFile(tmp_path / "run" / "examples" / "part-000000.parquet")
+    assert file.metadata.num_rows == 40
+    assert b"datainf.moments" not in (file.schema_arrow.metadata or {})
+    assert run.examples()["row"].to_pylist() == list(range(40))
+
+
+def test_an_index_answers_new_queries_as_a_run_would(tmp_path: Path, config: dict[str, Any]) -> None:
+    made = attribute(config, index=True, index_dtype="float32")
+    tiny.write_rows(tmp_path / "more.jsonl", 3, seed=5)
+    (tmp_path / "train.jsonl").rename(tmp_path / "gone.jsonl")  # the rows are not needed any more
+    answers = datainf_ray.query(
+        made.url, queries={"path": str(tmp_path / "more.jsonl"), "id": "name"}, output=str(tmp_path / "answers"),
+        progress=False,
+    )  # fmt: skip
+    assert sources(answers) == [("queries", "backward"), ("curvature", "index"), ("scores", "index")]
+    (tmp_path / "gone.jsonl").rename(tmp_path / "train.jsonl")
+    config["queries"]["path"] = str(tmp_path / "more.jsonl")
+    direct = attribute(config, output=str(tmp_path / "direct"))
+    assert reference.worst(scores(answers), scores(direct).double()) < 1e-5
+    for column in ("row", "id", "tokens", "loss", "status"):
+        assert answers.examples()[column] == direct.examples()[column]
+    np.testing.assert_allclose(answers.examples()["sqnorm"], direct.examples()["sqnorm"], rtol=1e-6, atol=0)
+    previews = dict(zip(direct.tops()["row"].to_pylist(), direct.tops()["preview"].to_pylist(), strict=True))
+    assert all(previews[t["row"]] == t["preview"] for t in answers.tops().to_pylist())
+    assert answers.top(query=1, k=3)["row"].to_pylist() == direct.top(query=1, k=3)["row"].to_pylist()
+    assert answers.blocks()["damping"] == made.blocks()["damping"]
+    assert tables(made).keys() >= {"index/part-000000.parquet"}
+
+
+def test_a_projected_index_says_how_good_it_is_and_a_run_without_one_cannot_be_asked(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    made = attribute(config, index=str(tmp_path / "elsewhere"), index_projection=8)
+    said = made.document["index"]
+    assert said["projection"] == 8
+    assert said["correlation_rows"] == 40
+    answers = datainf_ray.query(made.url, queries=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "a"),
+                                progress=False)  # fmt: skip
+    want, got = scores(made).double(), scores(answers).double()
+    pairs = [float(torch.corrcoef(torch.stack([want[:, q], got[:, q]]))[0, 1]) for q in range(4)]
+    assert said["correlation"] == pytest.approx(sum(pairs) / 4, abs=1e-4)
+    assert 0.3 < said["correlation"] < 1
+    with pytest.raises(RequestError, match="has no gradient index"):
+        datainf_ray.query(answers.url, queries=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "b"))
+
+
+def test_hessian_free_keeps_an_index_too(tmp_path: Path, config: dict[str, Any]) -> None:
+    made = attribute(config, index=True, index_dtype="bfloat16", method={"name": "hessian-free"})
+    answers = datainf_ray.query(made.url, queries=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "answers"),
+                                progress=False)  # fmt: skip
+    assert reference.worst(scores(answers), scores(made).double()) < 1e-2
+    with pytest.raises(RequestError, match="knows no damping"):
+        datainf_ray.query(
+            made.url, queries=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "b"), **{"method.name": "datainf"}
+        )
