@@ -14,11 +14,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from datainf_ray.config import RunConfig, load_config
-from datainf_ray.estimate import activation_bytes, index_row_bytes, mean_tokens, said_bytes, score_bytes, weight_bytes
+from datainf_ray.estimate import (
+    activation_bytes,
+    index_row_bytes,
+    mean_tokens,
+    said_bytes,
+    score_bytes,
+    text_bytes,
+    weight_bytes,
+)
 from datainf_ray.job import Job, prepare
 from datainf_ray.room import Room, guess_room
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
 from datainf_ray.sizing import (
+    NODES,
     PLANNED_NODES,
     SHARE,
     Sizes,
@@ -35,15 +44,15 @@ _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that t
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
 _START_SECONDS = 10.0  # Ray and a worker with its libraries; a large model takes longer
 _PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
-_TEXT_BYTES = 100  # a row's id and preview, compressed
+_PLACE_BYTES = 14  # a place among a query's top rows, compressed, without its text
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What a worker was seen to do with a few random rows of the corpus."""
 
-    tokens_per_second: float  # of one worker, forward and backward, all its reading and tokenising included
-    worker_bytes: int  # its peak memory: the GPU's on a GPU, else resident host memory
+    tokens_per_second: float  # of one worker in a curvature sweep at two nodes, with reading and tokenising
+    worker_bytes: int  # its peak memory then, all queries and their sums included: the GPU's on a GPU, else the host's
     start_seconds: float  # from asking for it until it was ready
     device: str  # a GPU's name, or cpu
     tokens_per_row: float | None = None  # of those rows; None: as the first rows have it
@@ -79,7 +88,7 @@ class Plan(BaseModel):
     driver_bytes: int = Field(description="peak memory of the driver beyond Python and its libraries")
     store_bytes: int = Field(description="in the object store at a time")
     store_room: int = Field(description="bytes that the object store has; Ray puts on disk what is more")
-    output_bytes: int
+    output_bytes: int = Field(description="of the tables")
     output_parts: int = Field(description="files of examples/")
     index_bytes: int = Field(description="of the gradient index; 0 where none is written")
     flops: float = Field(description="floating-point operations of all sweeps")
@@ -120,7 +129,8 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     passes = tokens["queries"] + tokens["train"] / job.rows * sum(s.rows for s in sweeps if s.backward)
     flops = 4.0 * facts.base_parameters * passes + sum(s.products for s in sweeps)
     if calibration is not None:
-        rate = 4.0 * facts.base_parameters * calibration.tokens_per_second
+        products = (2 + 2 * NODES) * m * facts.parameters * job.rows / tokens["train"]  # a token's part of a row's
+        rate = (4.0 * facts.base_parameters + products) * calibration.tokens_per_second
         said = f"{calibration.tokens_per_second:,.0f} tokens/s, as measured on {calibration.device}"
     elif room.gpus_per_worker:
         rate = _GPU_FLOPS * room.gpus_per_worker
@@ -138,6 +148,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     largest = max(last - first for first, last in sizes.groups) / m * nodes_of(job) * state
     kept = 4 * facts.parameters * job.rows if sizes.gradients == "keep" else 0
     blocks = len(facts.blocks) if config.results.blocks else 0
+    places = 2 * m * min(config.results.top_k, job.rows)
     output = job.rows * row_bytes(m, config.results.scores, blocks)
     sampled = next((s.rows for s in sweeps if s.name in ("pilot", "moments")), 0)
     share = transport_share(job, room.gpus_per_worker, sizes.chunk_rows, len(sizes.groups))
@@ -165,16 +176,13 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         worker_bytes=worker,
         device_bytes=device,
         # its part of the reduction, the queries' groups, the chunks it hands out, the top rows
-        driver_bytes=2 * min(state, 32 * 2**20)
-        + 8 * job.corpora["queries"].rows
-        + 500 * chunks
-        + 600 * m * min(config.results.top_k, job.rows),
+        driver_bytes=2 * min(state, 32 * 2**20) + 8 * job.corpora["queries"].rows + 500 * chunks + 300 * places,
         # the queries, a chunk's sums from every worker and on every level of the tree, and what is kept
         store_bytes=int(2 * state + largest * (workers + math.log2(chunks) + 1)) + kept,
         store_room=room.store_bytes,
-        output_bytes=output + 2 * m * min(config.results.top_k, job.rows) * _TEXT_BYTES,
+        output_bytes=output + places * _PLACE_BYTES + min(places, job.rows) * text_bytes(job),
         output_parts=max(1, min(output // PART_BYTES, chunks)),
-        index_bytes=job.rows * (index_row_bytes(job) + _TEXT_BYTES) if config.index else 0,
+        index_bytes=job.rows * (index_row_bytes(job) + text_bytes(job)) if config.index else 0,
         flops=flops,
         seconds=seconds,
         assumption=f"{workers} worker{'s' * (workers > 1)} at {said}{assumed}",
@@ -197,7 +205,7 @@ def _sweeps(job: Job, sizes: Sizes) -> list[_Sweep]:
     scores = _Sweep("scores", rows, again, 2.0 * rows * job.queries * parameters)
     begin = [_Sweep("queries", 0, False, 0.0)]
     if job.config.method.name != "datainf":
-        return [*begin, replace(scores, backward=True)]
+        return [*begin, scores]
 
     def curvature(over: int, first: int, last: int, nodes: int, backward: bool) -> _Sweep:
         return _Sweep("curvature", over, backward, (2.0 + 2 * nodes) * over * (last - first) * parameters)
@@ -218,6 +226,9 @@ def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None)
     queries = 4 * group * job.facts.parameters
     sums = PLANNED_NODES * queries if nodes_of(job) else 0
     model = weight_bytes(job, on_gpu) + activation_bytes(job, sizes.batch_tokens, on_gpu)
+    if calibration is not None:
+        own = calibration.worker_bytes - 4 * (1 + NODES) * job.queries * job.facts.parameters
+        model = max(int(own if on_gpu else own - _PROCESS_BYTES), 0)
     # A chunk's results stay on the host until they have been sent, while the next chunk is under way.
     host = _PROCESS_BYTES + sums + sizes.chunk_rows * score_bytes(job)
     if sizes.gradients == "keep":
@@ -227,10 +238,8 @@ def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None)
     if not (on_gpu and sizes.resident):
         host += sums
     if not on_gpu:
-        measured = None if calibration is None else calibration.worker_bytes - _PROCESS_BYTES
-        return int(host + (model if measured is None else measured)), None
-    device = calibration.worker_bytes if calibration is not None else model
-    return int(host), int(device + (queries + sums if sizes.resident else 0) + sizes.chunk_rows * score_bytes(job))
+        return int(host + model), None
+    return int(host), int(model + (queries + sums if sizes.resident else 0) + sizes.chunk_rows * score_bytes(job))
 
 
 def _transport_why(job: Job, room: Room, share: float, batch_tokens: int) -> str:

@@ -26,7 +26,7 @@ from datainf_ray.estimate import (
     weight_bytes,
 )
 from datainf_ray.job import Job
-from datainf_ray.model.fit import CPU_BATCH_TOKENS
+from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST
 from datainf_ray.room import Room
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
@@ -37,6 +37,7 @@ STORE_RATE = 0.5e9  #: bytes/s from a worker through the object store into the s
 SHARE = 0.05  #: of a chunk's computing time that its statistics may spend on their way
 FEWEST_ROWS, MOST_ROWS = 16, 16384
 CHUNK_SECONDS, LONGEST_SECONDS = 30, 600  # that a chunk computes; the second where fewer rows would not do
+FULL_BATCH = 32768  #: tokens that keep any GPU busy; larger batches, where there is room for them, gain little
 _SPREAD = 64  # chunks that a small corpus is cut into, for workers to share
 _INDEX_BYTES = 256 * 10**6  # of a chunk's part of the index
 _SCORE_BYTES = 128 * 10**6  # of a chunk's scores
@@ -44,7 +45,6 @@ _QUERY_BYTES = 256 * 10**6  # of the gradients of a chunk of queries
 _KEPT_BYTES = 2**30  # of a chunk's gradients in the object store
 _ON_DEVICE = 0.4  # of a GPU's memory, for queries and sums
 _MOVE_RATE = 10e9  # bytes/s between a GPU and the host, with the addition there
-_GPU_BATCH = (2048, 65536)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def choose_sizes(job: Job, room: Room, batch_tokens: int) -> Sizes:
 def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
     """Rows in a chunk of the training corpus: `cluster.chunk_rows`, or the best for workers with `gpus` GPUs each.
 
-    1/64 of the corpus or what takes 30 s, whichever is less; but at least one full batch, and enough that the
-    statistics' transport is under 5 % of the computing. Within fixed bounds: 600 s, 256 MB of the index, 128 MB of
-    scores, 1 GiB of gradients that must be kept, and, before all others, 16 to 16384 rows. Where that leaves room,
-    chunks are of equal size. Those of an index stay what they were.
+    1/64 of the corpus or what takes 30 s, whichever is less; but at least one full batch (or 32768 tokens), and enough
+    that the statistics' transport is under 5 % of the computing. Within fixed bounds: 600 s, 256 MB of the index,
+    128 MB of scores, 1 GiB of gradients that must be kept, and, before all others, 16 to 16384 rows. Where that leaves
+    room, chunks are of equal size. Those of an index stay what they were.
     """
     config, facts, rows = job.config, job.facts, job.rows
     if job.answers is not None:
@@ -90,7 +90,7 @@ def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
         return config.cluster.chunk_rows
     seconds = row_seconds(job, gpus)
     few = min(math.ceil(rows / _SPREAD), CHUNK_SECONDS / seconds)
-    least = math.ceil(max(batch_tokens / mean_tokens(job), transport_seconds(job) / (SHARE * seconds)))
+    least = math.ceil(max(min(batch_tokens, FULL_BATCH) / mean_tokens(job), transport_seconds(job) / (SHARE * seconds)))
     most = [MOST_ROWS, LONGEST_SECONDS / seconds, _SCORE_BYTES / score_bytes(job)]
     if config.index:
         most.append(_INDEX_BYTES / index_row_bytes(job))
@@ -170,8 +170,8 @@ def expected_batch_tokens(job: Job, room: Room) -> int:
     if room.device_bytes is None:
         return CPU_BATCH_TOKENS
     free = 0.9 * room.device_bytes - weight_bytes(job, on_gpu=True) - held_bytes(job, room.device_bytes)
-    tokens = int(free / (GPU_GAPS * token_bytes(job.facts, half_precision(job, on_gpu=True))))
-    return max(_GPU_BATCH[0], min(tokens // 1024 * 1024, _GPU_BATCH[1]))
+    tokens = free / (GPU_GAPS * token_bytes(job.facts, half_precision(job, on_gpu=True)))
+    return max(FIRST, min(2 ** int(math.log2(max(tokens, 1))), MOST))
 
 
 def flops_per_second(job: Job, gpus: int) -> float:

@@ -23,6 +23,10 @@ from torch import Tensor, nn
 Consume = Callable[[str, Tensor, Tensor], object]
 
 
+#: Whether torch (2.8 and later) multiplies halves on a GPU into float32 sums, with no float32 copy of its inputs.
+_HALVES_TO_FLOAT = "dtype" in torch.ops.aten.bmm.overloads()
+
+
 class CaptureError(RuntimeError):
     """A layer was used in a way that hooks cannot follow."""
 
@@ -54,7 +58,8 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return owners
 
 
-def _plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module computes W x + b and nothing else, whatever class it is."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
@@ -65,9 +70,21 @@ def unsupported(model: nn.Module, blocks: dict[str, nn.Parameter]) -> str | None
         held = owners[id(parameter)]
         if len(held) > 1:
             return f"{name} is shared by {len(held)} modules"
-        if not _plain_linear(held[0][0]):
+        if not is_plain_linear(held[0][0]):
             return f"{name} belongs to a {type(held[0][0]).__name__}, not to a plain linear layer"
     return None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _wide_product(g: Tensor, x: Tensor) -> Tensor:
+    """Σ_t g_it x_itᵀ for every i, summed in float32 or wider: b × t × o and b × t × d give b × o × d."""
+    if _HALVES_TO_FLOAT and g.is_cuda and g.dtype == x.dtype and g.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(g.mT, x, out_dtype=torch.float32)
+    wide = _wide(torch.promote_types(g.dtype, x.dtype))
+    return torch.bmm(g.to(wide).mT, x.to(wide))
 
 
 class Capture:
@@ -117,14 +134,12 @@ class Capture:
         output.register_hook(lambda gradient: self._backward(site, x, gradient))
 
     def _backward(self, site: _Site, x: Tensor, gradient: Tensor) -> None:
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        g = gradient.detach().to(wide).reshape(len(x), -1, gradient.shape[-1])
+        g = gradient.detach().reshape(len(x), -1, gradient.shape[-1])
         if site.weight is not None:
-            flat = x.to(wide).reshape(len(x), -1, x.shape[-1])
-            product = torch.bmm(g.mT, flat)
+            product = _wide_product(g, x.reshape(len(x), -1, x.shape[-1]))
             site.weight_gradient = product if site.weight_gradient is None else site.weight_gradient + product
         if site.bias is not None:
-            summed = g.sum(1)
+            summed = g.sum(1, dtype=_wide(g.dtype))
             site.bias_gradient = summed if site.bias_gradient is None else site.bias_gradient + summed
         if site.emitted:  # layers called again inside a checkpointed backward pass, for one
             raise CaptureError(f"{site.weight or site.bias} got more gradient after it seemed complete")

@@ -26,7 +26,8 @@ from datainf_ray.model.inspect import (
     peft_config,
     quiet,
 )
-from datainf_ray.model.loss import class_losses, token_losses
+from datainf_ray.model.loss import Reduction, chunked_losses, class_losses, token_losses
+from datainf_ray.model.probe import find_head, is_causal, reshapes_logits, standing_in
 
 
 class Batch(Protocol):
@@ -41,20 +42,25 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a replica takes its gradients, and how that compares with plain autograd on single rows."""
+    """How a replica takes its losses and gradients, and how that compares with plain autograd on single rows."""
 
     path: Literal["hooks", "one by one"]
     cosine: float | None  # the smallest over blocks, between a row's gradient in a batch and alone; None: not measured
     reason: str | None  # why not by hooks
+    loss: Literal["chunked", "whole"] = "whole"
+    loss_reason: str | None = None  # why from whole logits
 
 
 class Replica:
     """A model in eval mode whose adapter's tensors are the blocks.
 
-    `blocks` are in the order of the model's parameters; `path` is "hooks" or "one by one" (see `capture`).
+    `blocks` are in the order of the model's parameters; `path` is "hooks" or "one by one" (see `capture`), and `loss`
+    "chunked" or "whole" (see `loss`). Both are the quick way unless `reason` or `whole` says why not. A reason is given
+    when the replica is made and may be by `check`; assign one to take the plain way on purpose. `unmasked` says whether
+    batches padded on the right go without a mask (see `probe`).
     """
 
-    def __init__(self, model: nn.Module, task: str, reduction: Literal["mean", "sum"] = "mean") -> None:
+    def __init__(self, model: nn.Module, task: str, reduction: Reduction = "mean") -> None:
         self.model = model.eval()
         self.task, self.reduction = task, reduction
         self.parameters = name_blocks(model)
@@ -69,6 +75,16 @@ class Replica:
         self._own_positions = any(hasattr(m, "create_position_ids_from_input_ids") for m in base.modules())
         self.reason = unsupported(model, self.parameters)
         self._capture = Capture(model, self.parameters) if self.reason is None else None
+        self._head: nn.Linear | None = None
+        self.unmasked = False
+        self.whole: str | None = "a row has few classes, not a vocabulary for every token"
+        if task == "causal-lm":
+            head = find_head(base, self.parameters.values())
+            if isinstance(head, str):
+                self.whole = head
+            else:
+                self._head, self.whole = head, reshapes_logits(self._logits, head)
+            self.unmasked = is_causal(self._logits if self.whole else self._hidden, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
@@ -76,17 +92,34 @@ class Replica:
     def path(self) -> Literal["hooks", "one by one"]:
         return "hooks" if self.reason is None else "one by one"
 
-    def losses(self, batch: Batch) -> Tensor:
-        """The b losses of a batch, float32 or wider."""
-        given: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    @property
+    def loss(self) -> Literal["chunked", "whole"]:
+        return "chunked" if self.whole is None else "whole"
+
+    def losses(self, batch: Batch, plain: bool = False) -> Tensor:
+        """The b losses of a batch, float32 or wider; `plain`: from whole logits and with a mask, whatever is known."""
+        given: dict[str, Any] = {"input_ids": batch.input_ids}
         if batch.token_type_ids is not None and "token_type_ids" in self._takes:
             given["token_type_ids"] = batch.token_type_ids
-        if "position_ids" in self._takes and not self._own_positions:
-            given["position_ids"] = batch.position_ids
-        if self.task == "causal-lm":
-            logits = self.model(**given, use_cache=False).logits
-            return token_losses(logits, batch.labels, self.reduction)
-        return class_losses(self.model(**given).logits, batch.labels)
+        if plain or not self.unmasked or not bool(batch.attention_mask[:, 0].all()):
+            given["attention_mask"] = batch.attention_mask
+            if "position_ids" in self._takes and not self._own_positions:
+                given["position_ids"] = batch.position_ids
+        if self.task != "causal-lm":
+            return class_losses(self.model(**given).logits, batch.labels)
+        if plain or self.whole is not None or self._head is None:
+            return token_losses(self._logits(**given), batch.labels, self.reduction)
+        hidden, head = self._hidden(**given), self._head
+        return chunked_losses(hidden, head.weight, head.bias, batch.labels, self.reduction)
+
+    def _logits(self, input_ids: Tensor, **given: Any) -> Tensor:
+        return self.model(input_ids=input_ids, use_cache=False, **given).logits
+
+    def _hidden(self, input_ids: Tensor, **given: Any) -> Tensor:
+        """The states that the head is fed, b × s × h, times what the model multiplies its logits with."""
+        assert self._head is not None
+        with standing_in(self._head, lambda hidden: hidden):
+            return self._logits(input_ids, **given)
 
     def gradients(self, batch: Batch, consume: Consume) -> Tensor:
         """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients.
@@ -102,13 +135,13 @@ class Replica:
             (losses.sum() * self.scale).backward()
         return losses.detach()
 
-    def _alone(self, batch: Batch, position: int, consume: Consume) -> Tensor:
+    def _alone(self, batch: Batch, position: int, consume: Consume, plain: bool = False) -> Tensor:
         """One example, by autograd on the blocks themselves: right for any layer, and slow."""
         blocks = list(self.parameters.items())
         for _, parameter in blocks:
             parameter.requires_grad_(True)
         try:
-            loss = self.losses(batch)[0]
+            loss = self.losses(batch, plain)[0]
             gradients = torch.autograd.grad(loss * self.scale, [p for _, p in blocks], allow_unused=True)
         finally:
             for _, parameter in blocks:
@@ -120,39 +153,71 @@ class Replica:
                 consume(name, wide.reshape(1, -1) / self.scale, rows)
         return loss.detach()
 
-    def check(self, batch: Batch) -> Verdict:
-        """Compare the captured gradients of a batch with autograd on each of its rows alone.
+    def check(self, batch: Batch | None) -> Verdict:
+        """Compare the losses and gradients of a batch with plain autograd on each of its rows alone.
 
-        Where they differ by more than rounding the replica takes the slow way from then on, and says why. A wrong
-        gradient differs by its own size, so the bounds are wide: half precision rounds the same sums by some per cent.
+        Where they differ by more than rounding, the replica takes the plain forward pass (whole logits, with a mask)
+        from then on, or if that is not it, one row at a time, or both; and says why. Without a batch nothing is
+        compared, and the verdict is what was found when the replica was made.
         """
-        if self.reason is not None:
-            return Verdict("one by one", None, self.reason)
-        together = {b.name: torch.zeros(len(batch.input_ids), b.size, device=self.device) for b in self.blocks}
-        alone = {name: torch.zeros_like(g) for name, g in together.items()}
+        if batch is None or (self.path == "one by one" and self.loss == "whole" and not self.unmasked):
+            return self._verdict(None)
+        exact = self._table(batch)
+        put = _put_into(exact)
+        losses = torch.stack([self._alone(_row(batch, i), i, put, plain=True) for i in range(len(batch.input_ids))])
+        cosine, wrong = self._compare(batch, losses, exact)
+        if wrong is not None and self.path == "hooks":
+            spared = self.whole, self.unmasked
+            self._plainly(wrong)
+            cosine, still = self._compare(batch, losses, exact)
+            if still is None:
+                return self._verdict(cosine)
+            (self.whole, self.unmasked), self.reason = spared, wrong
+            cosine, wrong = self._compare(batch, losses, exact)
+        if wrong is not None:
+            self._plainly(wrong)
+        return self._verdict(cosine)
+
+    def _plainly(self, reason: str) -> None:
+        """From now on the model's own forward pass, with all of its logits and a mask."""
+        self.whole, self.unmasked = self.whole or reason, False
+
+    def _verdict(self, cosine: float | None) -> Verdict:
+        return Verdict(self.path, cosine, self.reason, self.loss, self.whole)
+
+    def _table(self, batch: Batch) -> dict[str, Tensor]:
+        return {b.name: torch.zeros(len(batch.input_ids), b.size, device=self.device) for b in self.blocks}
+
+    def _compare(self, batch: Batch, losses: Tensor, exact: dict[str, Tensor]) -> tuple[float | None, str | None]:
+        """The smallest cosine to the exact gradients, and what differs by more than rounding.
+
+        What is wrong differs by its own size, so the bounds are wide: half precision rounds the same sums by some per
+        cent.
+        """
+        got = self._table(batch)
         try:
-            self.gradients(batch, _put_into(together))
+            found = self.gradients(batch, _put_into(got))
         except CaptureError as error:
-            self.reason = one_line(error)
-            return Verdict("one by one", None, self.reason)
-        for i in range(len(batch.input_ids)):
-            self._alone(_row(batch, i), i, _put_into(alone))
+            return None, one_line(error)
         single = not any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters())
         tolerance = 1e-2 if single else 0.5
+        # a row that is not finite gets its status in the sweep
+        off = ((found - losses).abs() / losses.abs().clamp(min=1))[losses.isfinite()]
+        if not bool((off <= tolerance).all()):
+            return None, f"the losses of a batch differ from those of its rows alone by {float(off.max()):.1%}"
         cosine = 1.0
-        for name, exact in alone.items():
-            size = exact.norm(dim=1).double()
+        for name, right in exact.items():
+            size = right.norm(dim=1).double()
             if not size.isfinite().all() or not (size > 0).any():
-                continue  # a row that is not finite gets its status in the sweep; one without gradient has no direction
-            error = (together[name] - exact).norm(dim=1).double()
+                continue  # a row without gradient has no direction
+            error = (got[name] - right).norm(dim=1).double()
             # a row whose gradient is a billionth of its neighbour's is all rounding
             worst = (error / size.clamp(min=1e-6 * float(size.max()))).max()
-            dots = torch.nn.functional.cosine_similarity(together[name].double(), exact.double(), dim=1)
+            dots = torch.nn.functional.cosine_similarity(got[name].double(), right.double(), dim=1)
             cosine = min(cosine, float(dots[size > 1e-6 * size.max()].min()))
-            if worst > tolerance:
-                self.reason = f"the gradients of {name} by hooks differ from autograd's by {float(worst):.1%}"
-                return Verdict("one by one", cosine, self.reason)
-        return Verdict("hooks", cosine, None)
+            if not worst <= tolerance:
+                return cosine, f"the gradients of {name} differ from autograd's by {float(worst):.1%}"
+        return cosine, None
 
 
 def _put_into(table: dict[str, Tensor]) -> Consume:
@@ -160,7 +225,9 @@ def _put_into(table: dict[str, Tensor]) -> Consume:
 
 
 @dataclass
-class _Row:
+class Rows:
+    """A `Batch` and no more."""
+
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
@@ -168,7 +235,7 @@ class _Row:
     labels: Tensor
 
 
-def _row(batch: Batch, i: int) -> _Row:
+def _row(batch: Batch, i: int) -> Rows:
     """One example of a batch, without its padding."""
     real = batch.attention_mask[i].bool()
 
@@ -177,12 +244,10 @@ def _row(batch: Batch, i: int) -> _Row:
 
     types = None if batch.token_type_ids is None else cut(batch.token_type_ids)
     labels = batch.labels[i : i + 1] if batch.labels.ndim == 1 else cut(batch.labels)
-    return _Row(cut(batch.input_ids), cut(batch.attention_mask), cut(batch.position_ids), types, labels)
+    return Rows(cut(batch.input_ids), cut(batch.attention_mask), cut(batch.position_ids), types, labels)
 
 
-def load_replica(
-    model: ModelConfig, device: torch.device | str = "cpu", reduction: Literal["mean", "sum"] = "mean"
-) -> Replica:
+def load_replica(model: ModelConfig, device: torch.device | str = "cpu", reduction: Reduction = "mean") -> Replica:
     """Base and adapter, loaded and checked: what the base's checkpoint lacks the adapter must bring.
 
     Raises `RequestError` where they cannot be loaded.

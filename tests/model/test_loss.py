@@ -83,7 +83,7 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_gradients_of_learnt_tokens_survive_float16() -> None:
-    """Where a model is right and sure, ∂loss/∂h is below what float16 can hold, until it meets the scale of the loss."""
+    """Where a model is right and sure, ∂loss/∂h is below what float16 holds, until it meets the scale of the loss."""
     weight = torch.tensor([[0.03] * 8, [-0.01] * 4 + [-0.02] * 4], dtype=torch.float16)
     hidden = torch.full((1, 2, 8), 30.0, dtype=torch.float16)
     labels = torch.zeros(1, 2, dtype=torch.int64)

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from datainf_ray.config import ModelConfig
-from datainf_ray.corpus.batches import collate, plan_batches
-from datainf_ray.corpus.tokens import Example
+from datainf_ray.corpus.batches import collate
 from datainf_ray.errors import RequestError
 from datainf_ray.model.replica import Replica, load_replica
 from tests import reference, tiny
+from tests.model.compare import captured, examples_of, relative, rows_for
 
 MODELS = [
     ("llama", None, "right"),
@@ -27,45 +26,6 @@ MODELS = [
     ("llama-classifier", None, "left"),
     ("gpt2-classifier", None, "right"),
 ]
-
-
-def rows_for(model: dict[str, Any], folder: Path, count: int = 7) -> list[dict[str, Any]]:
-    path = tiny.write_rows(folder / "rows.jsonl", count, 3, labels=3 if "classification" in model["task"] else None)
-    return reference.encode(model, str(path))
-
-
-def examples_of(rows: list[dict[str, Any]]) -> list[Example]:
-    return [
-        Example(k, str(k), "ok", input_ids=r["input_ids"], target=r["labels"])
-        if isinstance(r["labels"], int)
-        else Example(k, str(k), "ok", input_ids=r["input_ids"], labels=r["labels"])
-        for k, r in enumerate(rows)
-    ]
-
-
-def captured(
-    replica: Replica, examples: list[Example], size: int, side: str = "right"
-) -> tuple[dict[str, Tensor], Tensor]:
-    """{block: rows × size} and the losses, from batches of `size` rows."""
-    out = {b.name: torch.zeros(len(examples), b.size) for b in replica.blocks}
-    losses = torch.zeros(len(examples))
-    order = [k for batch in plan_batches([e.tokens for e in examples], 10**9) for k in batch]
-    for start in range(0, len(order), size):
-        batch = collate(examples, order[start : start + size], 0, side)
-
-        def keep(block: str, gradients: Tensor, at: Tensor, rows: Tensor = batch.rows) -> None:
-            out[block][rows[at]] = gradients.float()
-
-        losses[batch.rows] = replica.gradients(batch, keep).float()
-    return out, losses
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    """The largest error of a row's gradient, relative to that gradient's norm."""
-    norm = want.norm(dim=1)
-    error = (got.double() - want).norm(dim=1)
-    assert (error[norm == 0] == 0).all()
-    return float((error[norm > 0] / norm[norm > 0]).max()) if (norm > 0).any() else 0.0
 
 
 @pytest.mark.parametrize(("arch", "targets", "side"), MODELS)
@@ -182,7 +142,8 @@ def test_check_agrees_with_autograd_and_notices_a_wrong_hook(tmp_path: Path) -> 
         emit(site)
 
     wrong._capture._emit = half
-    assert wrong.check(sample).path == "one by one"
+    verdict = wrong.check(sample)
+    assert (verdict.path, verdict.loss) == ("one by one", "chunked")  # the loss was not at fault
     want = captured(load_replica(ModelConfig(**model)), examples, 3)[0]
     got = captured(wrong, examples, 3)[0]  # and from then on it is right, if slow
     for name in want:

@@ -1,0 +1,72 @@
+"""How many tokens a batch may have: on a GPU as many as it has memory for, found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from datainf_ray.errors import RequestError
+from datainf_ray.model.replica import Replica, Rows
+
+#: A CPU gains nothing from more.
+CPU_BATCH_TOKENS = 2048
+FIRST, MOST = 2**10, 2**20
+_SHARE = 0.9  # of the memory; what remains is for what a trial cannot foresee, fragments above all
+
+
+def search(fits: Callable[[int], bool], first: int = FIRST, most: int = MOST) -> int | None:
+    """The last of first, 2 · first, 4 · first … up to `most` before one that does not fit; None where none does."""
+    found, budget = None, first
+    while budget <= most and fits(budget):
+        found, budget = budget, 2 * budget
+    return found
+
+
+def largest_batch(replica: Replica, longest: int, hold: int, shortest: int | None = None) -> int:
+    """The most tokens in a batch, a power of two, that a replica's GPU has room for beside `hold` bytes.
+
+    Tries batches of random rows of `longest` tokens, and of `shortest` where that is given: many short rows have many
+    gradients. `hold` is for what lies there beside the model while it is used: a fold's inputs and sums. On a CPU
+    `CPU_BATCH_TOKENS`. Raises `RequestError` where not even the smallest budget fits.
+    """
+    if replica.device.type != "cuda":
+        return CPU_BATCH_TOKENS
+    lengths = {longest, shortest or longest}
+    found = search(lambda budget: all(_fits(replica, budget, length, hold) for length in lengths))
+    if found is None:
+        raise RequestError(
+            f"cluster.batch_tokens: auto: not even {FIRST} tokens fit on {torch.cuda.get_device_name(replica.device)} "
+            f"beside the model and {hold / 2**30:.1f} GiB of sums; give fewer tokens, or use a larger GPU"
+        )
+    return found
+
+
+def random_rows(replica: Replica, budget: int, length: int) -> Rows:
+    """A batch of `budget` random tokens in rows of `length` (one row of `budget`, if that is less), all targets."""
+    length = min(length, budget)
+    shape = budget // length, length
+    vocabulary = replica.model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0)).to(replica.device)
+    return Rows(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        position_ids=torch.arange(length, device=replica.device).expand(shape),
+        token_type_ids=None,
+        labels=ids if replica.task == "causal-lm" else torch.zeros_like(ids[:, 0]),
+    )
+
+
+def _fits(replica: Replica, budget: int, length: int, hold: int) -> bool:
+    device = replica.device
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    # what is free, and what this process has already: other processes' share of the GPU is not ours
+    room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    try:
+        replica.gradients(random_rows(replica, budget, length), lambda block, gradients, rows: None)
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    return torch.cuda.max_memory_allocated(device) + hold <= _SHARE * room

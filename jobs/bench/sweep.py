@@ -1,0 +1,71 @@
+"""The first sweep's work on a batch over a plain LoRA training step on the same batch, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from bench.measure import Figure, Options, clock, interleaved, median, say, spread
+from bench.models import TARGETS, Shape, adamw, curvature_inputs, first_sweep, lengths, pair, token_rows, train
+from datainf_ray.corpus.batches import Batch, collate, plan_batches
+from datainf_ray.corpus.tokens import Example
+
+#: Few layers: what a layer costs does not depend on how many there are. And tokens, so that a turn takes seconds.
+SHAPES = {256: (Shape(256, 4), 12_288), 512: (Shape(512, 3), 6_144), 1024: (Shape(1024, 2), 4_096)}
+SMALL = {32: (Shape(32, 1, vocabulary=64), 256)}
+BATCH_TOKENS = 1024
+
+
+def sweep(options: Options) -> Iterator[Figure]:
+    """Tokens per second of the first sweep over those of training, for every hidden size and adapter."""
+    torch.set_num_threads(options.threads or 1)
+    for hidden, (shape, tokens) in (SMALL if options.small else SHAPES).items():
+        for name, targets in TARGETS.items():
+            case = f"hidden {hidden}, r=8 on {name}"
+            say(f"sweep: {case}")
+            yield _one(options, case, shape, targets, tokens)
+
+
+def _one(options: Options, case: str, shape: Shape, targets: str | list[str], tokens: int) -> Figure:
+    batches = padded(token_rows(_as_many(tokens), shape.vocabulary, 3), BATCH_TOKENS)
+    rows, real = sum(len(b.rows) for b in batches), sum(int(b.attention_mask.sum()) for b in batches)
+    replica, trained = pair(shape, targets)
+    inputs = curvature_inputs(replica, options.queries)
+    optimizer = adamw(trained)
+    runs = interleaved(
+        {
+            "first sweep": clock(lambda: first_sweep(replica, batches, rows, inputs)),
+            "training": clock(lambda: train(trained, batches, optimizer)),
+        },
+        options.repeats,
+    )
+    ours, floor = real / median(runs["first sweep"]), real / median(runs["training"])
+    return Figure(
+        "sweep",
+        case,
+        "first sweep / training step",
+        ours / floor,
+        "×",
+        ("≥", 0.95),
+        f"{ours:,.0f} over {floor:,.0f} tokens/s, {options.queries} queries; "
+        f"{spread(runs['training'], runs['first sweep'])}",
+        runs,
+    )
+
+
+def _as_many(tokens: int) -> list[int]:
+    """Lengths of as many rows as give about so many tokens."""
+    drawn, total = [], 0
+    for n in lengths(tokens // 16 + 1, 2):
+        if total >= tokens:
+            break
+        drawn.append(n)
+        total += n
+    return drawn
+
+
+def padded(rows: list[list[int]], batch_tokens: int) -> list[Batch]:
+    """Rows of ids as the batches that a worker would make of them; every token is a target."""
+    examples = [Example(k, str(k), "ok", input_ids=ids, labels=[-100, *ids[1:]]) for k, ids in enumerate(rows)]
+    return [collate(examples, batch, 0) for batch in plan_batches([len(ids) for ids in rows], batch_tokens)]
