@@ -38,7 +38,7 @@ from datainf_ray.runs.report import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import top_table
-from datainf_ray.sizing import PLANNED_NODES, Sizes, choose_groups, choose_query_rows, choose_sizes, pilot_rows
+from datainf_ray.sizing import Sizes, choose_groups, choose_query_rows, choose_sizes, held_bytes, pilot_rows
 
 _PACKAGES = ("datainf-ray", "torch", "transformers", "peft", "ray", "pyarrow")
 
@@ -99,7 +99,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         f"{len(job.facts.blocks)} blocks with all {job.facts.parameters:,} trainable parameters"
     )
     try:
-        _sweep(job, document, watcher, ahead)
+        _sweep(job, document, watcher, ahead, began)
     except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
         document["state"] = "failed" if isinstance(error, Exception) else "interrupted"
         document["reason"] = one_line(error)
@@ -115,8 +115,8 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
     return run
 
 
-def _sweep(job: Job, document: dict[str, Any], watcher: Watcher, ahead: Ahead | None) -> None:
-    """All that needs the cluster, and the files that come of it; fills in `document`."""
+def _sweep(job: Job, document: dict[str, Any], watcher: Watcher, ahead: Ahead | None, began: float) -> None:
+    """All that needs the cluster, and the files that come of it; fills in `document` of the run that `began` then."""
     config = job.config
     if job.answers is None and job.index is not None:
         begin_index(job.index, job.fingerprint)
@@ -140,6 +140,7 @@ def _sweep(job: Job, document: dict[str, Any], watcher: Watcher, ahead: Ahead | 
             _solve(job, sweeps, gradients, document)
             consolidate_parts(job, [chunk.rows for chunk in chunks["train"]])
             info = pool.infos[0]
+            document["startup"] = round(pool.begun[0] - began, 3)
     document["device"], document["dtype"], document["attention"] = info.device, info.dtype, info.attention
     document["capture"] = asdict(info.verdict)
     if info.verdict.reason:
@@ -156,8 +157,7 @@ def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, document: dict[str, Any]
         room = cluster.with_device(pool.first("device_bytes"))
     if asked == "auto" and room.device_bytes is not None:
         longest = max((e.tokens for examples in job.examples.values() for e in examples), default=1)
-        held = 4 * (1 + PLANNED_NODES) * job.queries * job.facts.parameters
-        asked = pool.first("largest_batch", longest, held)
+        asked = pool.first("largest_batch", longest, held_bytes(job, room.device_bytes))
     tokens = CPU_BATCH_TOKENS if asked == "auto" else asked
     if job.answers is None:
         sizes = choose_sizes(job, room, tokens)
@@ -183,7 +183,8 @@ def _chunks(job: Job, sizes: Sizes) -> dict[str, list[Chunk]]:
         rows = pilot_rows(corpus.rows)
         (chunks["pilot"],) = sample_chunks(corpus, rows, seed, min(sizes.chunk_rows, max(16, rows // 8)))
     else:
-        halves = sample_chunks(corpus, job.sampled_rows, seed, sizes.chunk_rows, parts=2)
+        chunk_rows = min(sizes.chunk_rows, max(16, job.sampled_rows // 64))  # something for every worker
+        halves = sample_chunks(corpus, job.sampled_rows, seed, chunk_rows, parts=2)
         chunks["half a"], chunks["half b"] = halves
     return chunks
 
@@ -253,6 +254,7 @@ def _document(job: Job) -> dict[str, Any]:
         "created": _now(),
         "finished": None,
         "seconds": 0.0,
+        "startup": None,
         "counts": {
             "rows": job.rows,
             "tokens": None,

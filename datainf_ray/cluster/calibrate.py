@@ -12,7 +12,7 @@ from datainf_ray.corpus.sample import sample_chunks
 from datainf_ray.forecast import Calibration
 from datainf_ray.job import Job
 from datainf_ray.room import Room
-from datainf_ray.sizing import expected_batch_tokens
+from datainf_ray.sizing import choose_groups, expected_batch_tokens
 
 _ROWS = 128  # random ones, that the worker is timed on
 
@@ -32,5 +32,7 @@ def measure(job: Job) -> tuple[Calibration, Room]:
             began = time.perf_counter()
             room = cluster.with_device(pool.first("device_bytes"))
             start = time.perf_counter() - began
-            rate, peak, tokens = pool.first("calibrate", chunk, job.queries, expected_batch_tokens(job, room))
+            batch_tokens = expected_batch_tokens(job, room)
+            queries = max(last - first for first, last in choose_groups(job, room, batch_tokens)[0])
+            rate, peak, tokens = pool.first("calibrate", chunk, queries, batch_tokens)
             return Calibration(rate, peak, start, pool.infos[0].device, tokens), room

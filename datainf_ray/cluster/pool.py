@@ -5,6 +5,7 @@ Ray restarts nothing and retries nothing here (`max_restarts=0`): the driver see
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
+from datainf_ray.cluster.start import worker_environment
 from datainf_ray.cluster.worker import Worker
 from datainf_ray.config import one_line
 from datainf_ray.corpus.chunks import Chunk
@@ -71,11 +73,13 @@ class Pool:
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=IN_FLIGHT,
+            runtime_env=worker_environment(),
         )(Worker)
         self._shared = ray.put(spec)
         self._members: list[_Member] = []
         self._failures: list[str] = []
         self.infos: list[WorkerInfo] = []  # of every worker that ever came up
+        self.begun: list[float] = []  # when each sweep's first chunk was handed out, by time.perf_counter
 
     @property
     def ready(self) -> int:
@@ -118,8 +122,11 @@ class Pool:
         left = len(chunks)
         attempts: dict[int, int] = {}
         flying: dict[Any, _Call] = {}
+        sweeps = len(self.begun)
 
         def hand_out() -> None:
+            if self.ready and len(self.begun) == sweeps:
+                self.begun.append(time.perf_counter())
             for depth in range(IN_FLIGHT):  # everyone gets a first chunk before anyone gets a second
                 for member in self._members:
                     if queue and member.info is not None and len(member.calls) == depth:

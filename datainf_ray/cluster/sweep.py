@@ -122,7 +122,7 @@ class ClusterSweeps:
         tables: dict[int, pa.Table] = {}
         status: Counter[str] = Counter()
         problems: list[tuple[int, list[tuple[str, str, str]]]] = []
-        tokens, recomputed, began, workers = 0, 0, time.perf_counter(), 0
+        tokens, recomputed, workers = 0, 0, 0
         self.watcher.begin(name, sum(chunk.rows for chunk in chunks))
         where = (lambda chunk: kept[chunk.number][1]) if kept else (lambda chunk: None)
         for done in self.pool.run(sweep, chunks, order, where):
@@ -148,7 +148,7 @@ class ClusterSweeps:
             "source": "object-store" if kept else source,
             "examples": status["ok"],
             "tokens": tokens,
-            "seconds": round(time.perf_counter() - began, 3),
+            "seconds": round(time.perf_counter() - self.pool.begun[-1], 3),
             "workers": workers,
         }
         self.records.append(record | ({"recomputed": recomputed} if recomputed else {}))

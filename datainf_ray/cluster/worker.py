@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ from datainf_ray.influence.projection import Projector
 from datainf_ray.job import encoder_for
 from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.inspect import load_tokenizer
-from datainf_ray.model.replica import Verdict, load_replica
+from datainf_ray.model.replica import load_replica
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 
 _CALIBRATION = 3.0  # seconds
@@ -76,11 +76,8 @@ class Worker:
         self.encoders = {
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()
         }
-        if spec.sample:
-            sample = collate(spec.sample, range(len(spec.sample)), self.pad_id).to(self.device)
-            self.verdict = self.replica.check(sample)
-        else:
-            self.verdict = Verdict(self.replica.path, None, self.replica.reason)
+        sample = collate(spec.sample, range(len(spec.sample)), self.pad_id).to(self.device) if spec.sample else None
+        self.verdict = self.replica.check(sample)
         self._reading, self._computing = threading.Lock(), threading.Lock()
         self._sweep: Sweep | None = None
         self._inputs: dict[str, dict[str, Statistic]] = {}
@@ -134,8 +131,10 @@ class Worker:
     def _peak_bytes(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        status = Path("/proc/self/status")
+        if status.is_file():  # what getrusage says begins with what the parent process had
+            return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def run(self, number: int, sweep: Sequence[Any], order: Order) -> tuple[Any, ...]:
         """Sweep one chunk: its report, then one statistic per shard, then its top rows where there are scores, then

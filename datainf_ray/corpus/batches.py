@@ -10,6 +10,9 @@ import torch
 
 from datainf_ray.corpus.tokens import IGNORED, Example
 
+_PADDING = 0.1  # of a batch's tokens
+_ENOUGH = 1 / 16  # of the budget: smaller batches cost more in calls than padding does
+
 
 @dataclass
 class Batch:
@@ -31,14 +34,23 @@ class Batch:
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Positions in `lengths`, batched so that a batch padded to its longest has at most `batch_tokens` tokens.
 
-    Shortest first, equal lengths in their own order; an example longer than the budget is a batch of its own.
+    Shortest first, equal lengths in their own order; an example longer than the budget is a batch of its own. In a
+    small chunk lengths lie far apart: a batch that has a sixteenth of the budget ends where another row would make more
+    than a tenth of it padding.
     """
     batches: list[list[int]] = []
+    tokens = 0  # in the last batch, without padding
     for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[position] <= batch_tokens:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
+        length = lengths[position]
+        if batches:
+            padded = (len(batches[-1]) + 1) * length
+            close = padded - tokens - length <= _PADDING * padded or tokens < _ENOUGH * batch_tokens
+            if padded <= batch_tokens and close:
+                batches[-1].append(position)
+                tokens += length
+                continue
+        batches.append([position])
+        tokens = length
     return batches
 
 

@@ -175,6 +175,5 @@ def _request(folder: Path) -> dict[str, Any]:
         },
         "train": {"path": str(folder / "train.jsonl"), **rows},
         "queries": {"path": str(folder / "queries.jsonl"), **rows},
-        "cluster": {"chunk_rows": 128},  # so few rows, and still something for every worker
         "output": str(folder / "datainf"),
     }

@@ -77,33 +77,31 @@ def lagrange(nodes: Tensor, damping: Tensor) -> Tensor:
 
 
 def interpolated(swept: Statistic, nodes: Tensor, damping: Tensor) -> Tensor:
-    """h at `damping` (m × d_l, float64) from the curvature's `sums` at the nodes."""
-    weights = lagrange(nodes, damping)
-    total = swept["sums"].new_zeros(swept["sums"].shape[1:], dtype=torch.float64)
-    for weight, sums in zip(weights, swept["sums"], strict=True):  # K of them; one at a time needs one float64 copy
-        total.add_(sums, alpha=float(weight))
-    return total / swept["moments"][COUNT]
+    """h at `damping` (m × d_l) from the curvature's `sums` at the nodes."""
+    sums = swept["sums"]
+    weights = (lagrange(nodes, damping) / swept["moments"][COUNT]).to(sums)
+    return (weights @ sums.flatten(1)).view(sums.shape[1:])
 
 
-def judge(block: Block, queries: Statistic, swept: Statistic, nodes: Statistic, *, c: float) -> Statistic:
-    """What a curvature sweep at `nodes` gave: the true `damping`, `moments`, and `bound`, a float64 scalar.
+def judge(
+    block: Block, known: Statistic, queries: Statistic, swept: Statistic, nodes: Statistic, vectors: Statistic
+) -> Statistic:
+    """What is `known` of the damping, and `bound`, a float64 scalar: how wrong interpolating may have made the iHVP.
 
     The bound is on ‖r interpolated − r‖ / ‖r‖, r = (v − h)/λ, the largest over the queries: that on h, times
     ‖v‖ / ‖v − h‖, and in it what `lagrange`'s weights make of the sums' rounding where λ lies outside the nodes. inf
     where there were no nodes although there are gradients.
     """
-    known = block_damping(block, swept, c=c)
-    lam, points = known["damping"], nodes["nodes"]
-    if lam == 0 or not queries["vector"].any():
+    lam, points, v = known["damping"], nodes["nodes"], queries["vector"]
+    if lam == 0 or not v.any():
         return {**known, "bound": lam.new_zeros(())}
     if not len(points):
         return {**known, "bound": lam.new_full((), torch.inf)}
     error = interpolation_error(points, lam, swept["tail"] / swept["moments"][COUNT])
     error = error + (lagrange(points, lam).abs().sum() - 1).clamp(min=0) * _ROUNDING
-    v = queries["vector"].double()
-    sizes, rests = v.norm(dim=1), (v - interpolated(swept, points, lam)).norm(dim=1)
-    # with the error itself in the denominator's favour: ‖v − h‖ is at least what was found less what it may be off by
-    rests = (rests - error * sizes).clamp(min=0)
+    sizes, rests = (torch.linalg.vector_norm(x, dim=1).double() for x in (v, vectors["vector"]))
+    # ‖v − h‖ is at least what was found less what that may be off by
+    rests = (rests * lam - error * sizes).clamp(min=0)
     return {**known, "bound": (error * sizes[sizes > 0] / rests[sizes > 0]).max()}
 
 

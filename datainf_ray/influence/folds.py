@@ -45,8 +45,8 @@ class Fold(ABC):
         `sqnorms` (b) are the squared norms where they are not those of `gradients`, as with projected ones.
         """
         if sqnorms is None:
-            sqnorms = torch.linalg.vecdot(gradients, gradients)
-        sqnorms = sqnorms.to(self.sqnorms.dtype)
+            sqnorms = torch.linalg.vector_norm(gradients, dim=1).double().square()
+        sqnorms = sqnorms.double()
         self.sqnorms[rows, self.position[block]] = sqnorms
         self.accumulate(block, gradients, rows, sqnorms)
 
@@ -163,28 +163,35 @@ class Curvature(Fold):
         super().__init__(blocks, rows, device)
         self.queries = {name: queries[name]["vector"] for name in self.blocks}
         self.nodes = {name: nodes[name]["nodes"] for name in self.blocks}
-        self.sums = {name: v.new_zeros(len(self.nodes[name]), *v.shape) for name, v in self.queries.items()}
+        self.sums: dict[str, Tensor] = {}  # made by a block's first batch: to clear so much memory takes its time
         self.tails = torch.zeros(len(blocks), dtype=torch.float64, device=device)
 
     def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
-        v, nodes, sums = self.queries[block], self.nodes[block].to(sqnorms)[:, None], self.sums[block]
+        v, nodes = self.queries[block], self.nodes[block].to(sqnorms)[:, None]
         if not len(nodes):
             return
         # A row without gradient has no curvature; λ may be zero too, where every row is such a one.
         shifted = (nodes + sqnorms).masked_fill(sqnorms == 0, torch.inf)
         self.tails[self.position[block]] += ((sqnorms / shifted[0]) * (nodes / shifted).prod(0)).sum()
         products = v.to(gradients.device) @ gradients.T  # m × b
-        weighted = products * (1 / shifted).to(products.dtype)[:, None, :]  # K × m × b
-        weighted = weighted.flatten(0, 1)
-        if sums.device == gradients.device:
+        weighted = (products * (1 / shifted).to(products.dtype)[:, None, :]).flatten(0, 1)  # K m × b
+        sums = self.sums.get(block)
+        if sums is None:
+            self.sums[block] = (weighted @ gradients).view(len(nodes), *v.shape).to(v.device)
+        elif sums.device == gradients.device:
             sums.view(-1, sums.shape[-1]).addmm_(weighted, gradients)
         else:
             sums += (weighted @ gradients).view_as(sums).to(sums.device)
 
     def result(self) -> dict[str, Statistic]:
         tails = self.tails.cpu()
+
+        def sums(name: str) -> Tensor:
+            v = self.queries[name]
+            return self.sums[name] if name in self.sums else v.new_zeros(len(self.nodes[name]), *v.shape)
+
         return {
-            name: {**statistic, "sums": self.sums[name], "tail": tails[self.position[name]].clone()}
+            name: {**statistic, "sums": sums(name), "tail": tails[self.position[name]].clone()}
             for name, statistic in super().result().items()
         }
 

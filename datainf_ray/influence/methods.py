@@ -96,8 +96,9 @@ def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str
     first, *others = sweeps.groups
     group = _slice(sweeps, queries, first)
     swept = sweeps.run("curvature", Curvature, queries=group, nodes=nodes)
-    facts = sweeps.each_block(judge, group, swept, nodes, c=c)
-    vectors = sweeps.each_block(ihvp, group, swept, nodes, facts)
+    known = sweeps.each_block(block_damping, swept, c=c)
+    vectors = sweeps.each_block(ihvp, group, swept, nodes, known)
+    facts = sweeps.each_block(judge, known, group, swept, nodes, vectors)
     again = sweeps.each_block(nodes_again, facts)
     if any(len(statistic["nodes"]) for statistic in sweeps.collect(again).values()):
         swept = sweeps.run("curvature again", Curvature, queries=group, nodes=again)
@@ -158,7 +159,7 @@ def ihvp(block: Block, queries: Statistic, swept: Statistic, nodes: Statistic, f
     v, lam = queries["vector"], facts["damping"]
     if lam == 0 or not len(nodes["nodes"]):
         return {"vector": torch.zeros_like(v)}
-    return {"vector": ((v.double() - interpolated(swept, nodes["nodes"], lam)) / lam).to(v.dtype)}
+    return {"vector": (v - interpolated(swept, nodes["nodes"], lam)) / lam.to(v)}
 
 
 def mean_of_group(block: Block, swept: Statistic, *, counts: Tensor) -> Statistic:

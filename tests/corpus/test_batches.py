@@ -31,6 +31,16 @@ def test_batches_are_as_large_as_the_budget_allows():
     assert plan_batches([], 10) == []
 
 
+def test_few_rows_of_very_different_lengths_are_not_padded_to_the_longest():
+    draw = random.Random(1)
+    for rows in (16, 64, 1024):
+        lengths = [draw.randint(16, 192) for _ in range(rows)]
+        batches = plan_batches(lengths, 2048)
+        padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+        assert padded <= 1.15 * sum(lengths)
+        assert sum(sum(lengths[i] for i in batch) < 128 for batch in batches) <= 1
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_is_marked_and_positions_count_real_tokens(side):
     examples = [causal(5, 6), causal(9), causal(1, 2, 3, 4)]

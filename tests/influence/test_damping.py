@@ -10,6 +10,7 @@ from datainf_ray.influence.block import Block
 from datainf_ray.influence.damping import (
     MOST_NODES,
     TOLERANCE,
+    block_damping,
     choose_nodes,
     interpolated,
     interpolation_error,
@@ -19,7 +20,7 @@ from datainf_ray.influence.damping import (
 )
 from datainf_ray.influence.folds import Curvature
 from datainf_ray.influence.memory import InMemory
-from datainf_ray.influence.methods import datainf
+from datainf_ray.influence.methods import datainf, ihvp
 from tests import reference
 
 BLOCK = Block("a", "", (30,))
@@ -72,7 +73,9 @@ def test_the_bound_of_a_block_is_on_its_ihvp() -> None:
     lam = 0.1 * g.square().sum() / g.numel()
     nodes = lam * torch.tensor([0.8, 1.3], dtype=torch.float64)
     swept = curvature(g, v, nodes)
-    facts = judge(BLOCK, {"vector": v}, swept, {"nodes": nodes}, c=0.1)
+    queries, points = {"vector": v}, {"nodes": nodes}
+    known = block_damping(BLOCK, swept, c=0.1)
+    facts = judge(BLOCK, known, queries, swept, points, ihvp(BLOCK, queries, swept, points, known))
     torch.testing.assert_close(facts["damping"], lam, rtol=1e-12, atol=0)
     r = v - exact(g, v, lam)
     error = ((v - interpolated(swept, nodes, lam)) - r).norm(dim=1) / r.norm(dim=1)
