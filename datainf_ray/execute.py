@@ -145,6 +145,8 @@ def _sweep(job: Job, document: dict[str, Any], watcher: Watcher, ahead: Ahead | 
     document["capture"] = asdict(info.verdict)
     if info.verdict.reason:
         watcher.say(f"gradients were taken one example at a time, which is slow: {info.verdict.reason}")
+    if info.verdict.loss == "whole" and config.model.task == "causal-lm":
+        watcher.say(f"logits were formed for whole batches, which takes memory: {info.verdict.loss_reason}")
     document["counts"].update(status=dict(sweeps.status), tokens=sweeps.records[-1]["tokens"])
     document["problems"] = [dict(zip(("id", "status", "detail"), p, strict=True)) for p in sweeps.problems[:100]]
 

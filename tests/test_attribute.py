@@ -275,15 +275,21 @@ def test_an_interrupted_run_is_taken_up(tmp_path: Path, tiny_llama: dict[str, An
     assert cut.state == "interrupted"
     with pytest.raises(RequestError, match="interrupted"):
         cut.top()
-    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "examples").glob("*.parquet")}
+    written = tmp_path / "cut" / "checkpoints" / "scores"
+    kept = {p.name: p.stat().st_mtime_ns for p in written.glob("*.parquet")}
     assert bool(kept) == (sweep == "scores")
-    run = attribute(config)
+    after: dict[str, int] = {}
+
+    class Noting(Interrupter):
+        def end(self) -> None:
+            after.update((p.name, p.stat().st_mtime_ns) for p in written.glob("*.parquet"))
+
+    run = execute(prepare(load_config(config)), Noting("", 0))
+    assert len(after) == 5
+    assert after.items() >= kept.items()
     # each once: what had been solved was not solved again
     assert [s["name"] for s in run.summary()["sweeps"]] == ["queries", "pilot", "curvature", "scores"]
     assert tables(run) == tables(quiet)
-    assert {
-        p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "examples").glob("*.parquet")
-    }.items() >= kept.items()
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
@@ -333,7 +339,11 @@ def test_the_run_says_what_it_was(tmp_path: Path, tiny_llama: dict[str, Any]) ->
     assert document["sign"].startswith("positive influence: upweighting the row raises the query's loss (harmful)")
     assert document["counts"]["parameters"] == sum(run.blocks()["size"].to_pylist())
     assert [s["name"] for s in document["sweeps"]] == ["queries", "pilot", "curvature", "scores"]
-    assert all(s["source"] == "backward" and s["examples"] in (4, 40) and s["tokens"] > 0 for s in document["sweeps"])
+    assert [s["examples"] for s in document["sweeps"]] == [4, 16, 40, 40]
+    assert [s["source"] for s in document["sweeps"]] == ["backward"] * 3 + ["object-store"]
+    assert all(s["tokens"] > 0 and s["seconds"] > 0 for s in document["sweeps"])
+    assert document["sizes"]["gradients"] == "keep"
+    assert 0 < document["curvature"]["bound"] < 1e-6
     assert document["capture"]["path"] == "hooks"
     assert document["capture"]["cosine"] > 0.9999
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000

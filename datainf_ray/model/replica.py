@@ -47,8 +47,8 @@ class Verdict:
     path: Literal["hooks", "one by one"]
     cosine: float | None  # the smallest over blocks, between a row's gradient in a batch and alone; None: not measured
     reason: str | None  # why not by hooks
-    loss: Literal["chunked", "whole"] = "whole"
-    loss_reason: str | None = None  # why from whole logits
+    loss: Literal["chunked", "whole"]
+    loss_reason: str | None  # why from whole logits
 
 
 class Replica:
