@@ -59,7 +59,6 @@ class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         began = time.perf_counter()
         config = spec.config
-        # Sums depend on the number of threads, and Ray's default for it on the machine.
         torch.set_num_threads(config.cluster.cpus_per_worker)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         use_gpu = torch.cuda.is_available() and config.cluster.gpus_per_worker != 0
@@ -120,6 +119,7 @@ class Worker:
             swept = sweep_chunk(self.replica, examples, lambda: fold, batch_tokens, self.pad_id)
             return int(swept.facts["tokens"].to_numpy()[swept.usable].sum())
 
+        torch.set_num_threads(self.spec.config.cluster.cpus_per_worker)
         with self._computing:
             turn()  # the first is for warming up
             tokens, turns, began = 0, 0, time.perf_counter()
@@ -141,6 +141,8 @@ class Worker:
         its gradients where they are kept. `sweep` holds the reference to sweep `number`.
         """
         began = time.perf_counter()
+        # For this thread, which Ray has made: sums depend on the number of threads, and so does the speed.
+        torch.set_num_threads(self.spec.config.cluster.cpus_per_worker)
         current = self._current(number, sweep)
         config = self.spec.config
         done = self._committed(current, order) if order.committed else self._computed(current, order)
