@@ -23,7 +23,7 @@ def test_other_weights_of_the_same_shape_are_another_model(
 ) -> None:
     if large:  # known by samples
         monkeypatch.setattr("datainf_ray.identity._HASHED", 0)
-        monkeypatch.setattr("datainf_ray.job._PIECE", 64)
+        monkeypatch.setattr("datainf_ray.identity._PIECE", 64)
     before = prepared(tmp_path, tiny_llama)
     file = tmp_path / part
     weights = load_file(file)
