@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datainf_ray.config import RunConfig
     from datainf_ray.errors import RequestError, RunFailedError
-    from datainf_ray.execute import attribute, query
-    from datainf_ray.forecast import plan
+    from datainf_ray.front import attribute, query
+    from datainf_ray.planning.forecast import plan
     from datainf_ray.runs.results import Run, open_run
 
 __all__ = ["RequestError", "Run", "RunConfig", "RunFailedError", "attribute", "open_run", "plan", "query"]
@@ -26,10 +26,10 @@ _HOMES = {
     "Run": "runs.results",
     "RunConfig": "config",
     "RunFailedError": "errors",
-    "attribute": "execute",
+    "attribute": "front",
     "open_run": "runs.results",
-    "plan": "forecast",
-    "query": "execute",
+    "plan": "planning.forecast",
+    "query": "front",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import os
@@ -41,7 +42,7 @@ class Format(str, Enum):
 @app.command()
 def run(config: Config, assignments: Assignments = []) -> None:  # noqa: B006 - typer reads the default
     """The main job. Running it again takes up what was cut off, or says that it is done."""
-    from datainf_ray.execute import attribute
+    from datainf_ray.front import attribute
 
     with _terminable():
         attribute(config, **_overrides(assignments))
@@ -57,8 +58,8 @@ def plan(
     ] = False,
 ) -> None:
     """What a run would take: rows, tokens, blocks, chunks, sweeps, memory, bytes, time. Touches no GPU."""
-    from datainf_ray.forecast import plan as forecast
-    from datainf_ray.forecast import render
+    from datainf_ray.planning.forecast import plan as forecast
+    from datainf_ray.planning.forecast import render
 
     with _terminable():
         expected = forecast(config, calibrate=calibrate, **_overrides(assignments))
@@ -109,7 +110,7 @@ def query(
     assignments: Assignments = [],  # noqa: B006
 ) -> None:
     """Answer new queries from the run's gradient index, without a backward pass over the corpus."""
-    from datainf_ray.execute import query as answer
+    from datainf_ray.front import query as answer
 
     with _terminable():
         answer(run, queries=queries, output=output, **_overrides(assignments))
@@ -135,6 +136,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has left, as `datainf top | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        gc.freeze()  # nothing is left to collect, and looking through all modules at the end takes a second
 
 
 def _leave(text: str, status: int) -> None:
@@ -159,7 +162,9 @@ def _terminable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # here, because typer has an answer of its own
-        _leave("interrupted; run the same command again to go on", 130)
+        typer.echo("interrupted; run the same command again to go on", err=True)
+        sys.stdout.flush()
+        os._exit(130)  # at once, whatever else is still at work: `ray job stop` kills after 3 seconds
     finally:
         signal.signal(signal.SIGTERM, before)
 

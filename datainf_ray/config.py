@@ -107,8 +107,12 @@ class ClusterConfig(_Part):
 
     address: str | None = Field(None, description="null: join the cluster at RAY_ADDRESS, else start a local one")
     min_workers: int = Field(0, ge=0, description="workers that must be up before the first sweep begins")
-    max_workers: int | None = Field(None, ge=1, description="null: as many as the cluster has room for")
-    gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where there are GPUs, else 0")
+    max_workers: int | None = Field(None, ge=1, description="null: as many as the cluster has room for at the start")
+    start_timeout: float | None = Field(
+        1800, gt=0, description="seconds to wait, with no worker up, before the run fails; null: for ever"
+    )
+    checkpoint_seconds: float = Field(120, ge=0, description="seconds between two checkpoints of a sweep's sums")
+    gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where a node that is up has a GPU, else 0")
     cpus_per_worker: int = Field(1, ge=1, description="also the number of threads a worker computes with")
     chunk_rows: Auto = Field("auto", description="rows in a chunk: the unit of work, of retry and of commit")
     batch_tokens: Auto = Field("auto", description="padded tokens in a batch; one longer row is a batch of its own")

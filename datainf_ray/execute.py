@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections import Counter
@@ -9,7 +10,6 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,64 +19,42 @@ from datainf_ray.cluster.gather import consolidate_parts
 from datainf_ray.cluster.indexing import finish_index
 from datainf_ray.cluster.orders import WorkerSpec
 from datainf_ray.cluster.pool import Pool
+from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.start import Ahead, ClusterFacts, connected
 from datainf_ray.cluster.sweep import CHECKPOINTS, ClusterSweeps, State
-from datainf_ray.config import RunConfig, load_config, one_line
+from datainf_ray.config import one_line
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.sample import sample_chunks
 from datainf_ray.errors import RunFailedError
 from datainf_ray.influence.folds import GradientSums
 from datainf_ray.influence.methods import SIGN, datainf, error_by_query, hessian_free, mean_of_group
 from datainf_ray.influence.projection import projected
-from datainf_ray.job import Job, prepare, prepare_query
+from datainf_ray.job import Job
 from datainf_ray.model.fit import CPU_BATCH_TOKENS
-from datainf_ray.outcome import blocks_table, curvature_facts, findings, queries_table
-from datainf_ray.progress import Watcher, watching
+from datainf_ray.model.replica import Verdict
+from datainf_ray.outcome import blocks_table, curvature_facts, queries_table
+from datainf_ray.planning.sizing import (
+    Sizes,
+    choose_groups,
+    choose_query_rows,
+    choose_sizes,
+    equal_rows,
+    held_bytes,
+    pilot_rows,
+)
+from datainf_ray.progress import Watcher
 from datainf_ray.runs.index import begin_index
+from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.report import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import top_table
-from datainf_ray.sizing import Sizes, choose_groups, choose_query_rows, choose_sizes, held_bytes, pilot_rows
 
+#: What a run that is taken up again keeps of what run.json had.
+_CARRIED = ("sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture")
+_LOSSES = 20  # times that sums may be lost for good, and be computed again
 _PACKAGES = ("datainf-ray", "torch", "transformers", "peft", "ray", "pyarrow")
-
-
-def attribute(config: str | Path | dict[str, Any] | RunConfig, *, progress: bool = True, **overrides: Any) -> Run:
-    """Compute the influence of every training row on every query, and write the run directory.
-
-    `config` is a YAML file, a dict or a `RunConfig`; `overrides` replace its keys (`output="runs/a"`, or
-    `**{"cluster.max_workers": 2}`). A run that is already there and done is returned as it is; one that was cut off is
-    taken up again. Raises `RequestError` before anything is started where the request is wrong, and `RunFailedError`
-    where the run could not be finished.
-    """
-    asked = load_config(config, **overrides)
-    with Ahead(asked.cluster) as ahead:
-        return _watched(prepare(asked, meanwhile=ahead.begin), progress, ahead)
-
-
-def query(run: str, *, queries: Any, output: str, progress: bool = True, **overrides: Any) -> Run:
-    """Answer new queries from the gradient index of a finished run: no backward pass over the corpus.
-
-    `run` is its URL; `queries` a path, a list of paths or the keys of the configuration's `queries`; `output` the new
-    run directory. What else the run was configured with holds here too, but for `overrides`. Raises as `attribute`.
-    """
-    earlier = open_run(run)
-    asked = queries if isinstance(queries, dict) else {"path": queries}
-    changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
-    made_without = {"index": None, "index_projection": None}
-    config = load_config(earlier.config | changed | made_without, output=output, **overrides)
-    with Ahead(config.cluster) as ahead:
-        return _watched(prepare_query(earlier, config), progress, ahead)
-
-
-def _watched(job: Job, progress: bool, ahead: Ahead) -> Run:
-    with watching(progress) as watcher:
-        run = execute(job, watcher, ahead)
-        for line in findings(run):
-            watcher.say(line)
-        return run
 
 
 def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
@@ -89,66 +67,131 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
     if job.directory.exists("run.json"):
         run = open_run(job.directory.url)
         if run.state == "done":
+            _finish(job, run)  # it may have been cut off just before the very end
             watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
             return run
-        document |= {key: run.document[key] for key in ("sweeps", "sizes")}
+        document |= {key: run.document.get(key, document[key]) for key in _CARRIED}
     began = time.perf_counter()
-    job.directory.write_json("run.json", document)
-    watcher.say(
-        f"{job.rows:,} rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}, "
-        f"{len(job.facts.blocks)} blocks with all {job.facts.parameters:,} trainable parameters"
-    )
-    try:
-        _sweep(job, document, watcher, ahead, began)
-    except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
-        document["state"] = "failed" if isinstance(error, Exception) else "interrupted"
-        document["reason"] = one_line(error)
-        document["seconds"] = round(time.perf_counter() - began, 3)
+    with Lease(job.directory) as lease:
         job.directory.write_json("run.json", document)
-        raise
-    document.update(state="done", finished=_now(), seconds=round(time.perf_counter() - began, 3))
-    job.directory.write_json("run.json", document)
-    run = open_run(job.directory.url)
-    write_report(run)
-    job.directory.remove_folder(CHECKPOINTS)  # last: until the run is done they are what it goes on from
-    job.directory.remove_temporaries()
+        watcher.say(
+            f"{job.rows:,} rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}, "
+            f"{len(job.facts.blocks)} blocks with all {job.facts.parameters:,} trainable parameters"
+        )
+        try:
+            _sweep(job, document, watcher, ahead, began, lease)
+        except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
+            document["state"] = "failed" if isinstance(error, Exception) else "interrupted"
+            document["reason"] = one_line(error)
+            document["seconds"] = round(time.perf_counter() - began, 3)
+            if lease.lost is None:  # else the document is another driver's by now
+                _write_last(job, document, watcher)
+            if isinstance(error, OSError):  # files and stores: the user's to mend
+                cause = getattr(error, "cause", error)  # under what Ray puts around it
+                raise RunFailedError(f"{type(cause).__name__}: {one_line(cause)[:500]}") from error
+            raise
+        document.update(state="done", finished=_now(), seconds=round(time.perf_counter() - began, 3))
+        job.directory.write_json("run.json", document)
+        run = open_run(job.directory.url)
+        write_report(run)
+        _finish(job, run)
     return run
 
 
-def _sweep(job: Job, document: dict[str, Any], watcher: Watcher, ahead: Ahead | None, began: float) -> None:
+def _finish(job: Job, run: Run) -> None:
+    """What is left to do when run.json says that a run is done."""
+    if not job.directory.exists("report.html"):
+        write_report(run)
+    job.directory.remove_folder(CHECKPOINTS)  # last: until the run is done they are what it goes on from
+    job.directory.remove_temporaries()
+
+
+def _write_last(job: Job, document: dict[str, Any], watcher: Watcher) -> None:
+    """run.json of a run that has gone wrong, if it can be written: what went wrong may be just that."""
+    try:
+        job.directory.write_json("run.json", document)
+    except Exception as error:  # every storage library has its own classes
+        watcher.say(f"{job.directory.path('run.json')} could not be written: {one_line(error)}")
+
+
+def _sweep(
+    job: Job, document: dict[str, Any], watcher: Watcher, ahead: Ahead | None, began: float, lease: Lease
+) -> None:
     """All that needs the cluster, and the files that come of it; fills in `document` of the run that `began` then."""
     config = job.config
-    if job.answers is None and job.index is not None:
-        begin_index(job.index, job.fingerprint)
     spec = WorkerSpec(config, job.facts, job.corpora, job.sample, job.directory, job.index)
+
+    def note() -> None:
+        job.directory.write_json("run.json", document)
+
     with connected(config.cluster, config.output, ahead) as cluster:
-        pool = Pool(spec, cluster.room.workers, config.cluster.min_workers, cluster.room.gpus_per_worker)
+        pool = Pool(
+            spec,
+            cluster.room.workers,
+            config.cluster.min_workers,
+            cluster.room.gpus_per_worker,
+            cluster.actors,
+            grows=not cluster.local,
+            say=watcher.say,
+            crashed=document["crashed"],
+            found=note,
+        )
         with closing(pool):
             pool.start(job.rows)
             sizes = _sizes(job, cluster, pool, document)
+            if job.answers is None and job.index is not None:
+                portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}
+                begin_index(job.index, job.fingerprint, portions)
             job.directory.write_json("run.json", document)
             watcher.say(f"chunks of {sizes.chunk_rows:,} rows; {sizes.why}")
             query_rows = choose_query_rows(job, sizes.chunk_rows)
             chunks = {"queries": job.corpora["queries"].chunks(query_rows), **_chunks(job, sizes)}
             source = "backward" if job.answers is None else "index"
-            sweeps = ClusterSweeps(
-                pool, spec, chunks, job.queries, sizes, watcher, _committed(job), document["sweeps"], source
-            )
-            gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps))["gradients"]
-            queries = job.directory.read_table("queries.parquet")
-            sweeps.unusable = tuple(k for k, status in enumerate(queries["status"].to_pylist()) if status != OK)
-            _solve(job, sweeps, gradients, document)
+            for attempt in itertools.count(1):
+                sweeps = ClusterSweeps(
+                    pool,
+                    spec,
+                    chunks,
+                    job.queries,
+                    sizes,
+                    watcher,
+                    _committed(job),
+                    document["sweeps"],
+                    source,
+                    noted=note,
+                    pulse=lease.check,
+                )
+                try:
+                    gradients = sweeps.remember("queries", lambda sweeps=sweeps: _query_gradients(job, sweeps))[
+                        "gradients"
+                    ]
+                    queries = job.directory.read_table("queries.parquet")
+                    status = queries["status"].to_pylist()
+                    sweeps.unusable = tuple(k for k, one in enumerate(status) if one != OK)
+                    _solve(job, sweeps, gradients, document)
+                    break
+                except StateLostError as error:
+                    if attempt == _LOSSES:
+                        raise RunFailedError(f"sums were lost with their nodes {attempt} times: {error}") from None
+                    watcher.say("sums were lost with their node; going on from the last checkpoint")
             consolidate_parts(job, [chunk.rows for chunk in chunks["train"]])
-            info = pool.infos[0]
-            document["startup"] = round(pool.begun[0] - began, 3)
-    document["device"], document["dtype"], document["attention"] = info.device, info.dtype, info.attention
-    document["capture"] = asdict(info.verdict)
-    if info.verdict.reason:
-        watcher.say(f"gradients were taken one example at a time, which is slow: {info.verdict.reason}")
-    if info.verdict.loss == "whole" and config.model.task == "causal-lm":
-        watcher.say(f"logits were formed for whole batches, which takes memory: {info.verdict.loss_reason}")
+            if pool.begun:  # else all had been done by an earlier attempt
+                document["startup"] = round(pool.begun[0] - began, 3)
+            if pool.infos:
+                info = pool.infos[0]
+                document["device"], document["dtype"], document["attention"] = info.device, info.dtype, info.attention
+                document["capture"] = asdict(info.verdict)
+                _tell(job, info.verdict, watcher)
     document["counts"].update(status=dict(sweeps.status), tokens=sweeps.records[-1]["tokens"])
     document["problems"] = [dict(zip(("id", "status", "detail"), p, strict=True)) for p in sweeps.problems[:100]]
+
+
+def _tell(job: Job, verdict: Verdict, watcher: Watcher) -> None:
+    """What the user should know of how gradients were taken."""
+    if verdict.reason:
+        watcher.say(f"gradients were taken one example at a time, which is slow: {verdict.reason}")
+    if verdict.loss == "whole" and job.config.model.task == "causal-lm":
+        watcher.say(f"logits were formed for whole batches, which takes memory: {verdict.loss_reason}")
 
 
 def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, document: dict[str, Any]) -> Sizes:
@@ -183,7 +226,8 @@ def _chunks(job: Job, sizes: Sizes) -> dict[str, list[Chunk]]:
     corpus, seed = job.corpora["train"], job.config.seed
     if job.sampled_rows is None:
         rows = pilot_rows(corpus.rows)
-        (chunks["pilot"],) = sample_chunks(corpus, rows, seed, min(sizes.chunk_rows, max(16, rows // 8)))
+        chunk_rows = equal_rows(rows, min(sizes.chunk_rows, max(16, rows // 8)))
+        (chunks["pilot"],) = sample_chunks(corpus, rows, seed, chunk_rows)
     else:
         chunk_rows = min(sizes.chunk_rows, max(16, job.sampled_rows // 64))  # something for every worker
         halves = sample_chunks(corpus, job.sampled_rows, seed, chunk_rows, parts=2)
@@ -267,8 +311,12 @@ def _document(job: Job) -> dict[str, Any]:
         },
         "trainable": {"attributed": facts.parameters, "total": facts.parameters},
         "device": None,
+        "dtype": None,
+        "attention": None,
+        "capture": None,
         "sizes": None,
         "sweeps": [],
+        "crashed": {},
         "curvature": None,
         "index": None,
         "answers": None if answers is None else {"run": answers.run, "index": answers.directory.url},

@@ -21,7 +21,15 @@ _PIECES, _PIECE = 256, 64 * 2**10  # larger ones by so many pieces of so many by
 _INCIDENTAL = {
     "output": ...,
     "gradients": ...,
-    "cluster": {"address", "min_workers", "max_workers", "gpus_per_worker", "cpus_per_worker"},
+    "cluster": {
+        "address",
+        "min_workers",
+        "max_workers",
+        "start_timeout",
+        "checkpoint_seconds",
+        "gpus_per_worker",
+        "cpus_per_worker",
+    },
 }
 _PLACES = {("model", "base"), ("model", "adapter"), ("train", "path"), ("queries", "path")}
 

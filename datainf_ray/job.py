@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,9 @@ from datainf_ray.corpus.tokens import Encoder, Example
 from datainf_ray.errors import RequestError
 from datainf_ray.identity import base_digest, difference, folder_digest, settings
 from datainf_ray.influence.folds import State
-from datainf_ray.model.inspect import ModelFacts, adapter_folder, inspect_model, load_tokenizer
+from datainf_ray.model.files import adapter_folder
+from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
+from datainf_ray.request import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
 from datainf_ray.runs.results import Run
@@ -126,22 +127,17 @@ class Job:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(config: RunConfig, writable: bool = True, meanwhile: Callable[[], None] = lambda: None) -> Job:
+def prepare(config: RunConfig, writable: bool = True) -> Job:
     """Understand and check a request. Raises `RequestError`; touches neither weights nor cluster.
 
-    With `writable`, the output is tried as well, and what a run there before was is compared. `meanwhile` is called
-    when the quick checks are done and the slow ones, which load libraries, begin, unless the output holds a run.
+    With `writable`, the output is tried as well, and what a run there before was is compared.
     """
-    directory = RunDirectory(config.output)
-    index_directory(config)  # an index at an impossible place is found out now
-    config = _absolute(config)
-    corpora = {
-        "train": plan_corpus(config.train, config.model.task, "train"),
-        "queries": plan_corpus(config.queries, config.model.task, "queries"),
-    }
-    adapter_folder(config.model)
-    if not directory.exists("run.json"):
-        meanwhile()
+    return complete(understand(config), writable)
+
+
+def complete(request: Request, writable: bool = True) -> Job:
+    """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
+    config, corpora = request.config, request.corpora
     facts = inspect_model(config.model)
     tokenizer = load_tokenizer(config.model)
     examples = {}
@@ -150,16 +146,17 @@ def prepare(config: RunConfig, writable: bool = True, meanwhile: Callable[[], No
             check_labels(corpus, facts.num_labels, facts.label2id, name)
         examples[name] = _first(encoder_for(config, name, corpus, facts, tokenizer), corpus)
     groups, names = _groups(config, corpora["queries"])
-    job = Job(config, directory, facts, corpora, examples, groups, names)
+    job = Job(config, request.directory, facts, corpora, examples, groups, names)
     if writable:
         _check_output(job)
     return job
 
 
-def prepare_query(run: Run, config: RunConfig) -> Job:
+def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = lambda: None) -> Job:
     """Understand a request to answer the queries of `config` from the gradient index of `run`.
 
-    The training rows need not be there any more. Raises `RequestError` where the run has no index, is not done, or
+    `meanwhile` is called when the quick checks are done and the slow ones begin, unless the output holds a run. The
+    training rows need not be there any more. Raises `RequestError` where the run has no index, is not done, or
     where its index was made by another model.
     """
     made = load_config(run.config, output=run.url)  # it may have been moved since
@@ -172,8 +169,10 @@ def prepare_query(run: Run, config: RunConfig) -> Job:
     if config.method.name != "hessian-free" and index.damping is None:
         raise RequestError(f"method.name: {config.method.name}: {run.url} was hessian-free and knows no damping")
     directory = RunDirectory(config.output)
-    config = _absolute(config)
+    config = absolute(config)
     queries = plan_corpus(config.queries, config.model.task, "queries")
+    if not begun(directory):
+        meanwhile()
     facts = inspect_model(config.model)
     if facts.blocks != index.blocks:
         raise RequestError(f"model.adapter: {config.model.adapter}: is not the one that {run.url} was made with")
@@ -191,13 +190,6 @@ def prepare_query(run: Run, config: RunConfig) -> Job:
     return job
 
 
-def index_directory(config: RunConfig) -> RunDirectory | None:
-    """Where a run's gradient index is: beside its tables, or where the configuration says."""
-    if not config.index:
-        return None
-    return RunDirectory(f"{config.output.rstrip('/')}/index" if config.index is True else config.index, key="index")
-
-
 def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> Encoder:
     """What turns the rows of one of the two corpora into examples; the same on the driver and on every worker."""
     asked = (config.train if name == "train" else config.queries).max_length
@@ -213,18 +205,6 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
         label2id=facts.label2id,
         vocab_size=facts.vocabulary or None,
     )
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    """Local paths of the model as absolute ones: a worker's working directory is another."""
-
-    def resolved(reference: str) -> str:
-        path = Path(reference).expanduser()
-        return str(path.resolve()) if "://" not in reference and path.is_dir() else reference
-
-    model = config.model
-    changed = model.model_copy(update={"base": resolved(model.base), "adapter": resolved(model.adapter)})
-    return config.model_copy(update={"model": changed})
 
 
 def _first(encoder: Encoder, corpus: Corpus) -> list[Example]:

@@ -20,7 +20,10 @@ os.environ.update(
     RAY_SCHEDULER_EVENTS="0",
     RAY_USAGE_STATS_ENABLED="0",
     HF_HUB_OFFLINE="1",
-    MALLOC_ARENA_MAX="1",  # as a Ray that a run starts has it, so that workers need no environment of their own
+    # As a Ray that a run starts has them, so that workers need no environment of their own.
+    MALLOC_ARENA_MAX="1",
+    MALLOC_MMAP_THRESHOLD_=str(2**25),
+    MALLOC_TRIM_THRESHOLD_=str(2**40),
     TOKENIZERS_PARALLELISM="false",
 )
 os.environ.pop("RAY_ADDRESS", None)

@@ -19,22 +19,9 @@ import datainf_ray
 from datainf_ray.errors import RequestError
 from datainf_ray.runs.schemas import matrix
 from tests import reference, tiny
+from tests.runs_of import attribute, scores, tables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
-
-
-def attribute(config: dict[str, Any], **overrides: Any) -> datainf_ray.Run:
-    return datainf_ray.attribute(config, progress=False, **overrides)
-
-
-def scores(run: datainf_ray.Run) -> torch.Tensor:
-    return torch.from_numpy(matrix(run.scores()["influence"]))
-
-
-def tables(run: datainf_ray.Run) -> dict[str, bytes]:
-    """Every Parquet file of a run, by its name."""
-    root = Path(run.url)
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
 
 
 def exact(model: dict[str, Any], folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -246,8 +233,10 @@ class Interrupter:
 
     def __init__(self, sweep: str, chunks: int) -> None:
         self.when, self.left, self.now = sweep, chunks, ""
+        self.said: list[str] = []
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def begin(self, sweep: str, rows: int) -> None:
         self.now = sweep
@@ -261,14 +250,17 @@ class Interrupter:
     def end(self) -> None: ...
 
 
-@pytest.mark.parametrize("sweep", ["curvature", "scores"])
-def test_an_interrupted_run_is_taken_up(tmp_path: Path, tiny_llama: dict[str, Any], sweep: str) -> None:
+@pytest.mark.parametrize(("sweep", "kept_scores"), [("curvature", True), ("scores", True), ("scores", False)])
+def test_an_interrupted_run_is_taken_up(
+    tmp_path: Path, tiny_llama: dict[str, Any], sweep: str, kept_scores: bool
+) -> None:
     from datainf_ray.config import load_config
     from datainf_ray.execute import execute
     from datainf_ray.job import prepare
 
-    quiet = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet"))
-    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "cut")
+    results = {"scores": kept_scores}
+    quiet = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet", results=results))
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "cut", results=results, gradients="recompute")
     with pytest.raises(KeyboardInterrupt):
         execute(prepare(load_config(config)), Interrupter(sweep, 3))
     cut = datainf_ray.open_run(tmp_path / "cut")
@@ -284,7 +276,9 @@ def test_an_interrupted_run_is_taken_up(tmp_path: Path, tiny_llama: dict[str, An
         def end(self) -> None:
             after.update((p.name, p.stat().st_mtime_ns) for p in written.glob("*.parquet"))
 
-    run = execute(prepare(load_config(config)), Noting("", 0))
+    watcher = Noting("", 0)
+    run = execute(prepare(load_config(config)), watcher)
+    assert f"{sweep}: 24 rows taken up from an earlier attempt" in watcher.said  # three chunks of eight
     assert len(after) == 5
     assert after.items() >= kept.items()
     # each once: what had been solved was not solved again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from datainf_ray import cli
 from tests import tiny
+from tests.runs_of import COMMAND
 
 
 @pytest.fixture
@@ -157,3 +159,13 @@ def test_run_top_and_report(config: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (where / "report.html").is_file()
     assert run(monkeypatch, "top", config.parent) == 2
     assert "not a run directory" in capsys.readouterr().err
+
+
+@pytest.mark.cluster
+def test_a_machine_without_room_for_a_worker_says_what_it_has(config: Path) -> None:
+    """In a process of its own: here the command would join the tests' Ray, which may grow for all that it knows."""
+    command = [*COMMAND, "run", str(config), "--set=cluster.cpus_per_worker=1000000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: cluster: no node has room for a worker of 1000000 CPUs; the cluster has ")

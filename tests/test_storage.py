@@ -1,21 +1,26 @@
-"""A whole run with everything in a bucket: configuration, base, adapter, rows and output; by the command."""
+"""A whole run with everything in a bucket: configuration, base, adapter, rows and output; and a bucket out of reach."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import s3fs
 import torch
 import yaml
 
 import datainf_ray
+from datainf_ray.errors import RequestError
+from datainf_ray.request import begun
+from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import matrix
+from datainf_ray.storage import patience
 from tests import reference, tiny
+from tests.runs_of import COMMAND
 
 pytestmark = pytest.mark.cluster
 
@@ -34,7 +39,7 @@ def test_a_run_from_bucket_to_bucket(tmp_path: Path, tiny_llama: dict[str, Any],
     config["queries"]["path"] = f"{bucket}/queries.jsonl"
     fs.pipe_file(f"{bucket}/run.yaml", yaml.safe_dump(config).encode())
 
-    command = [sys.executable, "-c", "from datainf_ray.cli import main; main()", "run", f"{bucket}/run.yaml"]
+    command = [*COMMAND, "run", f"{bucket}/run.yaml"]
     cache = {"DATAINF_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cache}, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -59,3 +64,12 @@ def test_memory_cannot_be_shared_with_workers(tmp_path: Path, tiny_llama: dict[s
     config = tiny.configuration(tmp_path, tiny_llama, "memory://run")
     with pytest.raises(datainf_ray.RequestError, match="lies in the memory of one process"):
         datainf_ray.attribute(config, progress=False)
+
+
+def test_a_store_that_is_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with patience(0.1), pytest.raises(RequestError, match=r"^output: s3://b/run cannot be reached: .*127.0.0.1:9"):
+        begun(RunDirectory("s3://b/run"))
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -12,23 +12,10 @@ import torch
 
 import datainf_ray
 from datainf_ray.errors import RequestError
-from datainf_ray.runs.schemas import matrix
 from tests import reference, tiny
+from tests.runs_of import attribute, scores, tables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
-
-
-def attribute(config: dict[str, Any], **overrides: Any) -> datainf_ray.Run:
-    return datainf_ray.attribute(config, progress=False, **overrides)
-
-
-def scores(run: datainf_ray.Run) -> torch.Tensor:
-    return torch.from_numpy(matrix(run.scores()["influence"]))
-
-
-def tables(run: datainf_ray.Run) -> dict[str, bytes]:
-    root = Path(run.url)
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.parquet"))}
 
 
 def sources(run: datainf_ray.Run) -> list[tuple[str, str]]:

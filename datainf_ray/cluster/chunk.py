@@ -52,6 +52,7 @@ class ChunkReport:
     problems: list[tuple[str, str, str]] = field(default_factory=list)  # (id, status, detail) of some bad rows
     facts: pa.Table | None = None  # queries only
     recomputed: bool = False  # its gradients had been kept, and were lost
+    batch_tokens: int | None = None  # where the device had no room for batches as large as planned
 
 
 class Recorder(Protocol):
@@ -217,7 +218,13 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
 
 
 def report_of(
-    chunk: Chunk, facts: pa.Table, seconds: float, *, whole: bool = False, recomputed: bool = False
+    chunk: Chunk,
+    facts: pa.Table,
+    seconds: float,
+    *,
+    whole: bool = False,
+    recomputed: bool = False,
+    batch_tokens: int | None = None,
 ) -> ChunkReport:
     """A chunk's report; with `whole` it carries the facts of all its rows."""
     status = facts["status"].to_pylist()
@@ -233,4 +240,5 @@ def report_of(
         problems,
         facts if whole else None,
         recomputed,
+        batch_tokens,
     )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import ray
 
-from datainf_ray.cluster.reduce import HERE, compute
+from datainf_ray.cluster.reduce import compute, is_large
 from datainf_ray.job import Job
 from datainf_ray.runs.parts import PART_BYTES, consolidate, plan_parts, row_bytes
+from datainf_ray.storage import persistently
 
 _AT_ONCE = 4  # parts that are written at a time; each takes up to 500 MB of memory
 
@@ -19,10 +20,10 @@ def consolidate_parts(job: Job, chunk_rows: Sequence[int]) -> None:
     results = job.config.results
     size = row_bytes(job.queries, results.scores, len(job.facts.blocks) if results.blocks else 0)
     parts = plan_parts(chunk_rows, size)
-    small = len(parts) == 1 and sum(chunk_rows) * size <= HERE
+    small = len(parts) == 1 and not is_large(sum(chunk_rows) * size)
     waiting: list[ray.ObjectRef] = []
     for number, chunks in enumerate(parts):
-        write = functools.partial(consolidate, job.directory, number, chunks)
+        write = functools.partial(persistently, functools.partial(consolidate, job.directory, number, chunks))
         waiting.append(compute(write, [], 0 if small else PART_BYTES))
         if len(waiting) == _AT_ONCE:
             done, waiting = ray.wait(waiting, num_returns=1)

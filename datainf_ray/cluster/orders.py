@@ -40,7 +40,7 @@ class WorkerInfo:
     dtype: str
     attention: str
     verdict: Verdict
-    seconds: float  # from its first line to ready
+    seconds: float  # that it took to load the model and to check it
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,6 @@ class Order:
     chunk: Chunk
     kept: tuple[Any, ...] = ()  # the reference to its kept gradients, if there is one
     committed: bool = False  # its scores are written already
+    crashed: tuple[int, ...] = ()  # numbers of rows that end their worker, and are left alone
+    trial: bool = False  # only to see whether the worker survives: nothing is written, and nothing given back
     per_row: dict[str, np.ndarray] = field(default_factory=dict)  # inputs of the fold with an entry per row

@@ -1,33 +1,38 @@
-"""The queue that the workers share: a chunk that is lost with its worker goes back, a worker that is lost is replaced.
+"""The workers that share a sweep's chunks: they come as the cluster has room, go when there is nothing left for them.
 
 Ray restarts nothing and retries nothing here (`max_restarts=0`): the driver sees each loss once, and decides.
 """
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from datainf_ray.cluster.backlog import Backlog, Work, said
 from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
-from datainf_ray.cluster.start import worker_environment
+from datainf_ray.cluster.reduce import StateLostError, is_lost
+from datainf_ray.cluster.start import draining_nodes, resources_said, worker_environment
 from datainf_ray.cluster.worker import Worker
-from datainf_ray.config import one_line
+from datainf_ray.config import ClusterConfig, one_line
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.errors import RequestError, RunFailedError
 
 IN_FLIGHT = 2  #: chunks that a worker has at a time: it computes one, and reads or writes the other
-ATTEMPTS = 3  #: times that a chunk may lose its worker before the run gives up
+STARTS = 3  #: workers that may fail to start, one after another, for every worker that is wanted
+IDLE = 60.0  #: seconds after which a worker that has nothing to do is let go
 _TICK = 0.5  # seconds between looks, so that progress is shown while nothing finishes
-_AHEAD = 32  # chunks at the head of the queue among which a worker is given one whose gradients lie on its node
+_LOOK = 3.0  # seconds between looks at which nodes are being drained
+_PAUSE = 30.0  # the most seconds between a worker that could not start and the next one
 
 
 @dataclass(eq=False)
@@ -38,6 +43,7 @@ class _Member:
     ready: Any  # the reference that resolves to its WorkerInfo
     info: WorkerInfo | None = None
     calls: list[Any] = field(default_factory=list)  # references to reports, the oldest first
+    idle: float = 0.0  # since when it has nothing to do
 
 
 @dataclass(frozen=True)
@@ -55,31 +61,65 @@ class _Call:
     """A chunk on its way."""
 
     member: _Member
-    chunk: Chunk
+    backlog: Backlog  # of the sweep that it belongs to, which may be over
+    work: Work
     results: list[Any]
+
+
+def hire(config: ClusterConfig, gpus_per_worker: int) -> ActorHandle:
+    """A worker that is on its way, without a model yet."""
+    actor = ray.remote(
+        num_cpus=config.cpus_per_worker,
+        num_gpus=gpus_per_worker,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=IN_FLIGHT,
+        runtime_env=worker_environment(),
+    )(Worker)
+    return actor.remote()
 
 
 class Pool:
     """Workers of one run, at most `limit` of them, and never more than there are chunks left.
 
-    `minimum` must be up before a sweep begins.
+    `minimum` must be up before a sweep begins, and that many are kept when there is nothing to do. `actors` are workers
+    that are on their way already; with `grows` false none can come up later that cannot come up now. `say` is told in a
+    line of what goes wrong and is borne. `crashed` are the rows, by corpus, that end their workers: those that are
+    known, and those that are found, which `found` is called for.
     """
 
-    def __init__(self, spec: WorkerSpec, limit: int, minimum: int, gpus_per_worker: int) -> None:
-        self.spec, self.limit, self.minimum = spec, limit, minimum
-        self._actor = ray.remote(
-            num_cpus=spec.config.cluster.cpus_per_worker,
-            num_gpus=gpus_per_worker,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=IN_FLIGHT,
-            runtime_env=worker_environment(),
-        )(Worker)
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        limit: int,
+        minimum: int,
+        gpus_per_worker: int,
+        actors: Sequence[ActorHandle] = (),
+        *,
+        grows: bool = True,
+        say: Callable[[str], None] = lambda text: None,
+        crashed: dict[str, list[int]] | None = None,
+        found: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.spec, self.limit, self.minimum, self.gpus_per_worker = spec, limit, minimum, gpus_per_worker
+        self.say, self.found = say, found
+        self.crashed = crashed if crashed is not None else {}
+        self.infos: list[WorkerInfo] = []  # of every worker that ever came up
+        self.numbers = itertools.count()  # of sweeps; workers know them by it
+        self.begun: list[float] = []  # when each sweep's first chunk was handed out, by time.perf_counter
+        self._hired = deque(actors)
         self._shared = ray.put(spec)
         self._members: list[_Member] = []
-        self._failures: list[str] = []
-        self.infos: list[WorkerInfo] = []  # of every worker that ever came up
-        self.begun: list[float] = []  # when each sweep's first chunk was handed out, by time.perf_counter
+        self._flying: dict[Any, _Call] = {}  # second starts may be in flight when their sweep is over
+        self._patience = STARTS * (limit if grows else 1)
+        self._reasons: list[str] = []  # why workers could not start, since one last could
+        self._told: set[str] = set()
+        self._not_before = 0.0  # when the next worker may be asked for
+        self._stranded: float | None = None  # since when there is something to do, and no worker
+        self._draining: frozenset[str] = frozenset()
+        self._looked = 0.0
+        self._lock = threading.RLock()
+        self._timer: threading.Timer | None = None
 
     @property
     def ready(self) -> int:
@@ -87,23 +127,33 @@ class Pool:
 
     def start(self, chunks: int) -> None:
         """Ask for as many workers as `chunks` chunks can occupy; they come up while the driver does other things."""
-        while len(self._members) < min(self.limit, max(chunks, self.minimum)):
-            actor = self._actor.remote(self._shared)
-            self._members.append(_Member(actor, actor.ready.remote()))
+        staying = sum(not self._leaves(member) for member in self._members)
+        for _ in range(min(self.limit, max(chunks, self.minimum)) - staying):
+            if self._hired:
+                actor = self._hired.popleft()
+            elif time.monotonic() < self._not_before:
+                break
+            else:
+                actor = hire(self.spec.config.cluster, self.gpus_per_worker)
+            self._members.append(_Member(actor, actor.load.remote(self._shared)))
 
     def first(self, method: str, *values: Any) -> Any:
         """What one worker's method gives, of the first that is up."""
-        self.start(1)
-        while not self.ready:
-            starting = {m.ready: m for m in self._members}
-            for reference in ray.wait(list(starting), num_returns=1, timeout=_TICK)[0]:
-                self._greet(starting[reference])
+        while True:
+            self._awake()
             self.start(1)
-        member = next(m for m in self._members if m.info is not None)
-        try:
-            return ray.get(getattr(member.actor, method).remote(*values))
-        except (RayTaskError, RayActorError) as error:
-            raise RunFailedError(f"{method}: {one_line(_cause(error))[:500]}") from None
+            self._greet_all()
+            member = next((m for m in self._members if m.info is not None and not self._leaves(m)), None)
+            if member is None:
+                self._wait(_TICK)
+                continue
+            try:
+                return ray.get(getattr(member.actor, method).remote(*values))
+            except RayActorError as error:
+                self._members.remove(member)
+                self._cannot_start(f"{method}: {one_line(_cause(error))[:500]}")
+            except RayTaskError as error:
+                raise RunFailedError(f"{method}: {one_line(_cause(error))[:500]}") from None
 
     def run(
         self,
@@ -115,106 +165,195 @@ class Pool:
         """Every chunk's result, in the order of completion; None now and then, when there is none yet.
 
         `order` says what a worker is told of a chunk, and `where` the node on which it is best done, if there is one.
-        Raises `RunFailedError` where a chunk fails, loses its worker `ATTEMPTS` times, or no worker can start.
+        Nothing more is handed out while the caller is busy with a result. Raises `RunFailedError` where a chunk fails
+        or goes on ending its workers, or no worker can start; `StateLostError` where the sweep's inputs are lost.
         """
         shared = [ray.put(sweep)]
-        queue = deque(chunks)
-        left = len(chunks)
-        attempts: dict[int, int] = {}
-        flying: dict[Any, _Call] = {}
+        corpus = self.spec.corpora.get(sweep.corpus) if sweep.source == "backward" else None
+        numbers = None if corpus is None else lambda chunk: corpus.number_of(chunk.segments[0])
+        backlog = Backlog(chunks, where, numbers)
+        known = self.crashed.setdefault(sweep.corpus, [])
         sweeps = len(self.begun)
 
         def hand_out() -> None:
+            if new := sorted(backlog.crashed.difference(known)):
+                known.extend(new)
+                rows = f"row{'s' if len(new) > 1 else ''} {', '.join(map(str, new))}"
+                self.say(f"{sweep.name}: {rows} of {sweep.corpus} ended every worker; left out with the status crashed")
+                self.found()
             if self.ready and len(self.begun) == sweeps:
                 self.begun.append(time.perf_counter())
+            now = time.monotonic()
             for depth in range(IN_FLIGHT):  # everyone gets a first chunk before anyone gets a second
                 for member in self._members:
-                    if queue and member.info is not None and len(member.calls) == depth:
-                        chunk = _taken(queue, member.info.node, where)
-                        call = member.actor.run.options(num_returns=1 + sweep.outputs)
-                        report, *results = call.remote(sweep.number, shared, order(chunk))
-                        member.calls.append(report)
-                        flying[report] = _Call(member, chunk, results)
+                    if member.info is None or len(member.calls) != depth or self._leaves(member):
+                        continue
+                    if depth and (backlog.waiting < len(self._members) or self._alone(member)):
+                        continue  # the last chunks are for whoever is free first, or comes up meanwhile
+                    work = backlog.take(member.info.node, now, alone=not depth) or (
+                        None if depth else backlog.late(now)
+                    )
+                    if work is not None:
+                        self._give(member, backlog, work, sweep, shared, replace(order(work.chunk), crashed=(*known,)))
 
-        while left:
-            self.start(left)
-            if self.ready >= min(self.minimum, self.limit):
-                hand_out()
-            starting = {m.ready: m for m in self._members if m.info is None}
-            finished, _ = ray.wait([*flying, *starting], num_returns=1, timeout=_TICK)
-            if not finished:
-                yield None
-            for reference in finished:
-                if reference in starting:
-                    self._greet(starting[reference])
-                    continue
-                if reference not in flying:  # its worker was lost a moment ago
-                    continue
-                call = flying[reference]
-                try:
-                    report = ray.get(reference)
-                except RayActorError as error:
-                    self._lose(call.member, error, flying, queue, attempts)
-                    continue
-                except RayTaskError as error:
-                    raise _failure(call.chunk, error) from None
-                del flying[reference]
-                call.member.calls.remove(reference)
-                left -= 1
-                assert call.member.info is not None
-                hand_out()  # before the result is dealt with: the worker need not wait for that
-                yield Done(call.chunk, report, call.results, call.member.info.node)
+        self._awake()
+        try:
+            while backlog.left:
+                self._look()
+                self.start(backlog.waiting + sum(bool(m.calls) for m in self._members))
+                self._greet_all()
+                if self.ready >= min(self.minimum, self.limit):
+                    hand_out()
+                finished = self._wait(_TICK)
+                self._let_go(backlog.waiting)
+                if not finished:
+                    yield None
+                for reference in finished:
+                    call = self._flying.get(reference)
+                    if call is None:  # a worker is up, and greeted above; or was lost a moment ago
+                        continue
+                    try:
+                        report = ray.get(reference)
+                    except RayActorError as error:
+                        self._lose(call.member, error)
+                        continue
+                    except RayTaskError as error:
+                        if call.work.done or call.backlog is not backlog:  # nobody waits for it any more
+                            self._end(reference, call)
+                            continue
+                        raise _failure(call.work.chunk, error) from None
+                    self._end(reference, call)
+                    first = call.backlog.finish(call.work, time.monotonic())
+                    hand_out()  # before the result is dealt with: the worker need not wait for that
+                    if first:
+                        assert call.member.info is not None
+                        yield Done(call.work.chunk, report, call.results, call.member.info.node)
+        finally:
+            self._rest()
 
     def close(self) -> None:
         """End the workers."""
-        for member in self._members:
-            ray.kill(member.actor)
+        self._awake()
+        for actor in [*(member.actor for member in self._members), *self._hired]:
+            ray.kill(actor)
         self._members.clear()
+        self._hired.clear()
+        self._flying.clear()
 
-    def _greet(self, member: _Member) -> None:
-        try:
-            member.info = ray.get(member.ready)
-        except (RayTaskError, RayActorError) as error:
-            self._dismiss(member, _cause(error))
-        else:
-            self._failures.clear()
-            self.infos.append(member.info)
-
-    def _dismiss(self, member: _Member, reason: Exception | str) -> None:
-        """A worker that could not start. A wrong request is wrong for all; of other reasons a few are let pass."""
-        self._members.remove(member)
-        if isinstance(reason, RequestError | RunFailedError):
-            raise reason
-        self._failures.append(one_line(reason)[-500:])
-        if self.ready == 0 and len(self._failures) >= ATTEMPTS:
-            raise RunFailedError(f"no worker can start: {self._failures[-1]}")
-
-    def _lose(
-        self,
-        member: _Member,
-        error: RayActorError,
-        flying: dict[Any, _Call],
-        queue: deque[Chunk],
-        attempts: dict[int, int],
+    def _give(
+        self, member: _Member, backlog: Backlog, work: Work, sweep: Sweep, shared: list[Any], order: Order
     ) -> None:
-        """Put a lost worker's chunks back in front, in order; only the one that it was computing counts an attempt."""
+        if work.search is not None:
+            order = replace(order, kept=(), trial=True)
+        call = member.actor.run.options(num_returns=1 + sweep.outputs)
+        report, *results = call.remote(sweep.number, shared, order)
+        member.calls.append(report)
+        self._flying[report] = _Call(member, backlog, work, results)
+
+    def _end(self, reference: Any, call: _Call) -> None:
+        del self._flying[reference]
+        call.member.calls.remove(reference)
+        call.member.idle = time.monotonic()
+
+    def _alone(self, member: _Member) -> bool:
+        """Whether what a worker has is to be computed by itself."""
+        return any(self._flying[call].work.alone for call in member.calls)
+
+    def _wait(self, seconds: float) -> list[Any]:
+        """What has come to an end: calls, and the starts of workers."""
+        starting = [m.ready for m in self._members if m.info is None]
+        if not self._flying and not starting:
+            time.sleep(seconds)
+            return []
+        finished, _ = ray.wait([*self._flying, *starting], num_returns=1, timeout=seconds)
+        return finished
+
+    def _greet_all(self) -> None:
+        """Note which workers have come up, and which could not; raises where there is no hope for any."""
+        for member in [m for m in self._members if m.info is None and ray.wait([m.ready], timeout=0)[0]]:
+            try:
+                member.info = ray.get(member.ready)
+            except (RayTaskError, RayActorError) as error:
+                self._members.remove(member)
+                ray.kill(member.actor)
+                cause = _cause(error)
+                if isinstance(cause, RequestError | RunFailedError):  # a wrong request is wrong for all
+                    raise cause from None
+                if not getattr(error, "preempted", False):
+                    self._cannot_start(one_line(cause)[-500:])
+            else:
+                member.idle = time.monotonic()
+                self._reasons.clear()
+                self.infos.append(member.info)
+        limit = self.spec.config.cluster.start_timeout
+        if self.ready:
+            self._stranded = None
+        elif self._stranded is None:
+            self._stranded = time.monotonic()
+        elif limit is not None and time.monotonic() - self._stranded > limit:
+            why = f": {self._reasons[-1]}" if self._reasons else ""
+            raise RunFailedError(
+                f"no worker could be started within {limit:g} s (cluster.start_timeout){why}; "
+                f"a worker takes {self._wants()}, and the cluster has {resources_said()}"
+            )
+
+    def _cannot_start(self, reason: str) -> None:
+        """A worker that could not start. The reason is told once; the next one is asked for a while later."""
+        self._reasons.append(reason)
+        self._not_before = time.monotonic() + min(_PAUSE, 2.0 ** (len(self._reasons) - 2))
+        if reason not in self._told:
+            self._told.add(reason)
+            self.say(f"a worker could not start: {reason}")
+        if self.ready == 0 and len(self._reasons) >= self._patience:
+            raise RunFailedError(f"no worker can start: {reason}")
+
+    def _wants(self) -> str:
+        cpus = f"{self.spec.config.cluster.cpus_per_worker} CPUs"
+        return cpus + (f" and {self.gpus_per_worker} GPUs" if self.gpus_per_worker else "")
+
+    def _look(self) -> None:
+        """See now and then which nodes are being drained: their workers finish what they have, and go."""
+        if time.monotonic() - self._looked > _LOOK:
+            self._looked = time.monotonic()
+            self._draining = draining_nodes()
+
+    def _leaves(self, member: _Member) -> bool:
+        return member.info is not None and member.info.node in self._draining
+
+    def _let_go(self, waiting: int) -> None:
+        """Let workers go that have had nothing to do for a while, or that are leaving and have done what they had."""
+        with self._lock:
+            spare = len(self._members) - self.minimum
+            for member in [m for m in self._members if m.info is not None and not m.calls]:
+                bored = not waiting and spare > 0 and time.monotonic() - member.idle > IDLE
+                if bored or self._leaves(member):
+                    spare -= 1
+                    self._members.remove(member)
+                    ray.kill(member.actor)
+
+    def _rest(self) -> None:
+        """Between sweeps workers wait for the next one, for a while."""
+        now = time.monotonic()
+        for member in self._members:
+            member.idle = now
+        self._timer = threading.Timer(IDLE + 1, self._let_go, [0])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _awake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            with self._lock:  # if it is at work already, it comes to its end
+                self._timer = None
+
+    def _lose(self, member: _Member, error: RayActorError) -> None:
+        """A worker is gone: what it had goes back, in order; only what it had alone is held against it."""
         self._members.remove(member)
-        chunks = [flying.pop(call).chunk for call in member.calls]
-        if chunks and not getattr(error, "preempted", False):
-            current = chunks[0]
-            attempts[current.number] = attempts.get(current.number, 0) + 1
-            if attempts[current.number] >= ATTEMPTS:
-                raise RunFailedError(f"{_said(current)} has ended its worker {ATTEMPTS} times: {one_line(error)[:300]}")
-        queue.extendleft(reversed(chunks))
-
-
-def _taken(queue: deque[Chunk], node: str, where: Callable[[Chunk], str | None]) -> Chunk:
-    """The first chunk in the queue that is best done on this node, else the first."""
-    for place, chunk in enumerate(islice(queue, _AHEAD)):
-        if where(chunk) == node:
-            del queue[place]
-            return chunk
-    return queue.popleft()
+        ray.kill(member.actor)  # it may be out of reach only, and would keep its GPU
+        lost = [self._flying.pop(call) for call in member.calls]
+        preempted = bool(getattr(error, "preempted", False))
+        for call in reversed(lost):
+            call.backlog.lose(call.work, len(lost) == 1, preempted, one_line(error))
 
 
 def _cause(error: Exception) -> Exception | str:
@@ -235,9 +374,7 @@ def _failure(chunk: Chunk, error: RayTaskError) -> Exception:
     cause = _cause(error)
     if isinstance(cause, RequestError | RunFailedError):
         return cause
+    if is_lost(error):
+        return StateLostError(one_line(cause)[:300])
     name = f"{type(cause).__name__}: " if isinstance(cause, Exception) else ""
-    return RunFailedError(f"{_said(chunk)}: {name}{one_line(cause)[:500]}")
-
-
-def _said(chunk: Chunk) -> str:
-    return f"chunk {chunk.number} (rows {chunk.first} to {chunk.first + chunk.rows - 1})"
+    return RunFailedError(f"{said(chunk)}: {name}{one_line(cause)[:500]}")

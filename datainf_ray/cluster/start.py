@@ -12,12 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray._private.state import state  # where Ray's own libraries learn of nodes that are being drained
 
 from datainf_ray.config import ClusterConfig, one_line
 from datainf_ray.errors import RequestError
-from datainf_ray.room import Room
+from datainf_ray.planning.room import Room
 
-_HEAPS = "MALLOC_ARENA_MAX"
+#: For glibc. It would give each of a worker's threads a heap of its own, with what the other could use: a third more
+#: memory. And it would give large tensors back to the kernel, which clears every page before it is had again: a tenth
+#: of a CPU's time.
+_HEAP = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that it takes
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
+_LEAVE = 2.0  # seconds that an interrupted command gives a Ray of its own to end
 _UNKNOWN_BYTES = 8 * 2**30  # a worker's memory, where no node is up yet that could hold one
 
 
@@ -27,6 +36,7 @@ class ClusterFacts:
 
     local: bool  # started by us, on this machine
     room: Room  # as far as it is known before a worker is up
+    actors: tuple[Any, ...] = ()  # workers without a model that are on their way already
 
     def with_device(self, device_bytes: int | None) -> Room:
         """The room, with what a worker says of its GPU."""
@@ -34,17 +44,19 @@ class ClusterFacts:
 
 
 class Ahead:
-    """A local Ray that comes up in the background, while the request is still being understood.
+    """A local Ray, and workers that load their libraries, in the background while the request is being understood.
 
-    Nothing is started where a cluster is to be joined. What came up and was not taken is ended on leaving.
+    Nothing is started where a cluster is to be joined. Ray's processes end with the thread that started them, so that
+    thread stays until Ray is not needed any more, and ends it.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
         self.wanted = not (ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS"))
         self._thread: threading.Thread | None = None
         self._up, self._over = threading.Event(), threading.Event()
         self._error: Exception | None = None
-        self._taken = False
+        self._facts: ClusterFacts | None = None
 
     def begin(self) -> None:
         """Start, and go on at once."""
@@ -52,62 +64,82 @@ class Ahead:
             self._thread = threading.Thread(target=self._run, name="ray.init", daemon=True)
             self._thread.start()
 
-    def taken(self) -> bool:
-        """Wait for it, and hand it over; False if it was not begun. Raises what went wrong."""
-        if self._thread is None or self._taken:
-            return False
+    def taken(self) -> ClusterFacts | None:
+        """Wait for it; None if it was not begun. Raises what went wrong."""
+        if self._thread is None:
+            return None
         self._up.wait()
         if self._error is not None:
             raise self._error
-        self._taken = True
-        return True
+        return self._facts
+
+    def end(self) -> None:
+        """End Ray, and go on at once."""
+        self._over.set()
 
     def __enter__(self) -> Ahead:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._thread is not None and not self._taken:
-            self._up.wait()
-            ray.shutdown()
-        self._over.set()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.end()
+        if self._thread is not None:  # whoever interrupts us does not wait for long
+            self._thread.join(_LEAVE if kind is KeyboardInterrupt else None)
 
     def _run(self) -> None:
         try:
             _init(None)
+            facts = _facts(self.config, local=True)
+            from datainf_ray.cluster.pool import hire  # here, because it loads torch
+
+            count = 0 if self._over.is_set() else facts.room.workers
+            actors = tuple(hire(self.config, facts.room.gpus_per_worker) for _ in range(count))
+            self._facts = replace(facts, actors=actors)
         except Exception as error:  # told when it is taken, in the thread of the one who takes it
             self._error = error
         self._up.set()
-        self._over.wait()  # Ray's processes end with the thread that started them
+        self._over.wait()
+        ray.shutdown()
 
 
 @contextmanager
 def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) -> Iterator[ClusterFacts]:
     """Inside, Ray is up: the session's own, the cluster's, or one that is started here and ended on leaving.
 
-    Raises `RequestError` where the cluster cannot be reached, is too small, or where its workers cannot reach `output`.
+    What was started `ahead` is ended in the background, which whoever leaves `ahead` waits for. Raises `RequestError`
+    where the cluster cannot be reached, is too small, or where its workers cannot reach `output`.
     """
+    if output.startswith("memory://"):
+        raise RequestError(
+            f"output: {output} lies in the memory of one process, and workers are others; use a path or a store's URL"
+        )
     address = config.address or os.environ.get("RAY_ADDRESS")
-    ours = True
+    ours = False
     try:
-        if ahead is None or not ahead.taken():
-            ours = not ray.is_initialized()
-            if ours:
-                _init(address)
+        facts = ahead.taken() if ahead is not None else None
+        if facts is None and not ray.is_initialized():
+            _init(address)
+            ours = True
+    except RequestError:  # of what was started ahead: it says all
+        raise
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RequestError(f"cluster.address: {address or 'local'}: {one_line(error)[:300]}") from None
     try:
-        yield _facts(config, output, local=ours and not address)
+        if facts is None:
+            facts = _facts(config, local=ours and not address)
+            if not facts.local:
+                _check_reach(output)
+        yield facts
     finally:
         if ours:
             ray.shutdown()
+        elif ahead is not None:
+            ahead.end()
 
 
 def worker_environment() -> dict[str, Any]:
-    """The runtime environment of workers, which costs a second of their start; none where theirs is right already.
-
-    glibc would give each of a worker's threads a heap of its own, with what the other could use: a third more memory.
-    """
-    return {} if _HEAPS in os.environ else {"env_vars": {_HEAPS: "1"}}
+    """The runtime environment of workers, which costs a second of their start; none where all is set already."""
+    missing = {name: value for name, value in _HEAP.items() if name not in os.environ}
+    return {"env_vars": missing} if missing else {}
 
 
 def _init(address: str | None) -> None:
@@ -115,26 +147,28 @@ def _init(address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         options["include_dashboard"] = False
-        os.environ.setdefault(_HEAPS, "1")  # for the processes that Ray starts here
+        os.environ.update(_HEAP | os.environ)  # for the processes that Ray starts here; what was set stays
     terminated = signal.getsignal(signal.SIGTERM)
-    ray.init(address=address or "local", **options)
+    try:
+        ray.init(address=address or "local", **options)
+    except SystemExit:  # Ray's own answer to SIGTERM, which it puts in place of the command's before it is up
+        raise KeyboardInterrupt from None
     if callable(terminated) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in place of the command's
 
 
-def _facts(config: ClusterConfig, output: str, local: bool) -> ClusterFacts:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if output.startswith("memory://"):
+def _check_reach(output: str) -> None:
+    """A path is a place on one machine: where there are several, results would be strewn over them."""
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) > 1 and "://" not in output:
         raise RequestError(
-            f"output: {output} lies in the memory of one process, and workers are others; use a path or a store's URL"
+            f"output: {output} is a path on one machine, and the cluster has {len(hosts)}; use a URL that all of "
+            "them reach, or file:// with a path that they share"
         )
-    if len(nodes) > 1 and "://" not in output and not local:
-        hosts = {node["NodeManagerHostname"] for node in nodes}
-        if len(hosts) > 1:
-            raise RequestError(
-                f"output: {output} is a path on one machine, and the cluster has {len(hosts)}; use a URL that all of "
-                "them reach, or file:// with a path that they share"
-            )
+
+
+def _facts(config: ClusterConfig, local: bool) -> ClusterFacts:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     total = ray.cluster_resources()
     gpus = config.gpus_per_worker
     if gpus is None:
@@ -147,9 +181,10 @@ def _facts(config: ClusterConfig, output: str, local: bool) -> ClusterFacts:
         for node in nodes
     ]
     fit = sum(room)
-    if fit == 0 and config.max_workers is None:
+    if fit == 0 and (local or config.max_workers is None):  # a local Ray does not grow
         wants = f"{config.cpus_per_worker} CPUs" + (f" and {gpus} GPUs" if gpus else "")
-        raise RequestError(f"cluster: no node has room for a worker of {wants}; the cluster has {_said(total)}")
+        grow = "" if local else "; if it can grow, say how far by cluster.max_workers"
+        raise RequestError(f"cluster: no node has room for a worker of {wants}; the cluster has {_said(total)}{grow}")
     workers = config.max_workers or fit
     # Ray's `memory` is a node's, less its object store. Workers share their node's, or all of it where they are few.
     shares = [
@@ -167,6 +202,16 @@ def _facts(config: ClusterConfig, output: str, local: bool) -> ClusterFacts:
             device_bytes=None,
         ),
     )
+
+
+def draining_nodes() -> frozenset[str]:
+    """The ids of nodes that are about to be taken away, and are to get no new work."""
+    return frozenset(state.get_draining_nodes())
+
+
+def resources_said() -> str:
+    """What the cluster has now, in words."""
+    return _said(ray.cluster_resources())
 
 
 def _said(resources: dict[str, float]) -> str:

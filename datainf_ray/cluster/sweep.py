@@ -7,7 +7,6 @@ are of a size the store likes. The driver holds references to it, never a large 
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +17,20 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from safetensors.numpy import load, save
 
 from datainf_ray.cluster.orders import Order, Sweep, WorkerSpec
 from datainf_ray.cluster.pool import Pool
-from datainf_ray.cluster.reduce import HERE, Shard, Tree, arrays, compute, tensors
+from datainf_ray.cluster.reduce import Shard, arrays, compute, tensors
+from datainf_ray.cluster.sums import Sums, Tally, got, read_shard, write_shard
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
 from datainf_ray.influence.methods import Over
+from datainf_ray.planning.sizing import Sizes
 from datainf_ray.progress import Silent, Watcher
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.top import Top, merge_top
-from datainf_ray.sizing import Sizes
+from datainf_ray.runs.schemas import OK
+from datainf_ray.runs.top import Top
 
 SHARD_BYTES = 64 * 2**20
 CHECKPOINTS = "checkpoints"  #: where a run keeps what it has solved until it is done
@@ -44,8 +44,8 @@ class ClusterSweeps:
     `chunks` are those of the queries and of each set of training rows that a sweep goes over; `committed` the training
     chunks whose scores are written already. With `source` "index" training gradients are read from the gradient index;
     `directory` is where scores are committed, if that is not the run's own. After a sweep `records` has one more entry,
-    which says what the sweep took; after the scoring sweep `top` has the top rows, and `status` and `problems` say how
-    the training rows fared.
+    which says what the sweep took, and `noted` is called; after the scoring sweep `top` has the top rows, and `status`
+    and `problems` say how the training rows fared. `pulse` is called while a sweep goes on, and may end it by an error.
     """
 
     def __init__(
@@ -60,9 +60,12 @@ class ClusterSweeps:
         records: list[dict[str, Any]],
         source: Literal["backward", "index"] = "backward",
         directory: RunDirectory | None = None,
+        *,
+        noted: Callable[[], None] = lambda: None,
+        pulse: Callable[[], None] = lambda: None,
     ) -> None:
         self.pool, self.spec, self.chunks, self.queries, self.sizes = pool, spec, chunks, queries, sizes
-        self.groups = sizes.groups
+        self.groups, self.at_hand = sizes.groups, False  # where there is an index, the damping is known
         self.watcher, self.committed, self.source, self.directory = watcher, committed, source, directory
         self.blocks = {block.name: block for block in spec.facts.blocks}
         self.shards = shard_blocks(spec.facts.blocks, queries)
@@ -72,8 +75,9 @@ class ClusterSweeps:
         self.status: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
         self.tables: list[pa.Table] = []
+        self.noted, self.pulse = noted, pulse
+        self._runs: Counter[str] = Counter()
         self._kept: dict[int, tuple[Any, str]] = {}  # by chunk: the reference to its gradients, and their node
-        self.numbers = itertools.count()  # of sweeps; workers know them by it
 
     def run(
         self,
@@ -85,13 +89,14 @@ class ClusterSweeps:
         **inputs: State,
     ) -> State:
         config, scoring, training = self.spec.config, fold is Scores, over == "train"
+        training_rows = over != "queries"
         values = {**(values or {}), **({"by_block": True} if scoring and config.results.blocks else {})}
         source = "backward" if over == "queries" else self.source
         backward = source == "backward"
         kept = dict(self._kept) if training else {}
         keep = training and backward and fold is Curvature and self.sizes.gradients == "keep" and not kept
         sweep = Sweep(
-            number=next(self.numbers),
+            number=next(self.pool.numbers),
             name=name,
             corpus="queries" if over == "queries" else "train",
             fold=fold,
@@ -118,48 +123,76 @@ class ClusterSweeps:
 
         chunks = self.chunks[over]
         leaves = {chunk.number: leaf for leaf, chunk in enumerate(chunks)}
-        tree = Tree(len(chunks), functools.partial(self._join, fold))
+        key = self._key(name, over)
+        sums = Sums(
+            fold,
+            len(chunks),
+            [self._bytes(k) for k in range(len(self.shards))],
+            scoring,
+            self.spec.directory if training_rows and self.directory is None else None,
+            f"{CHECKPOINTS}/sums/{key}",
+            config.cluster.checkpoint_seconds,
+        )
+        sums.restore()
         tables: dict[int, pa.Table] = {}
-        status: Counter[str] = Counter()
-        problems: list[tuple[int, list[tuple[str, str, str]]]] = []
-        tokens, recomputed, workers = 0, 0, 0
         self.watcher.begin(name, sum(chunk.rows for chunk in chunks))
-        where = (lambda chunk: kept[chunk.number][1]) if kept else (lambda chunk: None)
-        for done in self.pool.run(sweep, chunks, order, where):
-            workers = max(workers, self.pool.ready)
-            if done is None:
-                self.watcher.advance(0, 0, self.pool.ready)
-                continue
-            if sweep.keep:
-                self._kept[done.chunk.number] = (done.results[-1], done.node)
-            tree.add(leaves[done.chunk.number], self._held(done.results[: sweep.statistics]))
-            report = done.report
-            status.update(report.status)
-            tokens += report.tokens
-            recomputed += report.recomputed
-            if report.problems and len(problems) < 100:
-                problems.append((report.chunk, report.problems))
-            if report.facts is not None:
-                tables[report.chunk] = report.facts
-            self.watcher.advance(report.rows, report.tokens, self.pool.ready)
+        if (restored := sums.tally).rows:
+            self.watcher.say(f"{name}: {restored.rows:,} rows taken up from an earlier attempt")
+            self.watcher.advance(restored.rows, 0, self.pool.ready)
+        began, workers = time.perf_counter(), 0
+        where = (
+            (lambda chunk: kept[chunk.number][1] if chunk.number in kept else None) if kept else (lambda chunk: None)
+        )
+        left = sums.missing
+        try:
+            while left:
+                for done in self.pool.run(sweep, [chunks[leaf] for leaf in left], order, where):
+                    self.pulse()
+                    workers = max(workers, self.pool.ready)
+                    if done is None:
+                        self.watcher.advance(0, 0, self.pool.ready)
+                    else:
+                        if sweep.keep:
+                            self._kept[done.chunk.number] = (done.results[-1], done.node)
+                        report = done.report
+                        sums.add(leaves[done.chunk.number], done.results[: sweep.statistics], Tally.of(report))
+                        if report.facts is not None:
+                            tables[report.chunk] = report.facts
+                        self.watcher.advance(report.rows, report.tokens, self.pool.ready)
+                    sums.tick()
+                left = sorted(sums.settle())
+                if left:
+                    self.watcher.say(
+                        f"{name}: the sums of {len(left)} chunks were lost with a node; they are computed again"
+                    )
+                    self.watcher.advance(-sum(chunks[leaf].rows for leaf in left), 0, self.pool.ready)
+        except KeyboardInterrupt:
+            if not sums.large:  # else it may take longer than whoever interrupts us waits
+                sums.keep(always=True)
+            raise
         self.watcher.end()
-        record = {
-            "name": name,
-            "source": "object-store" if kept else source,
-            "examples": status["ok"],
-            "tokens": tokens,
-            "seconds": round(time.perf_counter() - self.pool.begun[-1], 3),
-            "workers": workers,
-        }
-        self.records.append(record | ({"recomputed": recomputed} if recomputed else {}))
+        sums.keep(always=False)  # what follows from it is kept a little later
+        *root, tally = sums.result()
+        began = self.pool.begun[-1] if workers else began
+        self._record(
+            key,
+            {
+                "name": name,
+                "source": "object-store" if kept and len(kept) == len(chunks) else source,
+                "examples": tally.status.get(OK, 0),
+                "tokens": tally.tokens,
+                "seconds": round(time.perf_counter() - began, 3),
+                "workers": workers,
+                **({"recomputed": tally.recomputed} if tally.recomputed else {}),
+                **({"smaller_batches": tally.smaller} if tally.smaller else {}),
+            },
+        )
         self.tables = [tables[k] for k in sorted(tables)]
-        root = tree.result()
         if scoring:
             *root, self.top = root
-            self.status = status
-            self.problems = [p for _, some in sorted(problems) for p in some]
+            self.status, self.problems = Counter(tally.status), list(tally.problems)
             self._kept = {}
-        return tuple(ray.put(value) if self._here(k) else value for k, value in enumerate(root))
+        return tuple(value if k in sums.large else ray.put(value) for k, value in enumerate(root))
 
     def each_block(self, function: Callable[..., Statistic], *states: State, **values: Any) -> State:
         def shard(number: int) -> Any:
@@ -178,7 +211,7 @@ class ClusterSweeps:
             self.watcher.say(f"{name}: taken up from an earlier attempt")
             return {
                 key: tuple(
-                    compute(functools.partial(_read, directory, file), [], self._bytes(k))
+                    compute(functools.partial(read_shard, directory, file), [], self._bytes(k))
                     for k, file in enumerate(files)
                 )
                 for key, files in stored.items()
@@ -188,16 +221,16 @@ class ClusterSweeps:
         for key, state in solved.items():
             files[key] = [f"{CHECKPOINTS}/{name}-{key}-{k:04d}.safetensors" for k in range(len(state))]
             written = [
-                compute(functools.partial(_write, directory, file), [reference], self._bytes(k))
+                compute(functools.partial(write_shard, directory, file), [reference], self._bytes(k))
                 for k, (file, reference) in enumerate(zip(files[key], state, strict=True))
             ]
-            ray.get(written)
+            got(written)
         directory.write_json(index, files)
         return solved
 
     def collect(self, state: State) -> dict[str, dict[str, torch.Tensor]]:
         """A small state in the driver's memory."""
-        return {block: statistic for shard in ray.get(list(state)) for block, statistic in tensors(shard).items()}
+        return {block: statistic for shard in got(state) for block, statistic in tensors(shard).items()}
 
     def spread(self, state: Mapping[str, Statistic]) -> State:
         """A small state from the driver's memory: the inverse of `collect`."""
@@ -209,27 +242,23 @@ class ClusterSweeps:
         quiet = ClusterSweeps(
             self.pool, self.spec, chunks, self.queries, sizes, Silent(), frozenset(), [], "index", directory
         )
-        quiet.unusable, quiet.numbers = self.unusable, self.numbers
+        quiet.unusable = self.unusable
         return quiet
 
     def _bytes(self, shard: int) -> int:
         """About what a shard of the curvature takes, at two nodes: more than that of any other statistic."""
         return 4 * 2 * self.queries * sum(self.blocks[name].size for name in self.shards[shard])
 
-    def _here(self, k: int) -> bool:
-        """Whether the driver joins the k-th results itself, and holds them meanwhile; behind the shards is the top."""
-        return k == len(self.shards) or self._bytes(k) <= HERE
+    def _key(self, name: str, over: str) -> str:
+        """What a sweep is called in files: the same in every attempt, because a method's program is."""
+        stem = "-".join([name, *([over] if over not in ("train", name) else [])]).replace(" ", "-")
+        self._runs[stem] += 1
+        return f"{stem}-{self._runs[stem]}"
 
-    def _held(self, results: Sequence[Any]) -> list[Any]:
-        near = [k for k in range(len(results)) if self._here(k)]
-        values = dict(zip(near, ray.get([results[k] for k in near]), strict=True))
-        return [values.get(k, reference) for k, reference in enumerate(results)]
-
-    def _join(self, fold: type[Fold], k: int, left: Any, right: Any) -> Any:
-        if k == len(self.shards):
-            return merge_top(left, right)
-        work = functools.partial(_merge, fold)
-        return work(left, right) if self._here(k) else compute(work, [left, right], self._bytes(k))
+    def _record(self, key: str, record: dict[str, Any]) -> None:
+        """Note what a sweep took, in place of what was noted when an earlier attempt had done it."""
+        self.records[:] = [r for r in self.records if r.get("id") != key] + [{**record, "id": key}]
+        self.noted()
 
 
 def shard_blocks(blocks: Sequence[Block], queries: int) -> tuple[tuple[str, ...], ...]:
@@ -249,21 +278,3 @@ def shard_blocks(blocks: Sequence[Block], queries: int) -> tuple[tuple[str, ...]
 def _apply(function: Callable[..., Statistic], blocks: list[Block], values: dict[str, Any], *shards: Shard) -> Shard:
     states = [tensors(shard) for shard in shards]
     return arrays({b.name: function(b, *(state[b.name] for state in states), **values) for b in blocks})
-
-
-def _merge(fold: type[Fold], left: Shard, right: Shard) -> Shard:
-    a, b = tensors(left), tensors(right)
-    return arrays({name: fold.merge(a[name], b[name]) for name in a})
-
-
-def _write(directory: RunDirectory, file: str, shard: Shard) -> None:
-    flat = {f"{name}:{block}": value for block, statistic in shard.items() for name, value in statistic.items()}
-    directory.write(file, save({name: np.asarray(value, order="C") for name, value in flat.items()}))
-
-
-def _read(directory: RunDirectory, file: str) -> Shard:
-    shard: Shard = {}
-    for key, value in load(directory.read(file)).items():
-        name, _, block = key.partition(":")
-        shard.setdefault(block, {})[name] = value
-    return shard

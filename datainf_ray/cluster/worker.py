@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +37,7 @@ from datainf_ray.cluster.chunk import (
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
+from datainf_ray.config import one_line
 from datainf_ray.corpus.batches import collate
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
@@ -42,25 +46,50 @@ from datainf_ray.errors import RunFailedError
 from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
 from datainf_ray.influence.projection import Projector
 from datainf_ray.job import encoder_for
+from datainf_ray.libraries import load_pandas, loading
 from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.replica import load_replica
 from datainf_ray.runs.index import facts_schema, read_part, write_part
+from datainf_ray.runs.schemas import CRASHED
 
 _CALIBRATION = 3.0  # seconds
+_CRASHED = "every worker that computed it died"
+
+Result = TypeVar("Result")
 
 
 class Worker:
-    """Loads its replica when it is made. Raises where that cannot be: the pool tells the user why.
+    """Holds a replica, once it has loaded one.
 
-    It has two threads: while one computes, the other reads and tokenises the next chunk, or writes the last one.
+    While a chunk computes, the next one is read and tokenised, or the last one written. All computing is done by one
+    thread: OpenMP keeps helpers for every thread that has ever computed anything, and once there are more of them than
+    cores they sleep between operations instead of waiting at the ready. That made two threads as slow as one.
     """
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self._fetching, self._reading = threading.Lock(), threading.Lock()
+        self._computing = ThreadPoolExecutor(1, "computing")
+        self._at: _At | None = None
+        self._projector: Projector | None = None
+        with loading():
+            importlib.import_module("peft")  # and transformers with it: while the driver still looks at the request
+            load_pandas()
+        gc.freeze()  # modules stay for good: collections need not look through them
+
+    def load(self, spec: WorkerSpec) -> WorkerInfo:
+        """Make ready for a run. Raises where that cannot be: the pool tells the user why."""
+        return self._compute(self._load, spec)
+
+    def _compute(self, work: Callable[..., Result], *values: Any) -> Result:
+        return self._computing.submit(work, *values).result()
+
+    def _load(self, spec: WorkerSpec) -> WorkerInfo:
         began = time.perf_counter()
         config = spec.config
+        # For this thread: sums depend on the number of threads, and so does the speed.
         torch.set_num_threads(config.cluster.cpus_per_worker)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         use_gpu = torch.cuda.is_available() and config.cluster.gpus_per_worker != 0
         self.spec = spec
         self.device = torch.device("cuda" if use_gpu else "cpu")
@@ -76,14 +105,7 @@ class Worker:
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()
         }
         sample = collate(spec.sample, range(len(spec.sample)), self.pad_id).to(self.device) if spec.sample else None
-        self.verdict = self.replica.check(sample)
-        self._reading, self._computing = threading.Lock(), threading.Lock()
-        self._sweep: Sweep | None = None
-        self._inputs: dict[str, dict[str, Statistic]] = {}
-        self._projector: Projector | None = None
-        self.seconds = time.perf_counter() - began
-
-    def ready(self) -> WorkerInfo:
+        verdict = self.replica.check(sample)
         base = self.replica.model.get_base_model()
         return WorkerInfo(
             node=ray.get_runtime_context().get_node_id(),
@@ -91,8 +113,8 @@ class Worker:
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             dtype=str(base.dtype).removeprefix("torch."),
             attention=str(getattr(base.config, "_attn_implementation", None)),
-            verdict=self.verdict,
-            seconds=self.seconds,
+            verdict=verdict,
+            seconds=time.perf_counter() - began,
         )
 
     def device_bytes(self) -> int | None:
@@ -101,14 +123,16 @@ class Worker:
 
     def largest_batch(self, longest: int, hold: int) -> int:
         """The tokens of the largest batch that this worker's GPU has room for beside `hold` bytes."""
-        with self._computing:
-            return largest_batch(self.replica, longest, hold)
+        return self._compute(largest_batch, self.replica, longest, hold)
 
     def calibrate(self, chunk: Chunk, queries: int, batch_tokens: int) -> tuple[float, int, float]:
         """How fast a curvature sweep over a chunk is, reading and tokenising included.
 
         Tokens per second, peak memory in bytes, and tokens per row.
         """
+        return self._compute(self._calibrate, chunk, queries, batch_tokens)
+
+    def _calibrate(self, chunk: Chunk, queries: int, batch_tokens: int) -> tuple[float, int, float]:
         blocks = self.spec.facts.blocks
         state = {b.name: {"vector": torch.randn(queries, b.size, device=self.device)} for b in blocks}
         nodes = {b.name: {"nodes": torch.ones(2, dtype=torch.float64)} for b in blocks}
@@ -119,13 +143,11 @@ class Worker:
             swept = sweep_chunk(self.replica, examples, lambda: fold, batch_tokens, self.pad_id)
             return int(swept.facts["tokens"].to_numpy()[swept.usable].sum())
 
-        torch.set_num_threads(self.spec.config.cluster.cpus_per_worker)
-        with self._computing:
-            turn()  # the first is for warming up
-            tokens, turns, began = 0, 0, time.perf_counter()
-            while turns == 0 or time.perf_counter() - began < _CALIBRATION:
-                tokens, turns = tokens + turn(), turns + 1
-            rate = tokens / (time.perf_counter() - began)
+        turn()  # the first is for warming up
+        tokens, turns, began = 0, 0, time.perf_counter()
+        while turns == 0 or time.perf_counter() - began < _CALIBRATION:
+            tokens, turns = tokens + turn(), turns + 1
+        rate = tokens / (time.perf_counter() - began)
         return rate, self._peak_bytes(), tokens / (turns * chunk.rows)
 
     def _peak_bytes(self) -> int:
@@ -138,14 +160,16 @@ class Worker:
 
     def run(self, number: int, sweep: Sequence[Any], order: Order) -> tuple[Any, ...]:
         """Sweep one chunk: its report, then one statistic per shard, then its top rows where there are scores, then
-        its gradients where they are kept. `sweep` holds the reference to sweep `number`.
+        its gradients where they are kept. `sweep` holds the reference to sweep `number`. A trial gives only its report.
         """
         began = time.perf_counter()
-        # For this thread, which Ray has made: sums depend on the number of threads, and so does the speed.
-        torch.set_num_threads(self.spec.config.cluster.cpus_per_worker)
-        current = self._current(number, sweep)
-        config = self.spec.config
-        done = self._committed(current, order) if order.committed else self._computed(current, order)
+        at = self._current(number, sweep)
+        current, config = at.sweep, self.spec.config
+        if order.trial:
+            trial = self._computed(_At(replace(current, keep=False, index=False), at.inputs), order)
+            report = report_of(order.chunk, trial.facts, time.perf_counter() - began)
+            return (report, *[None] * current.outputs)
+        done = self._committed(current, order) if order.committed else self._computed(at, order)
         if done.swept is not None and current.fold is Scores:
             directory, keep = current.directory or self.spec.directory, config.results.scores
             done.influence = commit_scores(directory, order.chunk, done.swept, current.unusable, keep)
@@ -155,19 +179,20 @@ class Worker:
             time.perf_counter() - began,
             whole=current.corpus == "queries",
             recomputed=done.recomputed,
+            batch_tokens=done.batch_tokens,
         )
         shards = [{name: done.state[name] for name in shard} for shard in current.shards]
         top = [] if done.influence is None else [top_of(done.influence, done.facts, config.results.top_k)]
         return (report, *shards, *top, *([done.kept] if current.keep else []))
 
-    def _current(self, number: int, sweep: Sequence[Any]) -> Sweep:
-        """The sweep, with its inputs at hand. Workers are given one sweep's chunks after another's."""
-        with self._computing:
-            if self._sweep is None or self._sweep.number != number:
-                self._sweep, self._inputs = None, {}  # before the new ones are fetched: both need not fit
+    def _current(self, number: int, sweep: Sequence[Any]) -> _At:
+        """The sweep, with its inputs at hand. A chunk of the last sweep may still be computed when the next begins."""
+        with self._fetching:
+            if self._at is None or self._at.sweep.number != number:
+                self._at = None  # before the new ones are fetched: both need not fit
                 current: Sweep = ray.get(sweep[0])
                 place = self.device if current.resident else torch.device("cpu")
-                self._inputs = {
+                inputs = {
                     name: {
                         block: statistic
                         for shard in ray.get(list(references))
@@ -175,8 +200,8 @@ class Worker:
                     }
                     for name, references in current.inputs.items()
                 }
-                self._sweep = current
-            return self._sweep
+                self._at = _At(current, inputs)
+            return self._at
 
     def _committed(self, sweep: Sweep, order: Order) -> _Done:
         """What an earlier attempt wrote for a chunk of the scoring sweep."""
@@ -184,36 +209,62 @@ class Worker:
         influence, facts, state = committed_scores(self.spec.directory, order.chunk, facts)
         return _Done(facts, arrays(state), influence=influence)
 
-    def _computed(self, sweep: Sweep, order: Order) -> _Done:
+    def _computed(self, at: _At, order: Order) -> _Done:
+        """What comes of a chunk whose rows are read, unless their gradients are at hand, and swept."""
+        sweep = at.sweep
         kept, recomputed = self._kept(order)
-        make_fold = self._fold_maker(sweep, order)
-        recorders: list[Recorder] = []
-        if sweep.source == "index":
-            part = self._part(order)
-            with self._computing:
-                swept = from_index(*part, make_fold, self.device)
-                return _Done(swept.facts, arrays(swept.fold.result()), swept)
-        if sweep.keep:
-            recorders.append(Keeper())
-        if sweep.index:
-            recorders.append(self._indexer(order.chunk.rows))
-        if kept is not None:
-            with self._computing:
-                swept = replay(kept, make_fold, self.device, recorders)
-                state = arrays(swept.fold.result())
-        else:
+        part = self._part(order) if sweep.source == "index" else None
+        examples: list[Example] = []
+        if kept is None and part is None:
             with self._reading:
                 examples = self._examples(sweep, order)
-            with self._computing:
-                swept = sweep_chunk(self.replica, examples, make_fold, sweep.batch_tokens, self.pad_id, recorders)
-                state = arrays(swept.fold.result())
-        done = _Done(swept.facts, state, swept, recomputed=recomputed)
+        make_fold = self._fold_maker(at, order)
+        recorders: list[Recorder] = [Keeper()] if sweep.keep else []
+        smaller: int | None = None
+
+        def compute() -> tuple[Swept, Shard]:
+            nonlocal smaller
+            if sweep.index:
+                recorders.append(self._indexer(order.chunk.rows))
+            if part is not None:
+                swept = from_index(*part, make_fold, self.device)
+            elif kept is not None:
+                swept = replay(kept, make_fold, self.device, recorders)
+            else:
+                swept, smaller = self._swept(examples, make_fold, sweep.batch_tokens, recorders)
+            return swept, arrays(swept.fold.result())
+
+        swept, state = self._compute(compute)
+        done = _Done(swept.facts, state, swept, recomputed=recomputed, batch_tokens=smaller)
         for recorder in recorders:
             if isinstance(recorder, Keeper):
                 done.kept = Kept(swept.facts, recorder.updates)
             elif isinstance(recorder, Indexer):
                 self._write_part(order.chunk, swept, recorder)
         return done
+
+    def _swept(
+        self,
+        examples: Sequence[Example],
+        make_fold: Callable[[], Fold],
+        batch_tokens: int,
+        recorders: Sequence[Recorder],
+    ) -> tuple[Swept, int | None]:
+        """The chunk, in batches that the device has room for; and their size, where that is not as planned."""
+        longest = max((example.tokens for example in examples), default=0)
+        budget = batch_tokens
+        while True:
+            try:
+                swept = sweep_chunk(self.replica, examples, make_fold, budget, self.pad_id, recorders)
+                return swept, budget if budget < batch_tokens else None
+            except torch.OutOfMemoryError as error:
+                if budget <= longest:
+                    raise RunFailedError(
+                        f"{self.device}: no room for a row of {longest} tokens alone: {one_line(error)[:200]}"
+                    ) from None
+            budget //= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _kept(self, order: Order) -> tuple[Kept | None, bool]:
         """The chunk's kept gradients, and whether there were some that are lost."""
@@ -225,7 +276,14 @@ class Worker:
             return None, True
 
     def _examples(self, sweep: Sweep, order: Order) -> list[Example]:
-        return self.encoders[sweep.corpus].encode(self.readers[sweep.corpus].read(order.chunk))
+        """The chunk's examples. Rows that are known to end their worker are not looked at."""
+        rows = self.readers[sweep.corpus].read(order.chunk)
+        crashed = set(order.crashed)
+        rest = iter(self.encoders[sweep.corpus].encode([row for row in rows if row.row not in crashed]))
+        return [
+            Example(row.row, row.id, CRASHED, _CRASHED, group=row.group) if row.row in crashed else next(rest)
+            for row in rows
+        ]
 
     def _facts(self, sweep: Sweep, order: Order) -> pa.Table:
         with self._reading:
@@ -253,10 +311,19 @@ class Worker:
         gradients = {name: g.numpy() for name, g in indexer.gradients.items()}
         write_part(self.spec.index, chunk.number, gradients, sqnorms, facts, self.spec.config.index_dtype)
 
-    def _fold_maker(self, sweep: Sweep, order: Order) -> Callable[[], Fold]:
+    def _fold_maker(self, at: _At, order: Order) -> Callable[[], Fold]:
+        sweep, inputs = at.sweep, at.inputs
         own = {name: torch.tensor(values) for name, values in order.per_row.items()}
         blocks, rows = self.spec.facts.blocks, order.chunk.rows
-        return lambda: sweep.fold(blocks, rows, self.device, **self._inputs, **sweep.values, **own)
+        return lambda: sweep.fold(blocks, rows, self.device, **inputs, **sweep.values, **own)
+
+
+@dataclass(frozen=True)
+class _At:
+    """A sweep, with its inputs where they are needed."""
+
+    sweep: Sweep
+    inputs: dict[str, dict[str, Statistic]]
 
 
 @dataclass
@@ -269,3 +336,4 @@ class _Done:
     influence: np.ndarray | None = None
     kept: Kept | None = None
     recomputed: bool = False
+    batch_tokens: int | None = None  # of the batches, where there was no room for those that were planned

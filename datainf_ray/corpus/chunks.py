@@ -17,6 +17,7 @@ from datainf_ray.corpus.files import SourceFile, find_files
 from datainf_ray.corpus.records import survey_text
 from datainf_ray.corpus.tables import survey_table
 from datainf_ray.errors import RequestError
+from datainf_ray.storage import persistently
 
 _THREADS = 32  # files surveyed at a time: mostly waiting for the store
 
@@ -42,6 +43,19 @@ class Chunk:
     def rows(self) -> int:
         return sum(segment.stop - segment.start for segment in self.segments)
 
+    def halves(self) -> tuple[Chunk, Chunk]:
+        """Its first and its last rows, of the same number; for a chunk of at least two rows."""
+        room = self.rows // 2
+        left: list[Segment] = []
+        right: list[Segment] = []
+        for segment in self.segments:
+            cut = min(segment.stop, segment.start + room)
+            room -= cut - segment.start
+            left += [replace(segment, stop=cut)] if cut > segment.start else []
+            right += [replace(segment, start=cut)] if segment.stop > cut else []
+        first = Chunk(self.number, self.first, tuple(left))
+        return first, Chunk(self.number, self.first + first.rows, tuple(right))
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -60,6 +74,10 @@ class Corpus:
         return [
             Chunk(number, first, tuple(next(segments))) for number, first in enumerate(range(0, self.rows, chunk_rows))
         ]
+
+    def number_of(self, segment: Segment) -> int:
+        """The number in the corpus of a segment's first row."""
+        return sum(file.rows for file in self.files[: segment.file]) + segment.start
 
     def fingerprint(self) -> str:
         """Sha256 of what the rows are: equal for a corpus that was only moved, different for one that was changed."""
@@ -108,6 +126,7 @@ def plan_corpus(rows: RowsConfig, task: str, key: str) -> Corpus:
 
 def _survey(file: SourceFile, key: str) -> SourceFile:
     try:
-        return survey_text(file) if file.format in ("jsonl", "csv") else survey_table(file)
+        survey = survey_text if file.format in ("jsonl", "csv") else survey_table
+        return persistently(lambda: survey(file))
     except Exception as error:  # stores and decoders raise errors of their own
         raise RequestError(f"{key}: {file.path}: cannot be read as {file.format}: {one_line(error)}") from None

@@ -27,6 +27,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
+from datainf_ray.storage import persistently
 
 #: File name suffix: format.
 FORMATS = {
@@ -81,7 +82,7 @@ def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
     found: dict[str, SourceFile] = {}
     for entry in entries:
         try:
-            files = list(_expand(entry, key))
+            files = persistently(lambda entry=entry: list(_expand(entry, key)))
         except RequestError:
             raise
         except ImportError as error:  # an fsspec protocol whose package is absent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.records import Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
+from datainf_ray.storage import persistently
 
 _TEXT = ("text", "text_pair", "prompt", "completion")
 _LISTS = ("messages", "input_ids", "labels")
@@ -46,7 +48,7 @@ class RowReader:
 
         Raises OSError where a file cannot be reached or has changed since it was planned.
         """
-        return [row for s in chunk.segments for row in self._rows(s.file, s.start, s.stop)]
+        return persistently(lambda: [row for s in chunk.segments for row in self._rows(s.file, s.start, s.stop)])
 
     def read_rows(self, numbers: Sequence[int]) -> list[Row]:
         """A few rows of the corpus by number, in the order of `numbers`. Raises IndexError where there is none."""
@@ -56,7 +58,7 @@ class RowReader:
                 raise IndexError(f"row {number} of a corpus of {self._corpus.rows} rows")
             file = bisect.bisect_right(self._starts, number) - 1
             start = number - self._starts[file]
-            found[number] = next(self._rows(file, start, start + 1))
+            found[number] = persistently(functools.partial(self._one, file, start))
         return [found[number] for number in numbers]
 
     def close(self) -> None:
@@ -64,6 +66,9 @@ class RowReader:
         if self._open is not None:
             self._open[1].close()
         self._open = None
+
+    def _one(self, index: int, start: int) -> Row:
+        return next(self._rows(index, start, start + 1))
 
     def _rows(self, index: int, start: int, stop: int) -> Iterator[Row]:
         file = self._corpus.files[index]

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Fold, Scores, State, Statistic
+from datainf_ray.influence.folds import Fold, Scores, State, Statistic, sqnorms_of
 from datainf_ray.influence.methods import Over
 
 
 class InMemory:
     """`Sweeps` over gradient matrices.
 
-    `gradients` holds n × d_l per block; `batch` rows are folded at a time and `chunk` rows merged at a time. `pilot`
-    and `sample` are the numbers of rows drawn with `seed` for the pilot and for the sampled curvature. `names` lists
-    the sweeps that were done, and after a method has run `scores` is n × m.
+    `gradients` holds n × d_l per block; `batch` rows are folded at a time and `chunk` rows merged at a time. `sample`
+    is the number of rows drawn with `seed` for the sampled curvature. With a `pilot` of so many rows the damping is
+    interpolated, as where gradients have to be computed. `names` lists the sweeps that were done, and after a method
+    has run `scores` is n × m.
 
         sweeps = InMemory({"a": g_a, "b": g_b})
         datainf(sweeps, sweeps.vectors({"a": v_a, "b": v_b}), damping=0.1)
@@ -31,7 +32,7 @@ class InMemory:
         batch: int = 1024,
         chunk: int = 1024,
         *,
-        pilot: int = 64,
+        pilot: int | None = None,
         sample: int | None = None,
         seed: int = 0,
         groups: Sequence[tuple[int, int]] = ((0, 2**31),),
@@ -47,9 +48,10 @@ class InMemory:
             "half a": order[:half].sort().values,
             "half b": order[half : sample or n].sort().values,
         }
-        self.n = n
+        self.n, self.at_hand = n, pilot is None
         self.names: list[str] = []
         self.scores: Tensor | None = None
+        self._sqnorms: dict[str, Tensor] = {}  # of all rows, by block
 
     @staticmethod
     def vectors(queries: Mapping[str, Tensor]) -> State:
@@ -69,7 +71,8 @@ class InMemory:
                 positions = torch.arange(first, min(first + self.batch, rows))
                 here = slice(start + first, start + first + len(positions))
                 for block, g in self.gradients.items():
-                    part.update(block, g[here] if chosen is None else g[chosen[here]], positions)
+                    some, norms = (g[here], self._norms(block)[here]) if chosen is None else (g[chosen[here]], None)
+                    part.update(block, some, positions, norms)
                 part.finite(positions)
             result = part.result()
             merged = result if merged is None else {k: fold.merge(merged[k], result[k]) for k in merged}
@@ -78,6 +81,11 @@ class InMemory:
         if scores:
             self.scores = torch.cat(scores)
         return merged or {}
+
+    def _norms(self, block: str) -> Tensor:
+        if block not in self._sqnorms:
+            self._sqnorms[block] = sqnorms_of(self.gradients[block])
+        return self._sqnorms[block]
 
     def each_block(self, function: Callable[..., Statistic], *states: State, **values: Any) -> State:
         return {b.name: function(b, *(state[b.name] for state in states), **values) for b in self.blocks}

@@ -42,6 +42,7 @@ class Sweeps(Protocol[Handle]):
     """Where a method's program runs. A handle is a statistic for every block, wherever it lies."""
 
     groups: Sequence[tuple[int, int]]  #: first..last-1 of the queries whose curvature one sweep can hold
+    at_hand: bool  #: gradients are not computed: one more sweep, for their norms alone, costs next to nothing
 
     def run(self, name: str, fold: type[Fold], over: Over = "train", **inputs: Any) -> Handle:
         """One sweep over training rows: the fold's merged statistics. Inputs are handles or plain values."""
@@ -63,10 +64,11 @@ def datainf(
 
     `queries` are the queries' gradients (`vector`, m × d_l a block) and `damping` is c. The curvature's damping is
     interpolated (see `damping`); blocks where that might be wrong by more than `damping.TOLERANCE` are swept once more.
-    With `sampled` the curvature and the damping are those of a random sample, swept twice; with `known` (`damping` and
-    `moments` a block) the damping is given. Returns `facts` (`damping` and `moments` a block; where it was
-    interpolated, `bound` too, and `again` where the block was swept once more), `nodes`, and with `sampled` `error`;
-    the scores are with the rows.
+    Gradients that are at hand are swept for the damping first. With `sampled` the curvature and the damping are those
+    of a random sample, swept twice; with `known` (`damping` and `moments` a block) the damping is given. Returns
+    `facts` (`damping` and `moments` a block; where it was interpolated, `bound` too, and `again` where the block was
+    swept once more), `nodes` where it was interpolated or sampled, and with `sampled` `error`; the scores are with the
+    rows.
     """
 
     def solve() -> dict[str, Handle]:
@@ -74,6 +76,9 @@ def datainf(
             return {"facts": known, "vectors": _exact(sweeps, queries, known, sweeps.groups)}
         if sampled:
             return _from_sample(sweeps, queries, damping)
+        if sweeps.at_hand:
+            facts = sweeps.each_block(block_damping, sweeps.run("moments", Moments), c=damping)
+            return {"facts": facts, "vectors": _exact(sweeps, queries, facts, sweeps.groups)}
         return _interpolated(sweeps, queries, damping)
 
     solved = sweeps.remember("ihvp", solve)
@@ -159,7 +164,7 @@ def ihvp(block: Block, queries: Statistic, swept: Statistic, nodes: Statistic, f
     v, lam = queries["vector"], facts["damping"]
     if lam == 0 or not len(nodes["nodes"]):
         return {"vector": torch.zeros_like(v)}
-    return {"vector": (v - interpolated(swept, nodes["nodes"], lam)) / lam.to(v)}
+    return {"vector": (v - interpolated(swept, nodes["nodes"], lam)).div_(lam.to(v))}
 
 
 def mean_of_group(block: Block, swept: Statistic, *, counts: Tensor) -> Statistic:

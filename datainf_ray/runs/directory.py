@@ -11,9 +11,8 @@ import errno
 import json
 import os
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -24,9 +23,9 @@ from fsspec.implementations.local import LocalFileSystem
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.runs.schemas import read_parquet, table_bytes
+from datainf_ray.storage import persistently
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_ATTEMPTS = 5
 _TEMPORARY = ".tmp"
 
 
@@ -70,7 +69,7 @@ class RunDirectory:
             with self.writing(name) as stream:
                 stream.write(data)
         else:
-            self.fs.pipe_file(self._at(name), data)
+            persistently(lambda: self.fs.pipe_file(self._at(name), data))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
@@ -89,7 +88,7 @@ class RunDirectory:
                 temporary = os.path.join(folder, "file")
                 with open(temporary, "xb") as stream:
                     yield stream
-                self.fs.put_file(temporary, self._at(name))
+                persistently(lambda: self.fs.put_file(temporary, self._at(name)))
 
     def commit(self, name: str, data: bytes) -> bool:
         """Create a file once.
@@ -99,11 +98,14 @@ class RunDirectory:
         return self._commit_local(name, data) if self.local else self._commit_remote(name, data)
 
     def read(self, name: str) -> bytes:
-        return self.fs.cat_file(self._at(name))
+        return self._persistently(lambda: self.fs.cat_file(self._at(name)))
 
     def exists(self, name: str) -> bool:
         self.fs.invalidate_cache()
-        return self.fs.isfile(self._at(name))
+        try:  # fsspec's own isfile says no, too, when the store does not answer
+            return bool(self._persistently(lambda: self.fs.info(self._at(name)))["type"] == "file")
+        except FileNotFoundError:
+            return False
 
     def list(self, prefix: str = "") -> list[str]:
         """The sorted names of the files whose name begins with `prefix`, such as "examples/"; [] if there is none."""
@@ -114,14 +116,19 @@ class RunDirectory:
             paths = [os.path.join(at, file).replace(os.sep, "/") for at, _, files in os.walk(top) for file in files]
         else:
             self.fs.invalidate_cache()
-            paths = self.fs.find(top)
+            paths = persistently(lambda: self.fs.find(top))
         names = (path.removeprefix(self.root + "/") for path in paths)
         return sorted(n for n in names if n.startswith(prefix) and not any(p.startswith(".") for p in n.split("/")))
 
     def remove_folder(self, name: str) -> None:
         """Take a folder away with all that is in it; fine if it is not there."""
         with suppress(FileNotFoundError):
-            self.fs.rm(self._at(name), recursive=True)
+            self._persistently(lambda: self.fs.rm(self._at(name), recursive=True))
+
+    def remove(self, name: str) -> None:
+        """Take a file away; fine if it is not there."""
+        with suppress(FileNotFoundError):
+            self._persistently(lambda: self.fs.rm_file(self._at(name)))
 
     def remove_temporaries(self) -> None:
         """Take away what writers that were killed have left on a local path; only when nobody writes any more."""
@@ -134,6 +141,25 @@ class RunDirectory:
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
+
+    def document(self, name: str, version: int, missing: str) -> dict[str, Any]:
+        """A JSON document of ours, of format `version`.
+
+        Raises `RequestError` where it cannot be read; `missing` says what the directory is where it is not there.
+        """
+        where = f"{self.key}: {self.url}"
+        try:
+            document = self.read_json(name)
+        except FileNotFoundError:
+            raise RequestError(f"{where} {missing}") from None
+        except ValueError as error:
+            raise RequestError(f"{where}/{name} is not JSON: {one_line(error)}") from None
+        except Exception as error:  # every storage library has its own classes, for credentials above all
+            raise RequestError(f"{where} cannot be read: {one_line(error)}") from None
+        found = document.get("format") if isinstance(document, dict) else None
+        if found != version:
+            raise RequestError(f"{where}/{name} has format {found!r}; this version reads format {version}")
+        return document
 
     def write_json(self, name: str, value: Any) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
@@ -159,6 +185,10 @@ class RunDirectory:
             raise RequestError(f"{self.key}: {self.url} cannot be written: {reason}") from None
         with suppress(OSError):  # a store that lets us write but not delete will do
             self.fs.rm_file(self._at(probe))
+
+    def _persistently(self, operation: Callable[[], Any]) -> Any:
+        """A local disk that fails is not asked again."""
+        return operation() if self.local else persistently(operation)
 
     def _at(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -196,19 +226,22 @@ class RunDirectory:
 
     def _commit_remote(self, name: str, data: bytes) -> bool:
         """Stores differ in what they raise when the file exists, and a lost answer looks like a failure: so look."""
-        for attempt in range(_ATTEMPTS):
+
+        def attempt() -> bool:
             try:
                 self.fs.pipe_file(self._at(name), data, mode="create")
                 return True
             except (PermissionError, FileNotFoundError):
                 raise
-            except OSError:  # exists; or S3's 409, two requests at the same time, of which neither need have won
-                with suppress(FileNotFoundError):
-                    return self.read(name) == data
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                time.sleep(0.1 * 2**attempt)
-        raise AssertionError("the loop returns or raises")
+            except (
+                OSError
+            ) as error:  # exists; or S3's 409, two requests at the same time, of which neither need have won
+                try:
+                    return bool(self.fs.cat_file(self._at(name)) == data)
+                except FileNotFoundError:
+                    raise error from None
+
+        return persistently(attempt)
 
 
 @contextmanager

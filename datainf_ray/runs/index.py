@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.influence.block import Block
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.schemas import examples_schema
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -65,27 +65,24 @@ class Part(NamedTuple):
 
 def facts_schema() -> pa.Schema:
     """The schema of part-*.parquet; `loss` and `sqnorm` are null where `status` is not "ok"."""
-    return pa.schema(
-        [
-            pa.field("row", pa.int64(), nullable=False),
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("tokens", pa.int32()),
-            pa.field("loss", pa.float32()),
-            pa.field("sqnorm", pa.float32()),
-            pa.field("status", pa.string(), nullable=False),
-            pa.field("preview", pa.string()),
-        ]
-    )
+    return examples_schema(0, scores=False).append(pa.field("preview", pa.string()))
 
 
-def begin_index(directory: RunDirectory, fingerprint: str) -> None:
-    """Claim the directory for a run before its first part; `RequestError` if it holds another run's index."""
-    claim = {"format": _FORMAT, "complete": False, "fingerprint": fingerprint}
+def begin_index(directory: RunDirectory, fingerprint: str, portions: dict[str, int]) -> None:
+    """Claim the directory for a run before its first part; `RequestError` if it holds another run's index.
+
+    `portions` are the sizes that the run chose, which its parts follow.
+    """
+    claim = {"format": _FORMAT, "complete": False, "fingerprint": fingerprint, "portions": portions}
     if directory.commit(INDEX, _json(claim)):
         return
-    if _document(directory).get("fingerprint") != fingerprint:
-        where = f"{directory.key}: {directory.url}"
+    there = _document(directory)
+    where = f"{directory.key}: {directory.url}"
+    if there.get("fingerprint") != fingerprint:
         raise RequestError(f"{where} holds the gradient index of another run; remove it, or choose another place")
+    if there.get("portions", portions) != portions:
+        ours, theirs = (", ".join(f"{k} {v}" for k, v in p.items()) for p in (portions, there["portions"]))
+        raise RequestError(f"{where} holds parts made with {theirs}, and this run has {ours}; remove it")
 
 
 def write_index(directory: RunDirectory, index: Index) -> None:
@@ -184,19 +181,7 @@ def _json(document: dict[str, Any]) -> bytes:
 
 def _document(directory: RunDirectory) -> dict[str, Any]:
     """The content of index.json, of the one format that is known."""
-    where = f"{directory.key}: {directory.url}"
-    try:
-        document = directory.read_json(INDEX)
-    except FileNotFoundError:
-        raise RequestError(f"{where}: no gradient index there; one comes of a run with index: true") from None
-    except ValueError as error:
-        raise RequestError(f"{where}/{INDEX} is not JSON: {one_line(error)}") from None
-    except Exception as error:  # every storage library has its own classes, for credentials above all
-        raise RequestError(f"{where} cannot be read: {one_line(error)}") from None
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != _FORMAT:
-        raise RequestError(f"{where}: the index has format {found!r}; this version reads format {_FORMAT}")
-    return document
+    return directory.document(INDEX, _FORMAT, "holds no gradient index; one comes of a run with index: true")
 
 
 def _shifts(name: str, gradients: np.ndarray, dtype: DType) -> np.ndarray:

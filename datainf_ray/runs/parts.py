@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import group_rows, open_parquet, parquet_writer, sized
+from datainf_ray.storage import persistently
 
 #: What the names of the chunks' files begin with.
 CHUNKS = "checkpoints/scores/chunk-"
@@ -86,7 +87,7 @@ def read_rows(
 
     With `share` < 1 only about that share of them, as row groups that are evenly spaced, at least one.
     """
-    with directory.fs.open(f"{directory.root}/{name}", "rb") as file:
+    with persistently(lambda: directory.fs.open(f"{directory.root}/{name}", "rb")) as file:
         parquet = open_parquet(file)
         there = parquet.num_row_groups
         wanted = min(there, max(1, round(share * there)))

@@ -25,8 +25,8 @@ _QUERIES = 20  # shown in full
 _OPEN = 3  # of them unfolded
 _ROWS = 10  # per table
 _BLOCKS = 20
-_SAMPLE = 2**26  # influences read for the distributions, whatever the size of the corpus
-_PLACES = 16  # parts from which they come at least; a row group has 2**22 of them
+_SAMPLE = 2**24  # influences read for the distributions, whatever the size of the corpus
+_PLACES = 4  # parts from which they come at least; a row group has 2**22 of them
 
 # Drawn in these colours, which become CSS variables, so that the page's light or dark scheme applies to the drawings.
 _COLOURS = {"#010101": "var(--ink)", "#020202": "var(--line)", "#030303": "var(--helpful)", "#040404": "var(--harmful)"}

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
@@ -36,17 +35,7 @@ class Run:
         self._document = self._load()
 
     def _load(self) -> dict[str, Any]:
-        try:
-            document = self.directory.read_json("run.json")
-        except FileNotFoundError:
-            raise RequestError(f"run: {self.url} is not a run directory: there is no run.json in it") from None
-        except ValueError as error:
-            raise RequestError(f"run: {self.directory.path('run.json')} is not JSON: {one_line(error)}") from None
-        except Exception as error:  # every storage library has its own classes, for credentials above all
-            raise RequestError(f"run: {self.url} cannot be read: {one_line(error)}") from None
-        if not isinstance(document, dict) or document.get("format") != 1:
-            raise RequestError(f"run: {self.directory.path('run.json')} has a format that this version does not read")
-        return document
+        return self.directory.document("run.json", 1, "is not a run directory: there is no run.json in it")
 
     @property
     def url(self) -> str:

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 #: The only status of a row or query that has a score; every other status says why there is none.
 OK = "ok"
+#: The status of a row that ended every worker that computed it.
+CRASHED = "crashed"
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from safetensors.numpy import load, save
 
+from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import top_schema
 
 #: Axis 1 of a `Top`, and the order of the rows in top.parquet.
@@ -88,6 +90,20 @@ def top_table(top: Top) -> pa.Table:
         texts["preview"],
     ]
     return pa.table(columns, schema=top_schema())
+
+
+def write_top(directory: RunDirectory, name: str, top: Top) -> None:
+    """Keep a state: its numbers as safetensors in the file `name`, its texts beside it."""
+    directory.write_table(f"{name}.parquet", top.texts)
+    numbers = {"influence": top.influence, "rows": top.rows, "k": np.array([top.k])}
+    directory.write(name, save({key: np.ascontiguousarray(value) for key, value in numbers.items()}))
+
+
+def read_top(directory: RunDirectory, name: str) -> Top:
+    """What `write_top` wrote."""
+    numbers = load(directory.read(name))
+    texts = directory.read_table(f"{name}.parquet").select(_TEXTS.names).cast(_TEXTS)
+    return Top(int(numbers["k"][0]), numbers["influence"], numbers["rows"], texts)
 
 
 def _strongest(strength: np.ndarray, k: int) -> np.ndarray:

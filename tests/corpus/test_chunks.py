@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datainf_ray.config import QueriesConfig, RowsConfig
-from datainf_ray.corpus.chunks import Segment, plan_corpus
+from datainf_ray.corpus.chunks import Chunk, Segment, plan_corpus
 from datainf_ray.errors import RequestError
 
 
@@ -128,3 +128,16 @@ def test_a_thousand_files_are_planned_from_their_footers(tmp_path):
     corpus = plan(f"{tmp_path}/*.parquet")
     assert (corpus.rows, len(corpus.files), len(corpus.chunks(1024))) == (100_000, 1000, 98)
     assert len(pickle.dumps(corpus)) < 400_000
+
+
+@pytest.mark.parametrize("lengths", [[2], [1, 1], [5, 3, 1], [1, 7], [9, 1, 1, 2]])
+def test_halves_have_all_rows_once(lengths: list[int]) -> None:
+    chunk = Chunk(3, 100, tuple(Segment(k, 10, 10 + n) for k, n in enumerate(lengths)))
+
+    def rows(part: Chunk) -> list[tuple[int, int]]:
+        return [(s.file, row) for s in part.segments for row in range(s.start, s.stop)]
+
+    left, right = chunk.halves()
+    assert rows(left) + rows(right) == rows(chunk)
+    assert abs(left.rows - right.rows) <= 1
+    assert (left.number, left.first, right.first) == (3, 100, 100 + left.rows)

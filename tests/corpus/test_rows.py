@@ -14,6 +14,7 @@ from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus import records, tables
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.corpus.rows import Row, RowReader
+from datainf_ray.storage import patience
 
 FORMATS = ["a.parquet", "a.arrow", "a.ipc", "a.jsonl", "a.csv", "a.tsv"]
 CODECS = ["", ".gz", ".bz2", ".xz", ".zst", ".lz4"]
@@ -262,7 +263,7 @@ def test_a_read_that_failed_can_be_tried_again(write, monkeypatch):
     reader, chunks = RowReader(corpus), corpus.chunks(5)
     with monkeypatch.context() as broken:
         broken.setattr(records, "open_file", lambda file: Failing(io.FileIO(file.path)))
-        with pytest.raises(TimeoutError):
+        with patience(0.1), pytest.raises(TimeoutError):
             reader.read(chunks[0])
     assert [row.fields["text"] for chunk in chunks for row in reader.read(chunk)] == [f"row {i}" for i in range(10)]
 

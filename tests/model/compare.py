@@ -51,3 +51,21 @@ def relative(got: Tensor, want: Tensor) -> float:
     error = (got.double() - want).norm(dim=1)
     assert (error[norm == 0] == 0).all()
     return float((error[norm > 0] / norm[norm > 0]).max()) if (norm > 0).any() else 0.0
+
+
+def is_right(
+    replica: Replica,
+    model: dict[str, Any],
+    rows: list[dict[str, Any]],
+    side: str = "right",
+    sizes: tuple[int, ...] = (3,),
+) -> None:
+    """Losses and gradients, in batches of all `sizes`, are those of autograd in float64, one row at a time."""
+    exact = reference.load(model)
+    want = reference.gradients(exact, rows, replica.reduction)
+    want_losses = torch.stack([reference.loss(exact, r, replica.reduction) for r in rows]).detach()
+    for size in sizes:
+        got, losses = captured(replica, examples_of(rows), size, side)
+        torch.testing.assert_close(losses.double(), want_losses, rtol=1e-5, atol=0)
+        for (name, g), w in zip(got.items(), want.values(), strict=True):
+            assert relative(g, w) < 1e-4, (name, size)

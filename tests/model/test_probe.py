@@ -15,8 +15,8 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.batches import Batch, collate
 from datainf_ray.model import loss
 from datainf_ray.model.replica import Replica, load_replica
-from tests import reference, tiny
-from tests.model.compare import captured, examples_of, relative, rows_for
+from tests import tiny
+from tests.model.compare import captured, examples_of, is_right, relative, rows_for
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -33,17 +33,6 @@ ATTENTION = ["q_proj", "v_proj"]
 def more_models(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, config in OTHERS.items():
         monkeypatch.setitem(tiny.CONFIGS, name, config)
-
-
-def is_right(replica: Replica, model: dict[str, Any], rows: list[dict[str, Any]], side: str = "right") -> None:
-    """Losses and gradients are those of autograd in float64, one row at a time."""
-    exact = reference.load(model)
-    want = reference.gradients(exact, rows, replica.reduction)
-    want_losses = torch.stack([reference.loss(exact, r, replica.reduction) for r in rows]).detach()
-    got, losses = captured(replica, examples_of(rows), 3, side)
-    torch.testing.assert_close(losses.double(), want_losses, rtol=1e-5, atol=0)
-    for (name, g), w in zip(got.items(), want.values(), strict=True):
-        assert relative(g, w) < 1e-4, name
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])  # gpt2's output embedding is its input embedding

@@ -13,7 +13,7 @@ from datainf_ray.corpus.batches import collate
 from datainf_ray.errors import RequestError
 from datainf_ray.model.replica import Replica, load_replica
 from tests import reference, tiny
-from tests.model.compare import captured, examples_of, relative, rows_for
+from tests.model.compare import captured, examples_of, is_right, relative, rows_for
 
 MODELS = [
     ("llama", None, "right"),
@@ -35,17 +35,9 @@ def test_gradients_equal_single_example_autograd(
 ) -> None:
     model = tiny.save_model(tmp_path, arch, targets, side=side)
     rows = rows_for(model, tmp_path)
-    exact = reference.load(model)
-    want = list(reference.gradients(exact, rows, reduction).values())
-    want_losses = torch.stack([reference.loss(exact, r, reduction) for r in rows]).detach()
     replica = load_replica(ModelConfig(**model), reduction=reduction)
     assert replica.path == "hooks"
-    for size in (1, 3, 7):
-        got, losses = captured(replica, examples_of(rows), size, side)
-        torch.testing.assert_close(losses.double(), want_losses, rtol=1e-5, atol=0)
-        assert len(got) == len(want)
-        for (name, g), w in zip(got.items(), want, strict=True):
-            assert relative(g, w) < 1e-4, (name, size)
+    is_right(replica, model, rows, side, sizes=(1, 3, 7))
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "bert", "roberta", "llama-classifier"])

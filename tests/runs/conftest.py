@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,6 +18,17 @@ from datainf_ray.runs.parts import chunk_name, consolidate
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import blocks_schema, examples_schema, queries_schema, vectors
 from datainf_ray.runs.top import merge_top, select_top, top_table
+
+
+@pytest.fixture(params=["local", "file", "memory", pytest.param("s3", marks=pytest.mark.cluster)])
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
+    """An empty run directory in every kind of place."""
+    if request.param == "s3":
+        return RunDirectory(request.getfixturevalue("bucket") + "/a/run")
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        return RunDirectory("memory://a/run")
+    return RunDirectory(("file://" if request.param == "file" else "") + str(tmp_path / "a" / "run"))
 
 
 @dataclass

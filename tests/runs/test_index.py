@@ -39,6 +39,9 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(str(tmp_path / "run" / "index"), key="index")
 
 
+PORTIONS = {"chunk_rows": 9, "batch_tokens": 64}
+
+
 def made(rows: int = 9, scale: float = 1.0, seed: int = 0) -> Part:
     """Random gradients whose rows differ by orders of magnitude; row 3 has none."""
     draw = np.random.default_rng(seed)
@@ -169,12 +172,12 @@ def test_what_does_not_belong_together_is_refused(directory: RunDirectory) -> No
 
 
 def test_an_index_is_what_was_described(directory: RunDirectory) -> None:
-    begin_index(directory, "f00")
+    begin_index(directory, "f00", PORTIONS)
     write_part(directory, 0, *made(), "float16")
-    begin_index(directory, "f00")  # the run is taken up again
+    begin_index(directory, "f00", PORTIONS)  # the run is taken up again
     index = described()
     write_index(directory, index)
-    begin_index(directory, "f00")
+    begin_index(directory, "f00", PORTIONS)
     assert open_index(directory) == index
     document = directory.read_json("index.json")
     assert document["blocks"][0] == {
@@ -188,16 +191,20 @@ def test_an_index_that_cannot_be_used_says_why(directory: RunDirectory, tmp_path
     where = f"index: {tmp_path}/run/index"
     with pytest.raises(RequestError) as none:
         open_index(directory)
-    assert str(none.value) == f"{where}: no gradient index there; one comes of a run with index: true"
-    begin_index(directory, "f00")
+    assert str(none.value) == f"{where} holds no gradient index; one comes of a run with index: true"
+    begin_index(directory, "f00", PORTIONS)
     write_part(directory, 0, *made(), "float16")
     with pytest.raises(RequestError) as unfinished:
         open_index(directory)
     assert str(unfinished.value) == f"{where}: the index is not complete, 1 parts so far; finish its run first"
     with pytest.raises(RequestError, match="holds the gradient index of another run; remove it, or choose another"):
-        begin_index(directory, "ba2")
+        begin_index(directory, "ba2", PORTIONS)
+    with pytest.raises(
+        RequestError, match="parts made with chunk_rows 9, batch_tokens 64, and this run has chunk_rows 8"
+    ):
+        begin_index(directory, "f00", {**PORTIONS, "chunk_rows": 8})
     directory.write("index.json", json.dumps({"format": 2, "complete": True}).encode())
-    with pytest.raises(RequestError, match="the index has format 2; this version reads format 1"):
+    with pytest.raises(RequestError, match=r"index\.json has format 2; this version reads format 1"):
         open_index(directory)
     for content, why in ((b"{", "index.json is not JSON"), (b"[]", "has format None")):
         directory.write("index.json", content)
@@ -208,7 +215,7 @@ def test_an_index_that_cannot_be_used_says_why(directory: RunDirectory, tmp_path
 @pytest.mark.cluster
 def test_an_index_in_a_bucket(bucket: str) -> None:
     directory = RunDirectory(f"{bucket}/index", key="index")
-    begin_index(directory, "f00")
+    begin_index(directory, "f00", PORTIONS)
     parts = [made(seed=0), made(seed=1)]
     for number, part in enumerate(parts):
         write_part(directory, number, *part, "bfloat16")
@@ -218,5 +225,5 @@ def test_an_index_in_a_bucket(bucket: str) -> None:
     for number, part in enumerate(parts):
         for name, g in read_part(directory, number).gradients.items():
             assert_close(g, part.gradients[name], "bfloat16")
-    with pytest.raises(RequestError, match="no gradient index there"):
+    with pytest.raises(RequestError, match="holds no gradient index"):
         open_index(RunDirectory(f"{bucket}/elsewhere"))

@@ -5,7 +5,6 @@ import os
 import tracemalloc
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -18,16 +17,6 @@ from datainf_ray.runs.parts import chunk_name, consolidate, part_name, plan_part
 from datainf_ray.runs.schemas import examples_schema, matrix, vectors
 
 MB = 2**20
-
-
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.cluster)])
-def directory(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
-    if request.param == "s3":
-        return RunDirectory(request.getfixturevalue("bucket") + "/run")
-    if request.param == "memory":
-        fsspec.filesystem("memory").store.clear()
-        return RunDirectory("memory://run")
-    return RunDirectory(str(tmp_path / "run"))
 
 
 @pytest.fixture

@@ -231,7 +231,7 @@ def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(RequestError, match=r"^run: .*run.json is not JSON"):
         open_run(str(tmp_path))
     (tmp_path / "run.json").write_text('{"format": 2, "state": "done"}')
-    with pytest.raises(RequestError, match=r"^run: .*run.json has a format"):
+    with pytest.raises(RequestError, match=r"^run: .*run.json has format"):
         open_run(str(tmp_path))
     with pytest.raises(RequestError, match=r"^run: nope://x"):
         open_run("nope://x")

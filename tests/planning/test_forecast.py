@@ -16,10 +16,10 @@ import pytest
 
 from datainf_ray import attribute, plan
 from datainf_ray.config import load_config
-from datainf_ray.estimate import activation_bytes, said_bytes
-from datainf_ray.forecast import Calibration, forecast, render
 from datainf_ray.job import Job, prepare
-from datainf_ray.room import Room
+from datainf_ray.planning.estimate import activation_bytes, said_bytes
+from datainf_ray.planning.forecast import Calibration, forecast, render
+from datainf_ray.planning.room import Room
 from tests import tiny
 
 ROOM = Room(workers=3, gpus_per_worker=0, store_bytes=10**9, worker_bytes=10**9, device_bytes=None)

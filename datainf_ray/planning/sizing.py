@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datainf_ray.errors import RequestError
-from datainf_ray.estimate import (
+from datainf_ray.job import Job
+from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST
+from datainf_ray.planning.estimate import (
     GPU_GAPS,
     half_precision,
     index_row_bytes,
@@ -25,19 +27,18 @@ from datainf_ray.estimate import (
     token_bytes,
     weight_bytes,
 )
-from datainf_ray.job import Job
-from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST
-from datainf_ray.room import Room
+from datainf_ray.planning.room import Room
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
 PLANNED_NODES = 4  #: what memory is reckoned with, so that blocks may need more of them on average
-CPU_FLOPS = 20e9  #: a core's, in float32
+CPU_FLOPS = 60e9  #: a core's, in float32
 GPU_FLOPS = 100e12  #: a GPU's, in bfloat16
 STORE_RATE = 0.5e9  #: bytes/s from a worker through the object store into the sum, all in
 SHARE = 0.05  #: of a chunk's computing time that its statistics may spend on their way
 FEWEST_ROWS, MOST_ROWS = 16, 16384
 CHUNK_SECONDS, LONGEST_SECONDS = 30, 600  # that a chunk computes; the second where fewer rows would not do
 FULL_BATCH = 32768  #: tokens that keep any GPU busy; larger batches, where there is room for them, gain little
+_ALIKE_ROWS, _ALIKE_SECONDS = 128, 3  # among so many rows there are some of like length for every batch
 _SPREAD = 64  # chunks that a small corpus is cut into, for workers to share
 _INDEX_BYTES = 256 * 10**6  # of a chunk's part of the index
 _SCORE_BYTES = 128 * 10**6  # of a chunk's scores
@@ -78,10 +79,10 @@ def choose_sizes(job: Job, room: Room, batch_tokens: int) -> Sizes:
 def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
     """Rows in a chunk of the training corpus: `cluster.chunk_rows`, or the best for workers with `gpus` GPUs each.
 
-    1/64 of the corpus or what takes 30 s, whichever is less; but at least one full batch (or 32768 tokens), and enough
-    that the statistics' transport is under 5 % of the computing. Within fixed bounds: 600 s, 256 MB of the index,
-    128 MB of scores, 1 GiB of gradients that must be kept, and, before all others, 16 to 16384 rows. Where that leaves
-    room, chunks are of equal size. Those of an index stay what they were.
+    1/64 of the corpus or what takes 30 s, whichever is less; but at least one full batch (or 32768 tokens), 128 rows or
+    3 s, and enough that the statistics' transport is under 5 % of the computing. Within fixed bounds: 600 s, 256 MB of
+    the index, 128 MB of scores, 1 GiB of gradients that must be kept, and, before all others, 16 to 16384 rows. Where
+    that leaves room, chunks are of equal size and even in number. Those of an index stay what they were.
     """
     config, facts, rows = job.config, job.facts, job.rows
     if job.answers is not None:
@@ -90,20 +91,31 @@ def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
         return config.cluster.chunk_rows
     seconds = row_seconds(job, gpus)
     few = min(math.ceil(rows / _SPREAD), CHUNK_SECONDS / seconds)
+    alike = min(_ALIKE_ROWS, _ALIKE_SECONDS / seconds)
     least = math.ceil(max(min(batch_tokens, FULL_BATCH) / mean_tokens(job), transport_seconds(job) / (SHARE * seconds)))
     most = [MOST_ROWS, LONGEST_SECONDS / seconds, _SCORE_BYTES / score_bytes(job)]
     if config.index:
         most.append(_INDEX_BYTES / index_row_bytes(job))
     if config.gradients == "keep":
         most.append(_KEPT_BYTES / (4 * facts.parameters))
-    chunk_rows = max(int(min(max(few, least), *most)), FEWEST_ROWS)
-    equal = math.ceil(rows / math.ceil(rows / chunk_rows))
-    return min(max(equal, min(least, chunk_rows), FEWEST_ROWS), rows)
+    chunk_rows = max(int(min(max(few, alike, least), *most)), FEWEST_ROWS)
+    return min(max(equal_rows(rows, chunk_rows), min(least, chunk_rows), FEWEST_ROWS), rows)
 
 
 def choose_query_rows(job: Job, chunk_rows: int) -> int:
-    """Rows in a chunk of the queries: fewer than of the corpus where their gradients would exceed 256 MB."""
-    return max(1, min(chunk_rows, _QUERY_BYTES // (4 * job.facts.parameters)))
+    """Rows in a chunk of the queries: a 64th of them, so that workers share them, but 16 at least, of equal size.
+
+    No more than in a chunk of the corpus, and fewer where their gradients would exceed 256 MB.
+    """
+    rows = job.corpora["queries"].rows
+    most = max(1, min(chunk_rows, _QUERY_BYTES // (4 * job.facts.parameters)))
+    return equal_rows(rows, min(most, max(FEWEST_ROWS, math.ceil(rows / _SPREAD))))
+
+
+def equal_rows(rows: int, most: int) -> int:
+    """Rows in each of a few chunks of at most `most` rows: of equal size and even in number, for workers to share."""
+    count = math.ceil(rows / most)
+    return math.ceil(rows / (count + count % 2 if count > 1 else 1))
 
 
 def choose_groups(job: Job, room: Room, batch_tokens: int) -> tuple[tuple[tuple[int, int], ...], bool]:

@@ -14,9 +14,8 @@ from datainf_ray.errors import RequestError
 from datainf_ray.influence.block import Block
 from datainf_ray.job import Job
 from datainf_ray.model.inspect import ModelFacts
-from datainf_ray.room import Room
-from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.sizing import (
+from datainf_ray.planning.room import Room
+from datainf_ray.planning.sizing import (
     CPU_FLOPS,
     GPU_FLOPS,
     choose_chunk_rows,
@@ -24,11 +23,13 @@ from datainf_ray.sizing import (
     choose_groups,
     choose_query_rows,
     choose_sizes,
+    equal_rows,
     expected_batch_tokens,
     held_bytes,
     pilot_rows,
     transport_share,
 )
+from datainf_ray.runs.directory import RunDirectory
 
 GB = 10**9
 #: hidden size, layers, parameters, and those of an adapter: a toy, the peers' workload, 135M, 8B narrow and wide
@@ -112,9 +113,9 @@ def test_chunks_are_within_their_bounds_and_their_statistics_travel_briefly(mode
 
 
 def test_a_small_corpus_is_cut_for_workers_to_share_and_a_large_one_by_time():
-    assert choose_chunk_rows(job(rows=6400, tokens=50, queries=1), 0, 500) == 100
+    assert choose_chunk_rows(job(rows=12_800, tokens=50, queries=1), 0, 500) == 200
     large = job("135M", rows=10**6, tokens=100, queries=1)
-    assert choose_chunk_rows(large, 0, 100) == 16  # 2.7 s a row: 30 s would be 11
+    assert choose_chunk_rows(large, 0, 100) == 33  # 0.9 s a row
     assert choose_chunk_rows(large, 1, 100) == pytest.approx(10**6 / 64, rel=0.001)  # 0.5 ms a row
     assert choose_chunk_rows(job("8B", rows=10**6, tokens=100, queries=1), 1, 100) == pytest.approx(937, rel=0.001)
 
@@ -122,7 +123,13 @@ def test_a_small_corpus_is_cut_for_workers_to_share_and_a_large_one_by_time():
 def test_a_chunk_holds_a_full_batch():
     assert choose_chunk_rows(job(rows=10_000, tokens=50, queries=1), 0, 20_000) == 400
     assert choose_chunk_rows(job("135M", rows=10_000, tokens=50, queries=1), 1, 10**6) == 656  # 32768 tokens are enough
-    assert choose_chunk_rows(job(rows=10_000, tokens=50, queries=1), 0, 2000) == pytest.approx(10_000 / 64, rel=0.01)
+    assert choose_chunk_rows(job(rows=20_000, tokens=50, queries=1), 0, 2000) == pytest.approx(20_000 / 64, rel=0.01)
+
+
+def test_chunks_are_equal_even_in_number_and_have_rows_of_like_length_to_choose_from():
+    assert choose_chunk_rows(job(rows=600, tokens=50, queries=1), 0, 1024) == 100
+    assert choose_chunk_rows(job(rows=100, tokens=50, queries=1), 0, 1024) == 100
+    assert [equal_rows(n, 16) for n in (1, 16, 17, 33, 50, 64, 65)] == [1, 16, 9, 9, 13, 16, 11]
 
 
 def test_chunks_do_not_depend_on_the_number_of_workers_or_their_memory():
@@ -151,9 +158,11 @@ def test_sizes_that_are_given_are_taken():
     assert expected_batch_tokens(given, gpu()) == 99
 
 
-def test_a_chunk_of_queries_has_gradients_of_256_megabytes_at_most():
-    assert choose_query_rows(job(), 100) == 100
-    assert choose_query_rows(job(), 10_000) == 256 * 10**6 // (4 * 49_152)
+def test_queries_are_shared_by_workers_and_a_chunk_of_them_has_gradients_of_256_megabytes_at_most():
+    assert choose_query_rows(job(), 100) == 13  # four chunks of the fifty
+    assert choose_query_rows(job(queries=6400), 10_000) == 100
+    assert choose_query_rows(job(queries=6400), 70) == 70
+    assert 0.99 * 256e6 < choose_query_rows(job(queries=10**6), 10_000) * 4 * 49_152 <= 256e6
     assert choose_query_rows(job("8B, all layers"), 100) == 1
 
 

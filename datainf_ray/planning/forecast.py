@@ -14,7 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from datainf_ray.config import RunConfig, load_config
-from datainf_ray.estimate import (
+from datainf_ray.job import Job, prepare
+from datainf_ray.planning.estimate import (
     activation_bytes,
     index_row_bytes,
     mean_tokens,
@@ -23,10 +24,9 @@ from datainf_ray.estimate import (
     text_bytes,
     weight_bytes,
 )
-from datainf_ray.job import Job, prepare
-from datainf_ray.room import Room, guess_room
-from datainf_ray.runs.parts import PART_BYTES, row_bytes
-from datainf_ray.sizing import (
+from datainf_ray.planning.guess import guess_room
+from datainf_ray.planning.room import Room
+from datainf_ray.planning.sizing import (
     NODES,
     PLANNED_NODES,
     SHARE,
@@ -39,6 +39,7 @@ from datainf_ray.sizing import (
     transport_seconds,
     transport_share,
 )
+from datainf_ray.runs.parts import PART_BYTES, row_bytes
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node

@@ -1,29 +1,18 @@
-"""What a worker and the cluster have to work with, or what can be guessed of it before either is there."""
+"""What can be guessed of the room that a run will have, before a cluster is there."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from datainf_ray.estimate import said_bytes
 from datainf_ray.job import Job
+from datainf_ray.planning.estimate import said_bytes
+from datainf_ray.planning.room import Room
 
 _STORE_SHARE, _STORE_MOST = 0.3, 200e9  # what Ray's object store takes of a node's memory
 _GPU_BYTES, _HOST_BYTES, _WORKERS = 80 * 10**9, 64 * 10**9, 8  # assumed of a cluster that is not asked
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a worker and the cluster have, in bytes."""
-
-    workers: int
-    gpus_per_worker: int
-    store_bytes: int  # of the whole cluster's object store
-    worker_bytes: int  # host memory that a worker may use: its share of its node's
-    device_bytes: int | None  # a GPU's memory; None on a CPU
 
 
 def guess_room(job: Job) -> tuple[Room, str]:

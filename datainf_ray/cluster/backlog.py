@@ -1,0 +1,176 @@
+"""What is left to do in a sweep, and what the loss of a worker means for the chunk that it had.
+
+A chunk that was lost with its worker goes back to the front. From then on it is computed alone, so that the next loss
+is its own. A chunk that goes on ending its workers is tried in halves, and those in halves, until the rows are found
+that do it: they are left out, with the status `crashed`. No Ray here: the pool tells what happened.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.errors import RunFailedError
+
+ATTEMPTS = 2  #: workers that a chunk may end, each computing nothing else, before its rows are tried
+SEARCHES = 3  #: for rows of one chunk, before the run ends: that it goes on may be chance
+CERTAIN = 2  #: workers that a single row must end before it is left out: one may have ended by chance
+LATE = 2.0  #: a chunk that takes so many times the median is started a second time, where a worker is idle
+_AHEAD = 32  # chunks at the head of the queue among which a worker is given one whose gradients lie on its node
+
+
+@dataclass(eq=False)
+class Work:
+    """A chunk to be computed; or some of its rows, to see whether a worker survives them."""
+
+    chunk: Chunk
+    search: Search | None = None  # whose trial it is
+    alone: bool = False  # to be computed by a worker that has nothing else to do
+    deaths: int = 0  # of workers that had nothing else to do
+    runners: int = 0  # workers that have it
+    since: float = 0.0  # when it was given to the first of them
+    done: bool = False
+
+
+@dataclass(eq=False)
+class Search:
+    """For the rows of a chunk that end their worker."""
+
+    work: Work
+    open: int = 0  # trials that have no outcome yet
+    rows: list[int] = field(default_factory=list)  # found: their numbers in the corpus
+
+
+class Backlog:
+    """The chunks of one sweep. `where` says on which node a chunk is best done, if on one.
+
+    `number_of` gives the number in the corpus of a chunk's first row; without it no rows are looked for, and a chunk
+    that goes on ending its workers ends the run. `crashed` has the rows that were found.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        where: Callable[[Chunk], str | None] = lambda chunk: None,
+        number_of: Callable[[Chunk], int] | None = None,
+    ) -> None:
+        self._queue = deque(Work(chunk) for chunk in chunks)
+        self._where, self._number_of = where, number_of
+        self._flying: list[Work] = []
+        self._took: list[float] = []
+        self._searched: Counter[int] = Counter()
+        self.crashed: set[int] = set()
+
+    @property
+    def left(self) -> bool:
+        return bool(self._queue or self._flying)
+
+    @property
+    def waiting(self) -> int:
+        """How many chunks nobody has."""
+        return len(self._queue)
+
+    def take(self, node: str, now: float, alone: bool) -> Work | None:
+        """What a worker on `node` should do next; `alone`: it has nothing else to do."""
+        best = None
+        for place, work in enumerate(islice(self._queue, _AHEAD)):
+            if work.alone and not alone:
+                continue
+            if best is None:
+                best = place
+            if self._where(work.chunk) == node:
+                best = place
+                break
+        if best is None:
+            return None
+        work = self._queue[best]
+        del self._queue[best]
+        work.since, work.runners = now, 1
+        self._flying.append(work)
+        return work
+
+    def late(self, now: float) -> Work | None:
+        """A chunk that one worker has had for so long that an idle one may well be faster."""
+        if self._queue or not self._took:
+            return None
+        limit = LATE * statistics.median(self._took)
+        candidates = [w for w in self._flying if w.runners == 1 and not w.alone and now - w.since > limit]
+        if not candidates:
+            return None
+        work = min(candidates, key=lambda w: w.since)
+        work.runners += 1
+        return work
+
+    def finish(self, work: Work, now: float) -> bool:
+        """A worker is done with it. True if this is the result of a chunk, and the first one."""
+        work.runners -= 1
+        if work.done:
+            return False
+        work.done = True
+        self._flying.remove(work)
+        if work.search is not None:
+            self._close(work.search)
+            return False
+        self._took.append(now - work.since)
+        return True
+
+    def lose(self, work: Work, alone: bool, preempted: bool, reason: str) -> None:
+        """A worker is gone; `alone`: it was computing this and nothing else; `preempted`: its node was taken away.
+
+        Raises `RunFailedError` where a chunk goes on ending its workers and none of its rows does.
+        """
+        work.runners -= 1
+        if work.done:
+            return
+        if not preempted:
+            work.alone = True
+            work.deaths += alone
+        if work.runners:
+            return  # another has it
+        self._flying.remove(work)
+        rows = work.chunk.rows
+        if work.search is None:
+            if work.deaths >= ATTEMPTS:
+                self._begin(work, reason)
+            else:
+                self._queue.appendleft(work)
+        elif rows > 1 and work.deaths:
+            self._split(work.search, work.chunk)
+        elif work.deaths >= CERTAIN:
+            assert self._number_of is not None
+            work.search.rows.append(self._number_of(work.chunk))
+            self._close(work.search)
+        else:
+            self._queue.appendleft(work)
+
+    def _begin(self, work: Work, reason: str) -> None:
+        chunk = work.chunk
+        if self._number_of is None or self._searched[chunk.number] == SEARCHES:
+            alone = "" if self._number_of is None else ", though none of its rows does so by itself"
+            raise RunFailedError(f"{said(chunk)} goes on ending its worker{alone}: {reason[:300]}")
+        self._searched[chunk.number] += 1
+        work.deaths = 0
+        search = Search(work, open=1)
+        if chunk.rows > 1:
+            self._split(search, chunk)
+        else:
+            self._queue.appendleft(Work(chunk, search, alone=True))
+
+    def _split(self, search: Search, chunk: Chunk) -> None:
+        search.open += 1
+        self._queue.extendleft(Work(half, search, alone=True) for half in reversed(chunk.halves()))
+
+    def _close(self, search: Search) -> None:
+        """A trial has its outcome. After the last one the chunk is computed without the rows that were found."""
+        search.open -= 1
+        if search.open == 0:
+            self.crashed.update(search.rows)
+            self._queue.appendleft(search.work)
+
+
+def said(chunk: Chunk) -> str:
+    return f"chunk {chunk.number} (rows {chunk.first} to {chunk.first + chunk.rows - 1})"

@@ -1,0 +1,307 @@
+"""The sums of a sweep while it goes on: the tree, what becomes of sums that are lost, and checkpoints of the rest.
+
+A row of the tree has a shard of the fold's statistics for every portion of blocks, the top rows where there are
+scores, and last a `Tally`. Small shards lie in the driver; of large ones it has references, and Ray's tasks join them.
+A checkpoint is a file for every shard of the rows that the tree holds, and a list of them last: since no row ever
+changes, only those that are new are written. A run that is taken up again puts them back into the tree.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import ObjectLostError, RayTaskError
+from safetensors.numpy import load, save
+
+from datainf_ray.cluster.chunk import ChunkReport
+from datainf_ray.cluster.reduce import (
+    Node,
+    Shard,
+    StateLostError,
+    Tree,
+    arrays,
+    compute,
+    compute_watched,
+    is_large,
+    is_lost,
+    tensors,
+)
+from datainf_ray.influence.folds import Fold
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.top import merge_top, read_top, write_top
+
+_PROBLEMS = 100  # rows with a problem that are named
+_BEHIND = 8  # joins that may be on their way, beyond two of every shard, before the sweep waits for them
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How some chunks fared."""
+
+    rows: int = 0
+    tokens: int = 0
+    status: dict[str, int] = field(default_factory=dict)
+    problems: tuple[tuple[str, str, str], ...] = ()  # (id, status, detail) of some bad rows, the first ones
+    recomputed: int = 0  # chunks whose gradients had been kept, and were lost
+    smaller: dict[int, int] = field(default_factory=dict)  # chunk: batch_tokens, where there was no room for more
+
+    @classmethod
+    def of(cls, report: ChunkReport) -> Tally:
+        smaller = {} if report.batch_tokens is None else {report.chunk: report.batch_tokens}
+        problems = tuple(report.problems)
+        return cls(report.rows, report.tokens, report.status, problems, int(report.recomputed), smaller)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Tally:
+        problems = tuple((name, status, detail) for name, status, detail in value["problems"])
+        smaller = {int(chunk): tokens for chunk, tokens in value["smaller"].items()}
+        return cls(**{**value, "problems": problems, "smaller": smaller})
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.rows + other.rows,
+            self.tokens + other.tokens,
+            dict(Counter(self.status) + Counter(other.status)),
+            (self.problems + other.problems)[:_PROBLEMS],
+            self.recomputed + other.recomputed,
+            self.smaller | other.smaller,
+        )
+
+
+class Sums:
+    """The sums of one sweep over `leaves` chunks.
+
+    `sizes` are the bytes of the shards, about; `scores`: the top rows are kept too. Checkpoints are written every
+    `seconds` into `folder` of `directory`; without one there are none.
+    """
+
+    def __init__(
+        self,
+        fold: type[Fold],
+        leaves: int,
+        sizes: Sequence[int],
+        scores: bool,
+        directory: RunDirectory | None,
+        folder: str,
+        seconds: float,
+    ) -> None:
+        self.fold, self.sizes, self.scores = fold, sizes, scores
+        self.directory, self.folder, self.seconds = directory, folder, seconds
+        self.again: set[int] = set()  # leaves whose sums were lost, to be computed once more
+        self.large = [k for k, size in enumerate(sizes) if is_large(size)]
+        self._tree = Tree(leaves, self._join)
+        self._joins: dict[Any, Node] = {}  # by the reference that tells of their end: joins on their way
+        self._saved: set[Node] = set()  # what the last checkpoint has
+        self._saving: tuple[dict[Node, Tally], list[tuple[Node, Any]]] | None = None
+        self._last = time.monotonic()
+
+    @property
+    def tally(self) -> Tally:
+        """Of all chunks that the tree has."""
+        return sum((row[-1] for row in self._tree.waiting.values()), Tally())
+
+    @property
+    def missing(self) -> list[int]:
+        """The leaves that the tree does not have."""
+        there = {leaf for node in self._tree.waiting for leaf in self._tree.leaves(node)}
+        return [leaf for leaf in range(self._tree.widths[0]) if leaf not in there]
+
+    def restore(self) -> None:
+        """Put back what an earlier attempt's last checkpoint has."""
+        if self.directory is not None and self.directory.exists(self._list):
+            for entry in self.directory.read_json(self._list):
+                node = (entry["level"], entry["index"])
+                self._saved.add(node)
+                self._tree.put(node, self._read(node, Tally.from_json(entry["tally"])))
+
+    def add(self, leaf: int, results: Sequence[Any], tally: Tally) -> None:
+        """A chunk's results, as references. Waits where the joins cannot keep up with the workers."""
+        near = [k for k in range(len(results)) if k not in self.large]
+        try:
+            values = dict(zip(near, ray.get([results[k] for k in near]), strict=True))
+        except ObjectLostError:  # with the node, before it came here
+            self.again.add(leaf)
+            return
+        self._tree.add(leaf, [*(values.get(k, result) for k, result in enumerate(results)), tally])
+        self._look(_BEHIND + 2 * len(self.large))
+
+    def tick(self) -> None:
+        """To be called often: look after joins, and write checkpoints when it is time."""
+        self._look(None)
+        if self.directory is None:
+            return
+        if self._saving is not None:
+            self._save_more()
+        elif time.monotonic() - self._last >= self.seconds and not self._saved.issuperset(self._tree.waiting):
+            self._save()
+
+    def settle(self) -> set[int]:
+        """Wait for all joins; then the leaves that must be computed again."""
+        self._look(0)
+        again, self.again = self.again, set()
+        return again
+
+    def keep(self, always: bool) -> None:
+        """Write what there is, and wait for it; with `always` false only if this sweep has been written before."""
+        if self.directory is None or not (always or self._saved):
+            return
+        while self._saving is not None:
+            self._save_more(wait=True)
+        if not self._saved.issuperset(self._tree.waiting):
+            self._save()
+        while self._saving is not None:
+            self._save_more(wait=True)
+
+    def result(self) -> list[Any]:
+        """The root's row: values and references, the `Tally` last."""
+        return self._tree.result()
+
+    @property
+    def _list(self) -> str:
+        return f"{self.folder}.json"
+
+    def _join(self, node: Node, left: list[Any], right: list[Any]) -> list[Any]:
+        row: list[Any] = []
+        for k in range(len(self.sizes)):
+            if k in self.large:
+                joined, end = compute_watched(functools.partial(_merge, self.fold), [left[k], right[k]])
+                self._joins[end] = node
+                row.append(joined)
+            else:
+                row.append(_merge(self.fold, left[k], right[k]))
+        if self.scores:
+            row.append(merge_top(left[-2], right[-2]))
+        return [*row, left[-1] + right[-1]]
+
+    def _look(self, most: int | None) -> None:
+        """See which joins have come to an end; wait until there are at most so many."""
+        while self._joins:
+            wait = most is not None and len(self._joins) > most
+            ended, _ = ray.wait(list(self._joins), num_returns=1, timeout=None if wait else 0)
+            if not ended:
+                return
+            node = self._joins.pop(ended[0])
+            if _failed(ended[0]):
+                self._lose(node)
+
+    def _lose(self, node: Node) -> None:
+        """A row is lost with all that it has gone into: put back what is saved of it, compute the rest again."""
+        dropped = self._tree.drop(node)
+        if dropped is None:
+            return
+        below = self._tree.leaves(dropped)
+        self._joins = {end: at for end, at in self._joins.items() if self._tree.leaves(at).start not in below}
+        again = set(below)
+        for saved in [s for s in self._saved if self._tree.leaves(s).start in below and s[0] <= dropped[0]]:
+            assert self.directory is not None
+            entries = {(e["level"], e["index"]): e["tally"] for e in self.directory.read_json(self._list)}
+            self._tree.put(saved, self._read(saved, Tally.from_json(entries[saved])))
+            again.difference_update(self._tree.leaves(saved))
+        self.again |= again
+
+    def _save(self) -> None:
+        assert self.directory is not None
+        self._last = time.monotonic()
+        rows = dict(self._tree.waiting)
+        writes: list[tuple[Node, Any]] = []
+        for node, row in rows.items():
+            if node in self._saved:
+                continue
+            for k in range(len(self.sizes)):
+                write = functools.partial(write_shard, self.directory, self._file(node, k))
+                if k in self.large:
+                    writes.append((node, compute(write, [row[k]], self.sizes[k])))
+                else:
+                    write(row[k])
+            if self.scores:
+                write_top(self.directory, self._file(node, len(self.sizes)), row[-2])
+        self._saving = {node: row[-1] for node, row in rows.items()}, writes
+        self._save_more()
+
+    def _save_more(self, wait: bool = False) -> None:
+        """Write the list once all its files are there."""
+        assert self._saving is not None
+        assert self.directory is not None
+        tallies, writes = self._saving
+        references = [reference for _, reference in writes]
+        if references:
+            ended, _ = ray.wait(references, num_returns=len(references), timeout=None if wait else 0)
+            if len(ended) < len(references):
+                return
+        self._saving = None
+        lost = {node for node, reference in writes if _failed(reference)}
+        for node in lost:
+            self._lose(node)
+        if lost:
+            return  # what the last list has is still there
+        entries = [{"level": n[0], "index": n[1], "tally": asdict(tally)} for n, tally in sorted(tallies.items())]
+        self.directory.write_json(self._list, entries)
+        before, self._saved = self._saved, set(tallies)
+        for node in before - self._saved:
+            for name in self._files(node):
+                self.directory.remove(name)
+
+    def _files(self, node: Node) -> list[str]:
+        names = [self._file(node, k) for k in range(len(self.sizes) + self.scores)]
+        return names + [f"{name}.parquet" for name in names[len(self.sizes) :]]
+
+    def _file(self, node: Node, k: int) -> str:
+        return f"{self.folder}/{node[0]:02d}-{node[1]:06d}-{k:04d}.safetensors"
+
+    def _read(self, node: Node, tally: Tally) -> list[Any]:
+        assert self.directory is not None
+        row: list[Any] = []
+        for k, size in enumerate(self.sizes):
+            read = functools.partial(read_shard, self.directory, self._file(node, k))
+            row.append(compute(read, [], size) if k in self.large else read())
+        if self.scores:
+            row.append(read_top(self.directory, self._file(node, len(self.sizes))))
+        return [*row, tally]
+
+
+def got(references: Sequence[Any]) -> list[Any]:
+    """`ray.get`, with `StateLostError` where something is lost."""
+    try:
+        return list(ray.get(list(references)))
+    except (RayTaskError, ObjectLostError) as error:
+        if is_lost(error):
+            raise StateLostError(str(error)[:300]) from None
+        raise
+
+
+def _failed(reference: Any) -> bool:
+    """Whether a small result is not there because something was lost. Raises whatever else went wrong."""
+    try:
+        ray.get(reference)
+    except (RayTaskError, ObjectLostError) as error:
+        if not is_lost(error):
+            raise
+        return True
+    return False
+
+
+def write_shard(directory: RunDirectory, file: str, shard: Shard) -> None:
+    """A shard as safetensors."""
+    flat = {f"{name}:{block}": value for block, statistic in shard.items() for name, value in statistic.items()}
+    directory.write(file, save({name: np.asarray(value, order="C") for name, value in flat.items()}))
+
+
+def read_shard(directory: RunDirectory, file: str) -> Shard:
+    """What `write_shard` wrote."""
+    shard: Shard = {}
+    for key, value in load(directory.read(file)).items():
+        name, _, block = key.partition(":")
+        shard.setdefault(block, {})[name] = value
+    return shard
+
+
+def _merge(fold: type[Fold], left: Shard, right: Shard) -> Shard:
+    a, b = tensors(left), tensors(right)
+    return arrays({name: fold.merge(a[name], b[name]) for name in a})

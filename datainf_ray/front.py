@@ -1,0 +1,71 @@
+"""The front door: what programs and the command ask for. Heavy libraries load behind it, while Ray starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datainf_ray.cluster.start import Ahead
+from datainf_ray.config import RunConfig, load_config
+from datainf_ray.libraries import load_pandas, loading
+from datainf_ray.request import begun, understand
+from datainf_ray.runs.results import Run, open_run
+from datainf_ray.storage import AT_FIRST, patience
+
+if TYPE_CHECKING:
+    from datainf_ray.job import Job
+
+
+def attribute(config: str | Path | dict[str, Any] | RunConfig, *, progress: bool = True, **overrides: Any) -> Run:
+    """Compute the influence of every training row on every query, and write the run directory.
+
+    `config` is a YAML file, a dict or a `RunConfig`; `overrides` replace its keys (`output="runs/a"`, or
+    `**{"cluster.max_workers": 2}`). A run that is already there and done is returned as it is; one that was cut off is
+    taken up again. Raises `RequestError` before anything is started where the request is wrong, and `RunFailedError`
+    where the run could not be finished.
+    """
+    with patience(AT_FIRST):
+        request = understand(load_config(config, **overrides))
+        there = begun(request.directory)
+    with Ahead(request.config.cluster) as ahead:
+        if not there:  # if there is a run, it may be done, or another
+            ahead.begin()
+        with loading(), patience(AT_FIRST):
+            from datainf_ray.job import complete
+
+            job = complete(request)
+        return _done(job, progress, ahead)
+
+
+def query(run: str, *, queries: Any, output: str, progress: bool = True, **overrides: Any) -> Run:
+    """Answer new queries from the gradient index of a finished run: no backward pass over the corpus.
+
+    `run` is its URL; `queries` a path, a list of paths or the keys of the configuration's `queries`; `output` the new
+    run directory. What else the run was configured with holds here too, but for `overrides`. Raises as `attribute`.
+    """
+    earlier = open_run(run)
+    asked = queries if isinstance(queries, dict) else {"path": queries}
+    changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
+    made_without = {"index": None, "index_projection": None}
+    config = load_config(earlier.config | changed | made_without, output=output, **overrides)
+    with Ahead(config.cluster) as ahead:
+        with loading(), patience(AT_FIRST):
+            from datainf_ray.job import prepare_query
+
+            job = prepare_query(earlier, config, meanwhile=ahead.begin)
+        return _done(job, progress, ahead)
+
+
+def _done(job: Job, progress: bool, ahead: Ahead) -> Run:
+    with loading():
+        from datainf_ray.execute import execute
+        from datainf_ray.outcome import findings
+        from datainf_ray.progress import watching
+
+        load_pandas()
+
+    with watching(progress) as watcher:
+        run = execute(job, watcher, ahead)
+        for line in findings(run):
+            watcher.say(line)
+        return run

@@ -1,0 +1,61 @@
+"""A request as far as it can be understood in a moment: files, columns, places. No torch, no model, no cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datainf_ray.config import RunConfig, one_line
+from datainf_ray.corpus.chunks import Corpus, plan_corpus
+from datainf_ray.errors import RequestError
+from datainf_ray.model.files import adapter_folder
+from datainf_ray.runs.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration whose files are there; local paths in `config.model` are absolute."""
+
+    config: RunConfig
+    directory: RunDirectory
+    corpora: dict[str, Corpus]  # train, queries
+
+
+def begun(directory: RunDirectory) -> bool:
+    """Whether there is a run already. Raises `RequestError` where that cannot be told."""
+    try:
+        return directory.exists("run.json")
+    except Exception as error:  # every storage library has its own classes
+        raise RequestError(f"{directory.key}: {directory.url} cannot be reached: {one_line(error)}") from None
+
+
+def understand(config: RunConfig) -> Request:
+    """Find the rows, their columns, the adapter and the place of the output. Raises `RequestError`."""
+    directory = RunDirectory(config.output)
+    index_directory(config)  # an index at an impossible place is found out now
+    config = absolute(config)
+    corpora = {
+        "train": plan_corpus(config.train, config.model.task, "train"),
+        "queries": plan_corpus(config.queries, config.model.task, "queries"),
+    }
+    adapter_folder(config.model)
+    return Request(config, directory, corpora)
+
+
+def index_directory(config: RunConfig) -> RunDirectory | None:
+    """Where a run's gradient index is: beside its tables, or where the configuration says."""
+    if not config.index:
+        return None
+    return RunDirectory(f"{config.output.rstrip('/')}/index" if config.index is True else config.index, key="index")
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """Local paths of the model as absolute ones: a worker's working directory is another."""
+
+    def resolved(reference: str) -> str:
+        path = Path(reference).expanduser()
+        return str(path.resolve()) if "://" not in reference and path.is_dir() else reference
+
+    model = config.model
+    changed = model.model_copy(update={"base": resolved(model.base), "adapter": resolved(model.adapter)})
+    return config.model_copy(update={"model": changed})

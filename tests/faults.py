@@ -1,0 +1,121 @@
+"""Storage and models that go wrong, made for tests."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from werkzeug.serving import make_server
+
+_BODY = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>made to fail</Message></Error>'
+#: What S3 says when it is not well.
+PASSING = (
+    ("500 Internal Server Error", b"InternalError"),
+    ("503 Slow Down", b"SlowDown"),
+    ("409 Conflict", b"OperationAborted"),
+)
+DENIED = ("403 Forbidden", b"AccessDenied")
+
+Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Unwell:
+    """An S3 server before which some requests fail: some before they are done, and some after.
+
+    `share` of all requests fail in a way that passes. With `read_only` every write is refused.
+    """
+
+    def __init__(self, inner: Wsgi, seed: int) -> None:
+        self.inner, self.chance, self.lock = inner, random.Random(seed), threading.Lock()
+        self.share, self.read_only = 0.0, False
+        self.failed = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self.lock:
+            fails = self.chance.random() < self.share
+            after = self.chance.random() < 0.5
+            writes = environ["REQUEST_METHOD"] == "PUT"
+            answer = self.chance.choice(PASSING if writes else PASSING[:2])  # 409 is an answer to writes alone
+            self.failed += fails
+        if self.read_only and environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):
+            return _refused(start_response, *DENIED)
+        if not fails:
+            return self.inner(environ, start_response)
+        if after:
+            list(self.inner(environ, lambda *values: None))
+        else:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        return _refused(start_response, *answer)
+
+
+def _refused(start_response: Callable[..., Any], status: str, code: bytes) -> Iterable[bytes]:
+    body = _BODY % code
+    start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+@contextmanager
+def unwell_s3(seed: int = 0) -> Iterator[tuple[str, Unwell]]:
+    """The URL of an S3 server (moto), and what decides how it fails; it is well at first."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    app = Unwell(DomainDispatcherApplication(create_backend_app), seed)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}", app
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+_TRAP = """
+import os
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class TrapConfig(LlamaConfig):
+    model_type = "trap"
+
+
+class TrapForCausalLM(LlamaForCausalLM):
+    config_class = TrapConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.embed_tokens.register_forward_pre_hook(spring)
+
+
+def spring(module, inputs):
+    ids = inputs[0]
+    if (ids == 3).any():  # <unk>
+        os._exit(1)
+    if ids.shape[0] > 1 and ids.numel() > %d:
+        raise torch.OutOfMemoryError("made to be too small")
+"""
+
+
+def set_trap(base: Path, most_tokens: int) -> None:
+    """Make a saved Llama end the process that computes an unknown word, and have no room for larger batches.
+
+    It comes with Python code of its own, and so needs `trust_remote_code`.
+    """
+    (base / "modeling_trap.py").write_text(_TRAP % most_tokens)
+    config = json.loads((base / "config.json").read_text())
+    config |= {
+        "model_type": "trap",
+        "architectures": ["TrapForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "modeling_trap.TrapConfig",
+            "AutoModelForCausalLM": "modeling_trap.TrapForCausalLM",
+        },
+    }
+    (base / "config.json").write_text(json.dumps(config))
