@@ -17,6 +17,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, write_index
 from datainf_ray.runs.parts import chunk_name
 from datainf_ray.runs.schemas import matrix
+from datainf_ray.storage import persistently
 
 _SAMPLE = 64  # parts of the index on which its answers are compared with the run's own
 
@@ -32,7 +33,7 @@ def finish_index(job: Job, sweeps: ClusterSweeps, gradients: State, blocks: pa.T
     dampings = dict(zip(blocks["block"].to_pylist(), blocks["damping"].to_pylist(), strict=True))
     known = config.method.name != "hessian-free"
     chunks = sweeps.chunks["train"]
-    size = int(directory.fs.du(directory.root))
+    size = int(persistently(lambda: directory.fs.du(directory.root)))
     index = Index(
         fingerprint=job.fingerprint,
         blocks=job.facts.blocks,

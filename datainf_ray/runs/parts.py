@@ -7,6 +7,7 @@ chunks hold, so the same run gives the same parts, whoever writes them and howev
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,13 +89,14 @@ def read_rows(
     With `share` < 1 only about that share of them, as row groups that are evenly spaced, at least one.
     """
     with persistently(lambda: directory.fs.open(f"{directory.root}/{name}", "rb")) as file:
-        parquet = open_parquet(file)
+        parquet = persistently(lambda: open_parquet(file))
         there = parquet.num_row_groups
         wanted = min(there, max(1, round(share * there)))
-        groups = [n * there // wanted for n in range(wanted)]
-        portion = min(_PORTION, group_rows(parquet.schema_arrow))
-        for batch in parquet.iter_batches(portion, row_groups=groups, columns=columns, use_threads=False):
-            yield sized(pa.Table.from_batches([batch]).replace_schema_metadata())  # a chunk's own, not ours
+        for n in range(wanted):
+            read = functools.partial(parquet.read_row_group, n * there // wanted, columns, use_threads=False)
+            group = persistently(read).replace_schema_metadata()  # a chunk's own, not ours
+            for start in range(0, len(group), _PORTION):
+                yield sized(group.slice(start, _PORTION))
 
 
 def _chunk_tables(directory: RunDirectory, chunks: range) -> Iterator[pa.Table]:
