@@ -25,7 +25,7 @@ State = Mapping[str, Statistic]
 
 COUNT, TOTAL, SMALLEST = 0, 1, 2  #: what stands where in a block's `moments`
 
-_ENOUGH = 64  # rows for a product at full speed
+_ENOUGH = 128  # rows for a product at full speed
 
 
 def sqnorms_of(gradients: Tensor) -> Tensor:
@@ -147,6 +147,28 @@ class GradientSums(Fold):
         return {"ids": ids, "sums": sums}
 
 
+class _Waiting:
+    """Room for `most` rows of a block (like `gradients`, b × d_l) and their squared norms.
+
+    They are copied: if the gradients themselves were kept, the next batch's activations would have to be made in
+    memory that no cache knows.
+    """
+
+    def __init__(self, gradients: Tensor, sqnorms: Tensor, most: int) -> None:
+        self.gradients, self.sqnorms = gradients.new_empty(most, gradients.shape[1]), sqnorms.new_empty(most)
+        self.count = 0
+
+    def put(self, gradients: Tensor, sqnorms: Tensor) -> None:
+        place = slice(self.count, self.count + len(gradients))
+        self.gradients[place], self.sqnorms[place] = gradients, sqnorms
+        self.count = place.stop
+
+    def taken(self) -> tuple[Tensor, Tensor]:
+        """What waits, as long as nothing else is put in."""
+        count, self.count = self.count, 0
+        return self.gradients[:count], self.sqnorms[:count]
+
+
 class Curvature(Fold):
     """Σ_i (v_ql·g_il) / (λ + ‖g_il‖²) · g_il for every query, at K values of the damping λ, the nodes.
 
@@ -172,24 +194,29 @@ class Curvature(Fold):
         self.nodes = {name: nodes[name]["nodes"] for name in self.blocks}
         self.sums: dict[str, Tensor] = {}
         self.tails = torch.zeros(len(blocks), dtype=torch.float64, device=device)
-        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.blocks}
+        self._waiting: dict[str, _Waiting] = {}
 
     def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
-        """Take the rows in, once there are enough of them: every addition passes over K m d_l sums, for two rows or
-        for fifty. Those that wait take at most a fourth of what the sums do.
+        """Take the rows in, many at a time: every addition passes over K m d_l sums, for two rows or for a hundred.
+
+        Those that wait take at most what the sums at two nodes do.
         """
         k, m = len(self.nodes[block]), len(self.queries[block])
         if not k:
             return
-        waiting = self._waiting[block]
-        waiting.append((gradients, sqnorms))
-        if sum(len(s) for _, s in waiting) >= min(_ENOUGH, k * m // 4):
-            self._add(block)
+        most = min(_ENOUGH, 2 * m)
+        waiting = self._waiting.get(block)
+        if waiting is not None and waiting.count + len(gradients) > most:
+            self._add(block, *waiting.taken())
+        if len(gradients) >= most:
+            self._add(block, gradients, sqnorms)
+            return
+        if waiting is None:
+            waiting = self._waiting[block] = _Waiting(gradients, sqnorms, most)
+        waiting.put(gradients, sqnorms)
 
-    def _add(self, block: str) -> None:
-        """Add the terms of the rows that wait to the block's sums."""
-        waiting, self._waiting[block] = self._waiting[block], []
-        gradients, sqnorms = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*waiting, strict=True))
+    def _add(self, block: str, gradients: Tensor, sqnorms: Tensor) -> None:
+        """Add the terms of some rows to the block's sums."""
         v, nodes = self.queries[block], self.nodes[block].to(sqnorms)[:, None]
         # A row without gradient has no curvature; λ may be zero too, where every row is such a one.
         shifted = (nodes + sqnorms).masked_fill(sqnorms == 0, torch.inf)
@@ -206,8 +233,8 @@ class Curvature(Fold):
 
     def result(self) -> dict[str, Statistic]:
         for name, waiting in self._waiting.items():
-            if waiting:
-                self._add(name)
+            if waiting.count:
+                self._add(name, *waiting.taken())
         tails = self.tails.cpu()
 
         def sums(name: str) -> Tensor:

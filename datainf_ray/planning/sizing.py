@@ -30,7 +30,7 @@ from datainf_ray.planning.estimate import (
 from datainf_ray.planning.room import Room
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
-PLANNED_NODES = 4  #: what memory is reckoned with, so that blocks may need more of them on average
+PLANNED_NODES = 4  #: what memory is reckoned with: two, and as much again for rows that wait to be added to their sums
 CPU_FLOPS = 60e9  #: a core's, in float32
 GPU_FLOPS = 100e12  #: a GPU's, in bfloat16
 STORE_RATE = 0.5e9  #: bytes/s from a worker through the object store into the sum, all in

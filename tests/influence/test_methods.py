@@ -46,6 +46,15 @@ def test_the_formula_is_exact_in_double_precision_where_the_damping_is_known() -
     assert sweeps.names == ["curvature", "scores"]
 
 
+@pytest.mark.parametrize("batch", [1, 5, 9, 16, 300])
+def test_rows_may_come_a_few_at_a_time(batch: int) -> None:
+    g, v = gradients(41, 3, torch.float64), gradients(5, 4, torch.float64)  # ten rows may wait for their turn
+    sweeps = InMemory(g, batch=batch)
+    lambdas = {name: {"damping": 0.1 * x.square().sum() / x.numel()} for name, x in g.items()}
+    datainf(sweeps, sweeps.vectors(v), 0.1, known=lambdas)
+    assert reference.worst(sweeps.scores, reference.datainf(g, v)) < 1e-12
+
+
 def test_queries_in_groups_give_what_they_give_together() -> None:
     g, v = gradients(30, 3, torch.float64), gradients(5, 4, torch.float64)
     sweeps = InMemory(g, groups=[(0, 2), (2, 4), (4, 5)])
