@@ -201,10 +201,9 @@ class Curvature(Fold):
 
         Those that wait take at most what the sums at two nodes do.
         """
-        k, m = len(self.nodes[block]), len(self.queries[block])
-        if not k:
+        if not len(self.nodes[block]):
             return
-        most = min(_ENOUGH, 2 * m)
+        most = min(_ENOUGH, 2 * len(self.queries[block]))
         waiting = self._waiting.get(block)
         if waiting is not None and waiting.count + len(gradients) > most:
             self._add(block, *waiting.taken())
