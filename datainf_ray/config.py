@@ -114,6 +114,10 @@ class ClusterConfig(_Part):
     checkpoint_seconds: float = Field(120, ge=0, description="seconds between two checkpoints of a sweep's sums")
     gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where a node that is up has a GPU, else 0")
     cpus_per_worker: int = Field(1, ge=1, description="also the number of threads a worker computes with")
+    label_selector: dict[str, str] = Field(
+        default_factory=dict,
+        description="labels of the nodes that workers may run on, as Ray's actors take them: value, !value, in(a, b)",
+    )
     chunk_rows: Auto = Field("auto", description="rows in a chunk: the unit of work, of retry and of commit")
     batch_tokens: Auto = Field("auto", description="padded tokens in a batch; one longer row is a batch of its own")
 

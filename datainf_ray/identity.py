@@ -29,6 +29,7 @@ _INCIDENTAL = {
         "checkpoint_seconds",
         "gpus_per_worker",
         "cpus_per_worker",
+        "label_selector",
     },
 }
 _PLACES = {("model", "base"), ("model", "adapter"), ("train", "path"), ("queries", "path")}

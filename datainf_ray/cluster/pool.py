@@ -21,7 +21,7 @@ from datainf_ray.cluster.backlog import Backlog, Work, said
 from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import StateLostError, is_lost
-from datainf_ray.cluster.start import draining_nodes, resources_said, worker_environment
+from datainf_ray.cluster.start import draining_nodes, resources_said, wants, worker_environment
 from datainf_ray.cluster.worker import Worker
 from datainf_ray.config import ClusterConfig, one_line
 from datainf_ray.corpus.chunks import Chunk
@@ -71,6 +71,7 @@ def hire(config: ClusterConfig, gpus_per_worker: int) -> ActorHandle:
     actor = ray.remote(
         num_cpus=config.cpus_per_worker,
         num_gpus=gpus_per_worker,
+        label_selector=config.label_selector or None,
         max_restarts=0,
         max_task_retries=0,
         max_concurrency=IN_FLIGHT,
@@ -294,7 +295,8 @@ class Pool:
             why = f": {self._reasons[-1]}" if self._reasons else ""
             raise RunFailedError(
                 f"no worker could be started within {limit:g} s (cluster.start_timeout){why}; "
-                f"a worker takes {self._wants()}, and the cluster has {resources_said()}"
+                f"a worker takes {wants(self.spec.config.cluster, self.gpus_per_worker)}, "
+                f"and the cluster has {resources_said()}"
             )
 
     def _cannot_start(self, reason: str) -> None:
@@ -306,10 +308,6 @@ class Pool:
             self.say(f"a worker could not start: {reason}")
         if self.ready == 0 and len(self._reasons) >= self._patience:
             raise RunFailedError(f"no worker can start: {reason}")
-
-    def _wants(self) -> str:
-        cpus = f"{self.spec.config.cluster.cpus_per_worker} CPUs"
-        return cpus + (f" and {self.gpus_per_worker} GPUs" if self.gpus_per_worker else "")
 
     def _look(self) -> None:
         """See now and then which nodes are being drained: their workers finish what they have, and go."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray._private.label_utils import validate_label_selector
 from ray._private.state import state  # where Ray's own libraries learn of nodes that are being drained
 
 from datainf_ray.config import ClusterConfig, one_line
@@ -168,7 +169,9 @@ def _check_reach(output: str) -> None:
 
 
 def _facts(config: ClusterConfig, local: bool) -> ClusterFacts:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if wrong := validate_label_selector(config.label_selector):
+        raise RequestError(f"cluster.label_selector: {one_line(wrong)}")
+    nodes = [node for node in ray.nodes() if node["Alive"] and has_labels(node["Labels"], config.label_selector)]
     total = ray.cluster_resources()
     gpus = config.gpus_per_worker
     if gpus is None:
@@ -182,9 +185,10 @@ def _facts(config: ClusterConfig, local: bool) -> ClusterFacts:
     ]
     fit = sum(room)
     if fit == 0 and (local or config.max_workers is None):  # a local Ray does not grow
-        wants = f"{config.cpus_per_worker} CPUs" + (f" and {gpus} GPUs" if gpus else "")
         grow = "" if local else "; if it can grow, say how far by cluster.max_workers"
-        raise RequestError(f"cluster: no node has room for a worker of {wants}; the cluster has {_said(total)}{grow}")
+        raise RequestError(
+            f"cluster: no node has room for a worker of {wants(config, gpus)}; the cluster has {_said(total)}{grow}"
+        )
     workers = config.max_workers or fit
     # Ray's `memory` is a node's, less its object store. Workers share their node's, or all of it where they are few.
     shares = [
@@ -201,6 +205,28 @@ def _facts(config: ClusterConfig, local: bool) -> ClusterFacts:
             worker_bytes=min(shares, default=_UNKNOWN_BYTES),
             device_bytes=None,
         ),
+    )
+
+
+def has_labels(labels: dict[str, str], selector: dict[str, str]) -> bool:
+    """Whether a node's labels are what a selector asks for: a value, in(a, b), or ! before either of them."""
+
+    def fits(key: str, wanted: str) -> bool:
+        values = wanted.removeprefix("!")
+        if values.startswith("in("):
+            values = values[len("in(") : -1]
+        return (labels.get(key) in [value.strip() for value in values.split(",")]) is not wanted.startswith("!")
+
+    return all(fits(key, wanted) for key, wanted in selector.items())
+
+
+def wants(config: ClusterConfig, gpus_per_worker: int) -> str:
+    """What a worker takes, in words."""
+    labels = ", ".join(f"{key}={value}" for key, value in config.label_selector.items())
+    return (
+        f"{config.cpus_per_worker} CPUs"
+        + (f" and {gpus_per_worker} GPUs" if gpus_per_worker else "")
+        + (f" on a node with {labels}" if labels else "")
     )
 
 
