@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datainf_ray.errors import RequestError
+from datainf_ray.redaction import redacted
 
 Task = Literal["causal-lm", "sequence-classification", "text-to-image"]
 MethodName = Literal["datainf", "hessian-free", "lissa", "exact", "cosine"]
@@ -32,6 +33,8 @@ ROLES = (
     "image",
 )
 
+
+_STORES = ("s3", "gs", "az", "abfs", "https", "hdfs", "file")  # fsspec's protocols that are named in an error
 
 Auto = Union[Literal["auto"], Annotated[int, Field(ge=1)]]  # noqa: UP007 - pydantic evaluates it
 
@@ -150,8 +153,22 @@ class RunConfig(_Part):
     index_projection: int | None = Field(None, ge=1, description="per side of a block, in the index; null: as it is")
     index_dtype: Literal["float32", "bfloat16", "float16"] = Field("float16", description="of the gradient index")
     results: ResultsConfig = Field(default_factory=ResultsConfig)
+    storage_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        exclude=True,  # credentials: in no run.json, report or log
+        repr=False,
+        description="by protocol (s3, gs, az): what fsspec opens it with; empty: the environment's credentials",
+    )
     output: str = Field(min_length=1, description="the run directory: a path or fsspec URL")
     seed: int = Field(0, ge=0, description="of everything that is drawn at random")
+
+    @field_validator("storage_options")
+    @classmethod
+    def _known_protocols(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for protocol in value:
+            if protocol not in fsspec.available_protocols():
+                raise ValueError(f"unknown protocol {protocol!r}{_meant(protocol, _STORES)}")
+        return value
 
     @model_validator(mode="after")
     def _within_reach(self) -> RunConfig:
@@ -189,6 +206,8 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
     where = ""
     if isinstance(source, RunConfig):
         tree: Any = source.model_dump(exclude_unset=True)
+        if source.storage_options:  # which are in no dump
+            tree["storage_options"] = source.storage_options
     elif isinstance(source, dict):
         tree = source
     else:
@@ -224,8 +243,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def one_line(error: object) -> str:
-    """An exception's message with its line breaks and indents folded into single spaces."""
-    text = " ".join(str(error).split())
+    """An exception's message without credentials, its line breaks and indents folded into single spaces."""
+    text = redacted(" ".join(str(error).split()))
     return text or type(error).__name__
 
 
@@ -268,6 +287,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "model_type":
         message = f"a mapping of {', '.join(_fields(location))} is wanted"
     shown = "null" if value is None else repr(value)
+    if location[0] == "storage_options":
+        return f"{key}: {message[0].lower()}{message[1:]}{more}"
     return f"{key}: {message[0].lower()}{message[1:]}, not {shown[:120]}{more}"
 
 

@@ -1,6 +1,8 @@
-"""The two ways in which a run ends without a result."""
+"""The two ways in which a run ends without a result. Their messages hold no credentials."""
 
 from __future__ import annotations
+
+from datainf_ray.redaction import redacted
 
 
 class RequestError(ValueError):
@@ -10,6 +12,12 @@ class RequestError(ValueError):
     right. The command prints it and ends with status 2.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
+
 
 class RunFailedError(RuntimeError):
     """The request was fine, but the run could not be finished. The command prints the reason and ends with status 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))

@@ -43,6 +43,7 @@ from datainf_ray.planning.sizing import (
     pilot_rows,
 )
 from datainf_ray.progress import Watcher
+from datainf_ray.redaction import redacted_tree
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.parts import CHUNKS, names_of
@@ -292,7 +293,7 @@ def _document(job: Job) -> dict[str, Any]:
         "format": 1,
         "state": "running",
         "reason": None,
-        "config": job.config.model_dump(mode="json"),
+        "config": redacted_tree(job.config.model_dump(mode="json")),
         "fingerprint": job.fingerprint,
         "identity": job.identity,
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},

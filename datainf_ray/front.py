@@ -10,7 +10,7 @@ from datainf_ray.config import RunConfig, load_config
 from datainf_ray.libraries import load_pandas, loading
 from datainf_ray.request import begun, understand
 from datainf_ray.runs.results import Run, open_run
-from datainf_ray.storage import AT_FIRST, patience
+from datainf_ray.storage import AT_FIRST, configured, patience
 
 if TYPE_CHECKING:
     from datainf_ray.job import Job
@@ -24,10 +24,16 @@ def attribute(config: str | Path | dict[str, Any] | RunConfig, *, progress: bool
     taken up again. Raises `RequestError` before anything is started where the request is wrong, and `RunFailedError`
     where the run could not be finished.
     """
+    asked = load_config(config, **overrides)
+    with configured(asked.storage_options):
+        return _attribute(asked, progress)
+
+
+def _attribute(config: RunConfig, progress: bool) -> Run:
     with patience(AT_FIRST):
-        request = understand(load_config(config, **overrides))
+        request = understand(config)
         there = begun(request.directory)
-    with Ahead(request.config.cluster) as ahead:
+    with Ahead(config.cluster) as ahead:
         if not there:  # if there is a run, it may be done, or another
             ahead.begin()
         with loading(), patience(AT_FIRST):
@@ -43,12 +49,12 @@ def query(run: str, *, queries: Any, output: str, progress: bool = True, **overr
     `run` is its URL; `queries` a path, a list of paths or the keys of the configuration's `queries`; `output` the new
     run directory. What else the run was configured with holds here too, but for `overrides`. Raises as `attribute`.
     """
-    earlier = open_run(run)
+    earlier = open_run(run, overrides.get("storage_options"))
     asked = queries if isinstance(queries, dict) else {"path": queries}
     changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
     made_without = {"index": None, "index_projection": None}
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)
-    with Ahead(config.cluster) as ahead:
+    with configured(config.storage_options), Ahead(config.cluster) as ahead:
         with loading(), patience(AT_FIRST):
             from datainf_ray.job import prepare_query
 

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from datainf_ray.redaction import redacted
+
 _EVERY = 5.0  # seconds between lines in a log
 
 
@@ -58,7 +60,7 @@ class Lines:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(redacted(text), markup=False)
 
     def begin(self, sweep: str, rows: int) -> None:
         self.sweep, self.rows = sweep, rows
@@ -110,7 +112,7 @@ class Bars:
         )
 
     def say(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.progress.console.print(redacted(text), markup=False, highlight=False)
 
     def begin(self, sweep: str, rows: int) -> None:
         self.progress.start()

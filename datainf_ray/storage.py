@@ -1,14 +1,20 @@
-"""Storage that misbehaves: what passes is tried again, with growing pauses; what lasts is told at once."""
+"""Storage: the options that it is opened with, and what becomes of calls that fail.
+
+What passes is tried again, with growing pauses; what lasts is told at once.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tenacity
+from fsspec.config import conf
+
+from datainf_ray.redaction import keep_secret
 
 SECONDS = 120.0  #: for which one operation is tried again
 AT_FIRST = 15.0  #: the same before anything is started: somebody waits, and the address may be wrong
@@ -44,6 +50,28 @@ _TROUBLE = ("timeout", "timedout", "connect", "disconnect", "payload", "requeste
 
 Result = TypeVar("Result")
 _patience: ContextVar[float] = ContextVar("patience", default=SECONDS)
+
+
+Options = Mapping[str, Mapping[str, Any]]  # by protocol: what fsspec's filesystem of that name is made with
+
+
+def configure(options: Options) -> None:
+    """From now on, and in the whole process, filesystems are opened with these options beside fsspec's own settings."""
+    keep_secret(options)
+    for protocol, given in options.items():
+        conf[protocol] = {**conf.get(protocol, {}), **given}
+
+
+@contextmanager
+def configured(options: Options) -> Iterator[None]:
+    """The same within the block. Filesystems that were opened there keep their options."""
+    before = dict(conf)
+    configure(options)
+    try:
+        yield
+    finally:
+        conf.clear()
+        conf.update(before)
 
 
 @contextmanager

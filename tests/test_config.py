@@ -53,7 +53,7 @@ def test_every_key_matters(key: str) -> None:
             load_config(MINIMAL, **{key: ONE_VALUE[key]})
     elif (part, name) in _PLACES:  # known by content instead: `test_attribute` changes the rows, and is refused
         pass
-    elif key in ("output", "gradients") or name in _INCIDENTAL.get(part, ()):
+    elif key in ("output", "gradients", "storage_options") or name in _INCIDENTAL.get(part, ()):
         source = "".join(
             p.read_text() for p in Path(datainf_ray.__file__).parent.rglob("*.py") if p.name != "config.py"
         )

@@ -52,6 +52,7 @@ from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.replica import load_replica
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
+from datainf_ray.storage import configure
 
 _CALIBRATION = 3.0  # seconds
 _CRASHED = "every worker that computed it died"
@@ -88,6 +89,7 @@ class Worker:
     def _load(self, spec: WorkerSpec) -> WorkerInfo:
         began = time.perf_counter()
         config = spec.config
+        configure(config.storage_options)
         # For this thread: sums depend on the number of threads, and so does the speed.
         torch.set_num_threads(config.cluster.cpus_per_worker)
         use_gpu = torch.cuda.is_available() and config.cluster.gpus_per_worker != 0

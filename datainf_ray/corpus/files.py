@@ -27,6 +27,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
+from datainf_ray.redaction import redacted
 from datainf_ray.storage import persistently
 
 #: File name suffix: format.
@@ -94,7 +95,7 @@ def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
         for file in files:
             found.setdefault(file.path, file)
     uses = Counter(file.name for file in found.values())
-    return tuple(file if uses[file.name] == 1 else replace(file, name=file.path) for file in found.values())
+    return tuple(file if uses[file.name] == 1 else replace(file, name=redacted(file.path)) for file in found.values())
 
 
 def _expand(entry: str, key: str) -> Iterator[SourceFile]:
@@ -126,7 +127,8 @@ def _expand(entry: str, key: str) -> Iterator[SourceFile]:
         if kind is None:
             raise RequestError(f"{key}: {p}: unknown kind of file; known are {_known()}")
         size = int(infos[p].get("size") or 0)
-        yield SourceFile(_url(entry, fs, p), _below(p, directory), *kind, size, _identity(fs, p, size, infos[p]))
+        name = redacted(_below(p, directory))  # it stands in tables, and an address may be signed
+        yield SourceFile(_url(entry, fs, p), name, *kind, size, _identity(fs, p, size, infos[p]))
 
 
 def open_file(file: SourceFile) -> BinaryIO:

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from filelock import FileLock
 from fsspec import AbstractFileSystem
 
 from datainf_ray.config import ModelConfig, one_line
@@ -104,19 +106,22 @@ def _fetched(url: str, key: str, weights: bool) -> str:
     if target.is_dir():
         return str(target)
     cache.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=".part-"))
+    with FileLock(cache / f".{digest}.lock"):  # the other workers of this machine wait for the first, and read its copy
+        if not target.is_dir():
+            _fetch(fs, root, list(wanted), target, f"{key}: {url}")
+    return str(target)
+
+
+def _fetch(fs: AbstractFileSystem, root: str, paths: Sequence[str], target: Path, what: str) -> None:
+    """Copy files below `root` into the directory `target`, which is there in one step when all of them are."""
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
     try:
-        for path in wanted:
+        for path in paths:
             local = scratch / path.removeprefix(root).lstrip("/")
             local.parent.mkdir(parents=True, exist_ok=True)
             persistently(functools.partial(fs.get_file, path, str(local)))
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another worker on this machine was first
-                raise
+        scratch.rename(target)
     except OSError as error:
-        raise RequestError(f"{key}: {url}: cannot be fetched: {one_line(error)}") from None
+        raise RequestError(f"{what}: cannot be fetched: {one_line(error)}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return str(target)

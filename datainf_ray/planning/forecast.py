@@ -40,6 +40,7 @@ from datainf_ray.planning.sizing import (
     transport_share,
 )
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
+from datainf_ray.storage import configured
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
@@ -104,12 +105,14 @@ def plan(config: str | Path | dict[str, Any] | RunConfig, calibrate: bool = Fals
     With `calibrate` a worker is started, on the cluster that the run would use, and timed on a few rows. Raises
     `RequestError` for everything that `attribute` would refuse before it starts a worker.
     """
-    job = prepare(load_config(config, **overrides), writable=False)
-    if not calibrate:
-        return forecast(job)
-    from datainf_ray.cluster.calibrate import measure  # only here: a plan needs no Ray
+    asked = load_config(config, **overrides)
+    with configured(asked.storage_options):
+        job = prepare(asked, writable=False)
+        if not calibrate:
+            return forecast(job)
+        from datainf_ray.cluster.calibrate import measure  # only here: a plan needs no Ray
 
-    return forecast(job, *measure(job))
+        return forecast(job, *measure(job))
 
 
 def forecast(job: Job, calibration: Calibration | None = None, room: Room | None = None) -> Plan:

@@ -30,7 +30,8 @@ _TEMPORARY = ".tmp"
 
 
 class RunDirectory:
-    """A directory of files that are written atomically; small, and safe to pickle.
+    """A directory of files that are written atomically; small, and safe to pickle: the options that its filesystem was
+    opened with go with it.
 
     `url` is a path or fsspec URL; it need not exist yet. `key` is the configuration key that `RequestError`s name.
     A file's `name` is its path in the directory, with "/" on every system; names that begin with "." are no files
@@ -52,9 +53,6 @@ class RunDirectory:
         self.root: str = root.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
         self.url: str = self.root if self.local else url.rstrip("/")  # absolute: a worker's own directory is another
-
-    def __reduce__(self) -> tuple[type[RunDirectory], tuple[str, str]]:
-        return RunDirectory, (self.url, self.key)
 
     def __repr__(self) -> str:
         return f"RunDirectory({self.url!r})"

@@ -16,11 +16,16 @@ from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
 from datainf_ray.runs.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
+from datainf_ray.storage import Options, configured
 
 
-def open_run(url: str) -> Run:
-    """The run whose directory is at `url`, finished or still running; `RequestError` if there is none."""
-    return Run(RunDirectory(url, key="run"))
+def open_run(url: str, storage_options: Options | None = None) -> Run:
+    """The run whose directory is at `url`, finished or still running; `RequestError` if there is none.
+
+    `storage_options` as in the configuration: by protocol, what fsspec opens it with.
+    """
+    with configured(storage_options or {}):
+        return Run(RunDirectory(url, key="run"))
 
 
 class Run:
