@@ -11,6 +11,7 @@ slow way, one example at a time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Capture:
         self.rows = torch.empty(0, dtype=torch.int64)
         self.scale = 1.0
         self.consume: Consume | None = None
+        self._turn = threading.Lock()  # where layers lie on several GPUs, each GPU's backward pass has its own thread
         for module in self.sites:
             module.register_forward_hook(self._forward)
 
@@ -110,7 +112,8 @@ class Capture:
     def into(self, consume: Consume, rows: Tensor, scale: float = 1.0) -> Iterator[None]:
         """Hand the gradients of the forward and backward pass inside to `consume`, divided by `scale`.
 
-        `rows` are the positions 0 to b − 1 of the batch's examples, on the model's device.
+        `rows` are the positions 0 to b − 1 of the batch's examples. Gradients come where `rows` is: a layer on another
+        device sends its own over.
         """
         self.consume, self.rows, self.scale = consume, rows, scale
         try:
@@ -134,7 +137,12 @@ class Capture:
         site.calls += 1
         if not output.requires_grad:
             output.requires_grad_(True)
-        output.register_hook(lambda gradient: self._backward(site, x, gradient))
+        x = x.to(output.device)  # accelerate moves a layer's input behind this hook's back
+        output.register_hook(lambda gradient: self._in_turn(site, x, gradient))
+
+    def _in_turn(self, site: _Site, x: Tensor, gradient: Tensor) -> None:
+        with self._turn:
+            self._backward(site, x, gradient)
 
     def _backward(self, site: _Site, x: Tensor, gradient: Tensor) -> None:
         g = gradient.detach().reshape(len(x), -1, gradient.shape[-1])
@@ -154,7 +162,7 @@ class Capture:
         assert self.consume is not None
         for name, gradient in ((site.weight, site.weight_gradient), (site.bias, site.bias_gradient)):
             if name is not None and gradient is not None:
-                flat = gradient.flatten(1)
+                flat = gradient.flatten(1).to(self.rows.device)
                 self.consume(name, flat / self.scale if self.scale != 1 else flat, self.rows)
         site.weight_gradient = site.bias_gradient = None
         site.emitted = True

@@ -28,6 +28,8 @@ def search(fits: Callable[[int], bool], first: int = FIRST, most: int = MOST) ->
 def largest_batch(replica: Replica, longest: int, hold: int, shortest: int | None = None) -> int:
     """The most tokens in a batch, a power of two, that a replica's GPU has room for beside `hold` bytes.
 
+    Where the model is spread over several GPUs each must have room for its part, and the first for `hold` as well.
+
     Tries batches of random rows of `longest` tokens, and of `shortest` where that is given: many short rows have many
     gradients. `hold` is for what lies there beside the model while it is used: a fold's inputs and sums. On a CPU
     `CPU_BATCH_TOKENS`. Raises `RequestError` where not even the smallest budget fits.
@@ -38,7 +40,7 @@ def largest_batch(replica: Replica, longest: int, hold: int, shortest: int | Non
     found = search(lambda budget: all(_fits(replica, budget, length, hold) for length in lengths))
     if found is None:
         raise RequestError(
-            f"cluster.batch_tokens: auto: not even {FIRST} tokens fit on {torch.cuda.get_device_name(replica.device)} "
+            f"cluster.batch_tokens: auto: not even {FIRST} tokens fit on {replica.device_name} "
             f"beside the model and {hold / 2**30:.1f} GiB of sums; give fewer tokens, or use a larger GPU"
         )
     return found
@@ -60,15 +62,17 @@ def random_rows(replica: Replica, budget: int, length: int) -> Rows:
 
 
 def _fits(replica: Replica, budget: int, length: int, hold: int) -> bool:
-    device = replica.device
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    # what is free, and what this process has already: other processes' share of the GPU is not ours
-    room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    rooms = {}
+    for device in replica.devices:
+        torch.cuda.reset_peak_memory_stats(device)
+        # what is free, and what this process has already: other processes' share of the GPU is not ours
+        rooms[device] = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    rooms[replica.device] -= hold / _SHARE
     try:
         replica.gradients(random_rows(replica, budget, length), lambda block, gradients, rows: None)
     except torch.cuda.OutOfMemoryError:
         return False
     finally:
         torch.cuda.empty_cache()
-    return torch.cuda.max_memory_allocated(device) + hold <= _SHARE * room
+    return all(torch.cuda.max_memory_allocated(device) <= _SHARE * room for device, room in rooms.items())

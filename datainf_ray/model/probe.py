@@ -23,12 +23,16 @@ _LOUD = 1000.0  # far outside what a cap on logits lets through
 
 @contextmanager
 def standing_in(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """`layer` computes something else inside."""
+    """`layer` computes something else inside. What accelerate has put around its forward method is put aside too."""
+    own = vars(layer).get("forward")
     layer.forward = forward
     try:
         yield
     finally:
-        del layer.forward
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own
 
 
 def find_head(base: nn.Module, trainable: Collection[nn.Parameter]) -> nn.Linear | str:
@@ -36,8 +40,12 @@ def find_head(base: nn.Module, trainable: Collection[nn.Parameter]) -> nn.Linear
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     if head is None:
         return "the model names no output embedding"
-    if not is_plain_linear(head) or "forward" in vars(head):
+    # accelerate replaces the forward method of what it moves to its inputs, or inputs to it, and keeps the true one
+    forward = vars(head).get("_old_forward", vars(head).get("forward", head.forward))
+    if not is_plain_linear(head) or getattr(forward, "__func__", None) is not nn.Linear.forward:
         return f"the output embedding is a {type(head).__name__}, not a plain linear layer"
+    if head.weight.is_meta:
+        return "the output embedding is offloaded, and there only while it is used"
     if any(p is q for p in head.parameters() for q in trainable):
         return "the output embedding is trained"
     if head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks:
@@ -46,15 +54,16 @@ def find_head(base: nn.Module, trainable: Collection[nn.Parameter]) -> nn.Linear
 
 
 @torch.no_grad()
-def reshapes_logits(run: Callable[[Tensor], Tensor], head: nn.Linear) -> str | None:
+def reshapes_logits(run: Callable[[Tensor], Tensor], head: nn.Linear, device: torch.device) -> str | None:
     """Why a model's logits (`run`: b × s token ids to b × s × V) are not its head's output times a constant.
 
     The head is made to say 0, and then values from −1000 to 1000: a cap, a mask or a bias shows itself by what becomes
     of them, however small this model's own logits are. None where they come out as they went in, times one number.
+    `device` is where the model takes its tokens.
     """
-    tokens = torch.tensor(TOKENS, device=head.weight.device)
-    said = torch.zeros(*tokens.shape, head.out_features, device=tokens.device, dtype=head.weight.dtype)
-    said[:, 1:] = torch.linspace(-_LOUD, _LOUD, head.out_features, device=tokens.device).to(said.dtype)
+    tokens, there = torch.tensor(TOKENS, device=device), head.weight.device
+    said = torch.zeros(*tokens.shape, head.out_features, device=there, dtype=head.weight.dtype)
+    said[:, 1:] = torch.linspace(-_LOUD, _LOUD, head.out_features, device=there).to(said.dtype)
     fed: list[tuple[int, ...]] = []
 
     def speak(hidden: Tensor) -> Tensor:
@@ -67,7 +76,7 @@ def reshapes_logits(run: Callable[[Tensor], Tensor], head: nn.Linear) -> str | N
         return f"the output embedding is called {len(fed)} times in a forward pass, or not with one state per token"
     if logits.shape != said.shape:
         return f"the model gives logits of {logits.shape[-1]} tokens where its output embedding has {said.shape[-1]}"
-    said, logits = said.double(), logits.double()
+    said, logits = said.to(logits.device).double(), logits.double()
     factor = logits[0, -1, -1] / said[0, -1, -1]
     room = 4 * torch.finfo(head.weight.dtype).eps * (factor * said).abs()
     if not bool(((logits - factor * said).abs() <= room).all()) or factor == 0:

@@ -1,8 +1,10 @@
-"""A replica: base and adapter on one device, giving the loss and the gradients of every example of a batch."""
+"""A replica: base and adapter, on one device or on several, giving each example's loss and gradients in a batch."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -28,6 +30,7 @@ from datainf_ray.model.inspect import (
 )
 from datainf_ray.model.loss import Reduction, chunked_losses, class_losses, token_losses
 from datainf_ray.model.probe import find_head, is_causal, reshapes_logits, standing_in
+from datainf_ray.model.spread import place
 
 
 class Batch(Protocol):
@@ -58,14 +61,21 @@ class Replica:
     "chunked" or "whole" (see `loss`). Both are the quick way unless `reason` or `whole` says why not. A reason is given
     when the replica is made and may be by `check`; assign one to take the plain way on purpose. `unmasked` says whether
     batches padded on the right go without a mask (see `probe`).
+
+    `device` is where batches are expected and where losses and gradients come, wherever a block lies; `devices` has it
+    first, and then the others that hold a part of the model. Not given, it is that of the first block.
     """
 
-    def __init__(self, model: nn.Module, task: str, reduction: Reduction = "mean") -> None:
+    def __init__(
+        self, model: nn.Module, task: str, reduction: Reduction = "mean", device: torch.device | None = None
+    ) -> None:
         self.model = model.eval()
         self.task, self.reduction = task, reduction
         self.parameters = name_blocks(model)
         self.blocks = tuple(Block(n, kind_of(model, p), tuple(p.shape)) for n, p in self.parameters.items())
-        self.device = next(iter(self.parameters.values())).device
+        self.device = next(iter(self.parameters.values())).device if device is None else device
+        places = [p.device for p in model.parameters() if not p.is_meta]  # meta: offloaded by accelerate
+        self.devices = tuple(dict.fromkeys([self.device, *places]))
         # In float16 small gradients vanish on the way down; a power of two is undone without rounding.
         half = any(p.dtype == torch.float16 for p in model.parameters())
         self.scale = 1024.0 if half else 1.0
@@ -83,7 +93,7 @@ class Replica:
             if isinstance(head, str):
                 self.whole = head
             else:
-                self._head, self.whole = head, reshapes_logits(self._logits, head)
+                self._head, self.whole = head, reshapes_logits(self._logits, head, self.device)
             self.unmasked = is_causal(self._logits if self.whole else self._hidden, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -93,11 +103,22 @@ class Replica:
         return "hooks" if self.reason is None else "one by one"
 
     @property
+    def device_name(self) -> str:
+        """What computes, for a person: cpu, NVIDIA H100, 2 × NVIDIA H100."""
+        if self.device.type != "cuda":
+            return self.device.type
+        name = torch.cuda.get_device_name(self.device)
+        return name if len(self.devices) == 1 else f"{len(self.devices)} × {name}"
+
+    @property
     def loss(self) -> Literal["chunked", "whole"]:
         return "chunked" if self.whole is None else "whole"
 
     def losses(self, batch: Batch, plain: bool = False) -> Tensor:
-        """The b losses of a batch, float32 or wider; `plain`: from whole logits and with a mask, whatever is known."""
+        """The b losses of a batch, float32 or wider, on `device`.
+
+        `plain`: from whole logits and with a mask, whatever is known.
+        """
         given: dict[str, Any] = {"input_ids": batch.input_ids}
         if batch.token_type_ids is not None and "token_type_ids" in self._takes:
             given["token_type_ids"] = batch.token_type_ids
@@ -106,11 +127,15 @@ class Replica:
             if "position_ids" in self._takes and not self._own_positions:
                 given["position_ids"] = batch.position_ids
         if self.task != "causal-lm":
-            return class_losses(self.model(**given).logits, batch.labels)
+            logits = self.model(**given).logits
+            return class_losses(logits, batch.labels.to(logits.device)).to(self.device)
         if plain or self.whole is not None or self._head is None:
-            return token_losses(self._logits(**given), batch.labels, self.reduction)
-        hidden, head = self._hidden(**given), self._head
-        return chunked_losses(hidden, head.weight, head.bias, batch.labels, self.reduction)
+            logits = self._logits(**given)
+            return token_losses(logits, batch.labels.to(logits.device), self.reduction).to(self.device)
+        head = self._head
+        there = head.weight.device  # the hidden states go to the head, which is larger than they are
+        hidden, labels = self._hidden(**given).to(there), batch.labels.to(there)
+        return chunked_losses(hidden, head.weight, head.bias, labels, self.reduction).to(self.device)
 
     def _logits(self, input_ids: Tensor, **given: Any) -> Tensor:
         return self.model(input_ids=input_ids, use_cache=False, **given).logits
@@ -122,7 +147,7 @@ class Replica:
             return self._logits(input_ids, **given)
 
     def gradients(self, batch: Batch, consume: Consume) -> Tensor:
-        """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients.
+        """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients, all on `device`.
 
         By hooks a block comes once, with all b rows; one by one it comes for every row by itself. A block that a row's
         loss does not depend on may not come at all: its gradient is zero.
@@ -150,7 +175,7 @@ class Replica:
         for (name, _), gradient in zip(blocks, gradients, strict=True):
             if gradient is not None:
                 wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-                consume(name, wide.reshape(1, -1) / self.scale, rows)
+                consume(name, wide.reshape(1, -1).to(self.device) / self.scale, rows)
         return loss.detach()
 
     def check(self, batch: Batch | None) -> Verdict:
@@ -247,12 +272,30 @@ def _row(batch: Batch, i: int) -> Rows:
     return Rows(cut(batch.input_ids), cut(batch.attention_mask), cut(batch.position_ids), types, labels)
 
 
-def load_replica(model: ModelConfig, device: torch.device | str = "cpu", reduction: Reduction = "mean") -> Replica:
+def load_replica(
+    model: ModelConfig,
+    device: torch.device | str = "cpu",
+    reduction: Reduction = "mean",
+    *,
+    devices: int = 1,
+    device_map: Mapping[str, int | str | torch.device] | None = None,
+) -> Replica:
     """Base and adapter, loaded and checked: what the base's checkpoint lacks the adapter must bring.
 
-    Raises `RequestError` where they cannot be loaded.
+    With more than one of `devices` the base is spread over the first so many CUDA devices (see `spread`), and `device`,
+    where batches and gradients are, is the first of them. A `device_map` of one's own, by accelerate's rules, is taken
+    instead; what it offloads is fetched again for every batch, and all of it is held until the batch is done. Raises
+    `RequestError` where base and adapter cannot be loaded, or where there are not so many GPUs.
     """
     device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    seen = torch.cuda.device_count() if device.type == "cuda" else 0
+    if devices > 1 and seen < devices:
+        raise RequestError(
+            f"cluster.gpus_per_worker: {devices}: torch sees {seen} GPU{'s' * (seen != 1)} there; ask for as many as a "
+            "worker's node has"
+        )
     folder = adapter_folder(model)
     shapes = adapter_shapes(folder)
     adapter = peft_config(folder)
@@ -272,6 +315,10 @@ def load_replica(model: ModelConfig, device: torch.device | str = "cpu", reducti
     dtype: Any = getattr(torch, model.dtype) if model.dtype != "auto" else "auto"
     if model.dtype == "auto" and device.type == "cpu":
         dtype = torch.float32  # half precision on a CPU is slow and gains nothing
+    if device_map is None and devices > 1:
+        device_map = _spread(model, config, dtype, devices)
+    if device_map is not None:
+        extra["device_map"] = dict(device_map)
     try:
         with quiet():
             base, info = model_class(model.task).from_pretrained(
@@ -295,11 +342,44 @@ def load_replica(model: ModelConfig, device: torch.device | str = "cpu", reducti
         base.config.pad_token_id = _padding(model)
     from peft import PeftModel
 
+    if {"cpu", "disk"} & {*(device_map or {}).values()}:
+        vars(base).pop("hf_device_map", None)  # where PEFT finds it, it spreads the model anew, adapter and all
     with quiet():
         wrapped = PeftModel.from_pretrained(base, folder, adapter_name=_ADAPTER, is_trainable=True)
-    if model.quantization is None:
+        if device_map is not None:
+            _fill_in(wrapped, folder, device)
+    if model.quantization is None and device_map is None:
         wrapped = wrapped.to(device)
-    return Replica(wrapped, model.task, reduction)
+    return Replica(wrapped, model.task, reduction, device)
+
+
+def _spread(model: ModelConfig, config: Any, dtype: torch.dtype | str, devices: int) -> dict[str, int]:
+    """The base's device map for the first `devices` GPUs, by what is free there."""
+    with quiet(), torch.device("meta"):
+        base = model_class(model.task).from_config(copy.deepcopy(config), trust_remote_code=model.trust_remote_code)
+    if isinstance(dtype, str):
+        dtype = getattr(config, "dtype", None) or torch.float32  # the checkpoint's own
+    free = [torch.cuda.mem_get_info(k)[0] for k in range(devices)]
+    return place(base, free, dtype, model.quantization)
+
+
+def _fill_in(wrapped: nn.Module, folder: str, device: torch.device) -> None:
+    """Give the adapter's tensors their values where PEFT has put them on meta, beside weights that are offloaded.
+
+    They stay on `device`, where accelerate lets offloaded modules compute.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    empty = False
+    for module in wrapped.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter.is_meta:
+                if getattr(getattr(module, "_hf_hook", None), "offload", False):
+                    raise RequestError("device_map: a module that is trained as a whole cannot be offloaded")
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
+                empty = True
+    if empty:
+        set_peft_model_state_dict(wrapped, load_peft_weights(folder, device=str(device)), adapter_name=_ADAPTER)
 
 
 def _padding(model: ModelConfig) -> int:
