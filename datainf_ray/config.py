@@ -115,7 +115,9 @@ class ClusterConfig(_Part):
         1800, gt=0, description="seconds to wait, with no worker up, before the run fails; null: for ever"
     )
     checkpoint_seconds: float = Field(120, ge=0, description="seconds between two checkpoints of a sweep's sums")
-    gpus_per_worker: int | None = Field(None, ge=0, description="null: 1 where a node that is up has a GPU, else 0")
+    gpus_per_worker: int | None = Field(
+        None, ge=0, description="null: 1 where a node that is up has a GPU, else 0; more: the model is spread over them"
+    )
     cpus_per_worker: int = Field(1, ge=1, description="also the number of threads a worker computes with")
     label_selector: dict[str, str] = Field(
         default_factory=dict,
@@ -176,7 +178,6 @@ class RunConfig(_Part):
         later = {
             "model.task": (self.model.task, ("causal-lm", "sequence-classification")),
             "method.name": (self.method.name, ("datainf", "hessian-free")),
-            "cluster.gpus_per_worker": (self.cluster.gpus_per_worker, (None, 0, 1)),
             "results.self_influence": (self.results.self_influence, (False,)),
         }
         for key, (value, possible) in later.items():
