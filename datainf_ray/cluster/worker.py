@@ -95,7 +95,8 @@ class Worker:
         use_gpu = torch.cuda.is_available() and config.cluster.gpus_per_worker != 0
         self.spec = spec
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.replica = load_replica(config.model, self.device, config.method.loss)
+        gpus = config.cluster.gpus_per_worker or 1
+        self.replica = load_replica(config.model, self.device, config.method.loss, devices=gpus)
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
         self.tokenizer = load_tokenizer(config.model)
@@ -112,7 +113,7 @@ class Worker:
         return WorkerInfo(
             node=ray.get_runtime_context().get_node_id(),
             host=socket.gethostname(),
-            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            device=self.replica.device_name,
             dtype=str(base.dtype).removeprefix("torch."),
             attention=str(getattr(base.config, "_attn_implementation", None)),
             verdict=verdict,
@@ -120,11 +121,11 @@ class Worker:
         )
 
     def device_bytes(self) -> int | None:
-        """The memory of this worker's GPU; None where it has none."""
+        """The memory of this worker's GPU, of several the first, where folds are; None where it has none."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
 
     def largest_batch(self, longest: int, hold: int) -> int:
-        """The tokens of the largest batch that this worker's GPU has room for beside `hold` bytes."""
+        """The tokens of the largest batch that this worker's GPUs have room for beside `hold` bytes."""
         return self._compute(largest_batch, self.replica, longest, hold)
 
     def calibrate(self, chunk: Chunk, queries: int, batch_tokens: int) -> tuple[float, int, float]:
@@ -154,7 +155,7 @@ class Worker:
 
     def _peak_bytes(self) -> int:
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            return sum(torch.cuda.max_memory_allocated(device) for device in self.replica.devices)
         status = Path("/proc/self/status")
         if status.is_file():  # what getrusage says begins with what the parent process had
             return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
