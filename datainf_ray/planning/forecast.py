@@ -86,7 +86,7 @@ class Plan(BaseModel):
     transport_why: str
     workers: int = Field(description="that the estimate of the time is for")
     worker_bytes: int = Field(description="a worker's peak host memory, sums planned for 4 nodes of damping")
-    device_bytes: int | None = Field(description="a worker's peak GPU memory; null on a CPU")
+    device_bytes: int | None = Field(description="a worker's peak GPU memory, of all its GPUs; null on a CPU")
     driver_bytes: int = Field(description="peak memory of the driver beyond Python and its libraries")
     store_bytes: int = Field(description="in the object store at a time")
     store_room: int = Field(description="bytes that the object store has; Ray puts on disk what is more")
@@ -137,7 +137,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         rate = (4.0 * facts.base_parameters + products) * calibration.tokens_per_second
         said = f"{calibration.tokens_per_second:,.0f} tokens/s, as measured on {calibration.device}"
     elif room.gpus_per_worker:
-        rate = _GPU_FLOPS * room.gpus_per_worker
+        rate = _GPU_FLOPS  # of one, where a worker has several: a batch passes through them one after the other
         said = f"{rate / 1e12:.0f} Tflop/s, a GPU of today in bfloat16"
     else:
         rate = _cpu_flops(config.cluster.cpus_per_worker)
@@ -224,7 +224,7 @@ def _sweeps(job: Job, sizes: Sizes) -> list[_Sweep]:
 
 
 def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None) -> tuple[int, int | None]:
-    """A worker's peak memory: the host's, and the GPU's where it has one."""
+    """A worker's peak memory: the host's, and that of its GPUs, all together, where it has any."""
     on_gpu = room.device_bytes is not None
     group = max(last - first for first, last in sizes.groups)
     queries = 4 * group * job.facts.parameters
@@ -279,7 +279,7 @@ def render(expected: Plan) -> str:
     sweeps = [name if n == 1 else f"{n} × {name}" for name, n in Counter(p.sweeps).items()]
     memory = f"{said_bytes(p.worker_bytes)} a worker"
     if p.device_bytes is not None:
-        memory += f" and {said_bytes(p.device_bytes)} of its GPU"
+        memory += f" and {said_bytes(p.device_bytes)} of its GPU memory"
     groups = f"{p.queries:,} from {p.query_rows:,} rows, about {p.query_tokens:,} tokens"
     if len(p.groups) > 1:
         groups += f"; in {len(p.groups)} groups, because their sums do not fit at once: a curvature sweep for each"

@@ -13,4 +13,4 @@ class Room:
     gpus_per_worker: int
     store_bytes: int  # of the whole cluster's object store
     worker_bytes: int  # host memory that a worker may use: its share of its node's
-    device_bytes: int | None  # a GPU's memory; None on a CPU
+    device_bytes: int | None  # one GPU's memory; None on a CPU

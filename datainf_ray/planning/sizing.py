@@ -17,6 +17,7 @@ from typing import Literal
 from datainf_ray.errors import RequestError
 from datainf_ray.job import Job
 from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST
+from datainf_ray.model.spread import HELD
 from datainf_ray.planning.estimate import (
     GPU_GAPS,
     half_precision,
@@ -44,7 +45,7 @@ _INDEX_BYTES = 256 * 10**6  # of a chunk's part of the index
 _SCORE_BYTES = 128 * 10**6  # of a chunk's scores
 _QUERY_BYTES = 256 * 10**6  # of the gradients of a chunk of queries
 _KEPT_BYTES = 2**30  # of a chunk's gradients in the object store
-_ON_DEVICE = 0.4  # of a GPU's memory, for queries and sums
+_ON_DEVICE = HELD  # of a GPU's memory, for queries and sums; where a worker has several, of the first one's
 _MOVE_RATE = 10e9  # bytes/s between a GPU and the host, with the addition there
 
 
@@ -182,14 +183,16 @@ def expected_batch_tokens(job: Job, room: Room) -> int:
         return given
     if room.device_bytes is None:
         return CPU_BATCH_TOKENS
-    free = 0.9 * room.device_bytes - weight_bytes(job, on_gpu=True) - held_bytes(job, room.device_bytes)
+    # several GPUs are filled alike, with weights and with what the weights' forward pass leaves
+    memory = room.device_bytes * max(room.gpus_per_worker, 1)
+    free = 0.9 * memory - weight_bytes(job, on_gpu=True) - held_bytes(job, room.device_bytes)
     tokens = free / (GPU_GAPS * token_bytes(job.facts, half_precision(job, on_gpu=True)))
     return max(FIRST, min(2 ** int(math.log2(max(tokens, 1))), MOST))
 
 
 def flops_per_second(job: Job, gpus: int) -> float:
-    """A worker's nominal speed."""
-    return GPU_FLOPS * gpus if gpus else CPU_FLOPS * job.config.cluster.cpus_per_worker
+    """A worker's nominal speed. Several GPUs are as fast as one: a batch passes through them one after the other."""
+    return GPU_FLOPS if gpus else CPU_FLOPS * job.config.cluster.cpus_per_worker
 
 
 def nodes_of(job: Job) -> int:

@@ -87,7 +87,7 @@ def test_the_pilot_is_a_32nd_of_the_rows_between_16_and_1024():
     assert [pilot_rows(n) for n in (1, 16, 100, 600, 3200, 10**6)] == [1, 16, 16, 18, 100, 1024]
 
 
-@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("gpus", [0, 1, 2])  # two are as fast as one
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("queries", [1, 100, 10_000])
 @pytest.mark.parametrize("rows", [1, 17, 600, 100_000, 10**8])
@@ -240,6 +240,8 @@ def test_a_batch_fills_what_model_and_queries_leave_of_a_gpu():
     assert [expected_batch_tokens(job("8B"), gpu(size * GB)) for size in (16, 80, 140)] == [1024, 4096, 8192]
     assert expected_batch_tokens(job("8B", queries=500), gpu()) < expected_batch_tokens(job("8B"), gpu())
     assert expected_batch_tokens(job("8B"), cpu()) == expected_batch_tokens(job("toy"), cpu())
+    two = Room(4, 2, 100 * GB, 64 * GB, 24 * GB)  # GPUs that share the weights
+    assert [expected_batch_tokens(job("8B", queries=1), room) for room in (gpu(24 * GB), two)] == [1024, 2048]
     assert held_bytes(job()) == 5 * 4 * 50 * 49_152
     assert held_bytes(job(), 10**6) == 400_000
 
