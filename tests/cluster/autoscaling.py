@@ -23,6 +23,18 @@ _HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the provid
 _STARTED = "Ray runtime started"
 
 
+def scaled_down(cluster: dict[str, Any], nodes: int) -> dict[str, Any]:
+    """The GPU nodes of a cluster file for this machine: one CPU each, and at most `nodes` of each kind.
+
+    Their GPUs are numbers here, which Ray counts and nobody computes on. Labels and priorities are the file's.
+    """
+    return {
+        name: kind | {"resources": kind["resources"] | {"CPU": 1}, "max_workers": nodes}
+        for name, kind in cluster["available_node_types"].items()
+        if name != cluster["head_node_type"]
+    }
+
+
 @contextmanager
 def autoscaling(node_types: dict[str, Any], idle_minutes: float = 0.1) -> Iterator[str]:
     """The address of a head without CPUs that starts nodes of these types as they are asked for."""

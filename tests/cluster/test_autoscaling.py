@@ -8,29 +8,55 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from bench.machines import Driver, parquet_files
 
 from tests import tiny
-from tests.cluster.autoscaling import autoscaling
+from tests.cluster.autoscaling import autoscaling, scaled_down
 
 pytestmark = pytest.mark.cluster
 
+CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
+
 
 def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    kinds = {"spot": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
+    assert len(nodes_of_a_run(kinds, tmp_path, tiny_llama)) == 2
+    assert "waiting for a worker" in (tmp_path / "log").read_text()
+
+
+def test_nodes_of_our_cluster_come_by_the_labels_that_a_run_asks_for(
+    tmp_path: Path, tiny_llama: dict[str, Any]
+) -> None:
+    kinds = scaled_down(yaml.safe_load(CLUSTER.read_text()), nodes=2)
+    assert kinds["gpu-spot"]["priority"] > kinds["gpu-on-demand"].get("priority", 0)  # so it has to be asked for
+    wanted = {"ray.io/market-type": "on-demand", "datainf/role": "worker"}
+    nodes = nodes_of_a_run(kinds, tmp_path, tiny_llama, gpus_per_worker=1, label_selector=wanted)
+    assert len(nodes) == 2
+    for labels in nodes:
+        assert wanted.items() <= labels.items()
+
+
+def nodes_of_a_run(kinds: dict[str, Any], folder: Path, model: dict[str, Any], **cluster: Any) -> list[dict[str, str]]:
+    """The labels of every node that came for a run of two workers, on a cluster without any before and after it."""
     from ray._raylet import GcsClient
 
-    def workers() -> int:
-        nodes = GcsClient(address=address).get_all_node_info().values()
-        return sum(node.state == 0 and node.resources_total.get("CPU", 0) > 0 for node in nodes)  # 0: alive
+    seen: dict[Any, dict[str, str]] = {}
 
-    tiny.write_rows(tmp_path / "train.jsonl", 400, seed=1)
-    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", gradients="recompute")
-    config["cluster"] |= {"batch_tokens": 1, "max_workers": 2, "min_workers": 2}
-    (tmp_path / "run.yaml").write_text(json.dumps(config))
-    kinds = {"spot": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
+    def workers() -> int:
+        nodes = GcsClient(address=address).get_all_node_info()
+        alive = {key: node for key, node in nodes.items() if node.state == 0}
+        up = {key: dict(node.labels) for key, node in alive.items() if node.resources_total.get("CPU", 0) > 0}
+        seen.update(up)
+        return len(up)
+
+    tiny.write_rows(folder / "train.jsonl", 400, seed=1)
+    config = tiny.configuration(folder, model, folder / "run", gradients="recompute")
+    config["cluster"] |= {"batch_tokens": 1, "max_workers": 2, "min_workers": 2, **cluster}
+    (folder / "run.yaml").write_text(json.dumps(config))
     with autoscaling(kinds) as address:
         assert workers() == 0
-        driver = Driver(tmp_path / "run.yaml", tmp_path / "log", address)
+        driver = Driver(folder / "run.yaml", folder / "log", address)
         most = 0
         try:
             deadline = time.monotonic() + 240
@@ -42,11 +68,11 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path, tiny_llama: dict[s
         finally:
             driver.end()
         assert most == 2
-        assert "waiting for a worker" in driver.said()
         deadline = time.monotonic() + 60
         while workers():
             assert time.monotonic() < deadline, "the nodes stay up"
             time.sleep(0.5)
-    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    document = json.loads((folder / "run" / "run.json").read_text())
     assert document["sweeps"][-1]["workers"] == 2
-    assert len(parquet_files(tmp_path / "run")) == 4
+    assert len(parquet_files(folder / "run")) == 4
+    return list(seen.values())
