@@ -236,6 +236,12 @@ def test_every_model_is_spread_whole_layers_and_ties_kept(arch: str) -> None:
     assert all(weights_on(model, place(model, [10**9, 10**9]), 2))
 
 
+def test_what_comes_before_the_layers_is_together() -> None:
+    """Token and position embeddings are added, however large they are."""
+    where = place(meta_model("gpt2", vocab_size=10000), [10**9] * 8)
+    assert (where["transformer.wte"], where["transformer.wpe"]) == (0, 0)
+
+
 def test_quantized_layers_weigh_less_than_the_rest() -> None:
     model = meta_model("llama", num_hidden_layers=40, vocab_size=4000)
     plain, small = (place(model, [10**9] * 2, torch.bfloat16, q) for q in (None, "4bit"))
