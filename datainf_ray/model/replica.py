@@ -293,8 +293,8 @@ def load_replica(
     seen = torch.cuda.device_count() if device.type == "cuda" else 0
     if devices > 1 and seen < devices:
         raise RequestError(
-            f"cluster.gpus_per_worker: {devices}: torch sees {seen} GPU{'s' * (seen != 1)} there; ask for as many as a "
-            "worker's node has"
+            f"cluster.gpus_per_worker: {devices}: torch sees {seen} GPU{'s' * (seen != 1)} in the worker; use no more "
+            "than its node has"
         )
     folder = adapter_folder(model)
     shapes = adapter_shapes(folder)
