@@ -11,13 +11,17 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import Enum
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from datainf_ray.errors import RequestError, RunFailedError
+
+if TYPE_CHECKING:
+    from datainf_ray.checkup import Finding
 
 app = typer.Typer(
     help="Which training rows did this? Influence of every row of a LoRA fine-tuning corpus.",
@@ -64,6 +68,24 @@ def plan(
     with _terminable():
         expected = forecast(config, calibrate=calibrate, **_overrides(assignments))
     typer.echo(json.dumps(expected.model_dump(), indent=2) if as_json else render(expected))
+
+
+@app.command()
+def check(
+    config: Config,
+    assignments: Assignments = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Before money is spent: try the request, the cluster, its packages, a worker, the storage, and time one chunk."""
+    from datainf_ray.checkup import check as look
+
+    with _terminable():
+        findings = look(config, lambda text: typer.echo(f"{text} …", err=True), **_overrides(assignments))
+    if as_json:
+        typer.echo(json.dumps([{**asdict(finding), "ok": finding.ok} for finding in findings], indent=2))
+    else:
+        _show_findings(findings)
+    sys.exit(next((finding.status for finding in findings if not finding.ok), 0))
 
 
 @app.command()
@@ -167,6 +189,19 @@ def _terminable() -> Iterator[None]:
         os._exit(130)  # at once, whatever else is still at work: `ray job stop` kills after 3 seconds
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _show_findings(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    marks = {0: ("✓", "bold green"), None: ("–", "dim")}
+    for finding in findings:
+        mark, style = marks.get(finding.status, ("✗", "bold red"))
+        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), Text(finding.detail))
+    Console().print(table)
 
 
 def _show(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bool) -> None:

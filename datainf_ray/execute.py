@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from datainf_ray.cluster.calibrate import worker_spec
 from datainf_ray.cluster.gather import consolidate_parts
 from datainf_ray.cluster.indexing import finish_index
-from datainf_ray.cluster.orders import WorkerSpec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.start import Ahead, ClusterFacts, connected
@@ -42,8 +40,9 @@ from datainf_ray.planning.sizing import (
     held_bytes,
     pilot_rows,
 )
-from datainf_ray.progress import Watcher
+from datainf_ray.progress import Meter, Watcher
 from datainf_ray.redaction import redacted_tree
+from datainf_ray.runs.events import Journal
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.parts import CHUNKS, names_of
@@ -51,11 +50,11 @@ from datainf_ray.runs.report import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import top_table
+from datainf_ray.versions import versions
 
 #: What a run that is taken up again keeps of what run.json had.
 _CARRIED = ("sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture")
 _LOSSES = 20  # times that sums may be lost for good, and be computed again
-_PACKAGES = ("datainf-ray", "torch", "transformers", "peft", "ray", "pyarrow")
 
 
 def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
@@ -73,25 +72,30 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
             return run
         document |= {key: run.document.get(key, document[key]) for key in _CARRIED}
     began = time.perf_counter()
-    with Lease(job.directory) as lease:
+    meter, journal = Meter(watcher), Journal(job.directory)
+    with Lease(job.directory, lambda: asdict(meter.progress)) as lease:
+        journal.note("run_begun", rows=job.rows, detail=job.fingerprint)
         job.directory.write_json("run.json", document)
         watcher.say(
             f"{job.rows:,} rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}, "
             f"{len(job.facts.blocks)} blocks with all {job.facts.parameters:,} trainable parameters"
         )
         try:
-            _sweep(job, document, watcher, ahead, began, lease)
+            _sweep(job, document, meter, ahead, began, lease, journal)
         except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
             document["state"] = "failed" if isinstance(error, Exception) else "interrupted"
             document["reason"] = one_line(error)
             document["seconds"] = round(time.perf_counter() - began, 3)
+            journal.note(f"run_{document['state']}", detail=document["reason"])
             if lease.lost is None:  # else the document is another driver's by now
-                _write_last(job, document, watcher)
+                _write_last(job, document, journal, watcher)
             if isinstance(error, OSError):  # files and stores: the user's to mend
                 cause = getattr(error, "cause", error)  # under what Ray puts around it
                 raise RunFailedError(f"{type(cause).__name__}: {one_line(cause)[:500]}") from error
             raise
         document.update(state="done", finished=_now(), seconds=round(time.perf_counter() - began, 3))
+        journal.note("run_done", seconds=document["seconds"])
+        journal.flush()
         job.directory.write_json("run.json", document)
         run = open_run(job.directory.url)
         write_report(run)
@@ -107,23 +111,34 @@ def _finish(job: Job, run: Run) -> None:
     job.directory.remove_temporaries()
 
 
-def _write_last(job: Job, document: dict[str, Any], watcher: Watcher) -> None:
-    """run.json of a run that has gone wrong, if it can be written: what went wrong may be just that."""
+def _write_last(job: Job, document: dict[str, Any], journal: Journal, watcher: Watcher) -> None:
+    """run.json and the last events of a run that has gone wrong, if they can be written: that may be what is wrong."""
     try:
         job.directory.write_json("run.json", document)
+        journal.flush()
     except Exception as error:  # every storage library has its own classes
         watcher.say(f"{job.directory.path('run.json')} could not be written: {one_line(error)}")
 
 
 def _sweep(
-    job: Job, document: dict[str, Any], watcher: Watcher, ahead: Ahead | None, began: float, lease: Lease
+    job: Job,
+    document: dict[str, Any],
+    watcher: Watcher,
+    ahead: Ahead | None,
+    began: float,
+    lease: Lease,
+    journal: Journal,
 ) -> None:
     """All that needs the cluster, and the files that come of it; fills in `document` of the run that `began` then."""
     config = job.config
-    spec = WorkerSpec(config, job.facts, job.corpora, job.sample, job.directory, job.index)
+    spec = worker_spec(job)
 
     def note() -> None:
         job.directory.write_json("run.json", document)
+
+    def pulse() -> None:
+        lease.check()
+        journal.tick()
 
     with connected(config.cluster, config.output, ahead) as cluster:
         pool = Pool(
@@ -136,6 +151,7 @@ def _sweep(
             say=watcher.say,
             crashed=document["crashed"],
             found=note,
+            note=journal.note,
         )
         with closing(pool):
             pool.start(job.rows)
@@ -160,7 +176,7 @@ def _sweep(
                     document["sweeps"],
                     source,
                     noted=note,
-                    pulse=lease.check,
+                    pulse=pulse,
                 )
                 try:
                     gradients = sweeps.remember("queries", lambda sweeps=sweeps: _query_gradients(job, sweeps))[
@@ -296,7 +312,7 @@ def _document(job: Job) -> dict[str, Any]:
         "config": redacted_tree(job.config.model_dump(mode="json")),
         "fingerprint": job.fingerprint,
         "identity": job.identity,
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(),
         "sign": SIGN,
         "created": _now(),
         "finished": None,

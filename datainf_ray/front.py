@@ -5,28 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datainf_ray.background import LocalDriver
 from datainf_ray.cluster.start import Ahead
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.libraries import load_pandas, loading
-from datainf_ray.request import begun, understand
-from datainf_ray.runs.results import Run, open_run
+from datainf_ray.request import begun, portable, understand
+from datainf_ray.runs.results import Driver, Run, open_run
 from datainf_ray.storage import AT_FIRST, configured, patience
 
 if TYPE_CHECKING:
     from datainf_ray.job import Job
 
 
-def attribute(config: str | Path | dict[str, Any] | RunConfig, *, progress: bool = True, **overrides: Any) -> Run:
+def attribute(
+    config: str | Path | dict[str, Any] | RunConfig, *, progress: bool = True, block: bool = True, **overrides: Any
+) -> Run:
     """Compute the influence of every training row on every query, and write the run directory.
 
     `config` is a YAML file, a dict or a `RunConfig`; `overrides` replace its keys (`output="runs/a"`, or
     `**{"cluster.max_workers": 2}`). A run that is already there and done is returned as it is; one that was cut off is
     taken up again. Raises `RequestError` before anything is started where the request is wrong, and `RunFailedError`
     where the run could not be finished.
+
+    With `block=False` the run goes on in the background, and comes back as it is: it has `progress()`, `wait()` and
+    `stop()`. On a cluster (the session's own, `cluster.address` or RAY_ADDRESS) its driver lives there, and goes on
+    when this process ends; else it is a thread of this process. What takes more than a moment to find out, `wait()`
+    raises.
     """
     asked = load_config(config, **overrides)
     with configured(asked.storage_options):
-        return _attribute(asked, progress)
+        return _attribute(asked, progress) if block else _begin(asked)
+
+
+def _begin(config: RunConfig) -> Run:
+    with patience(AT_FIRST):
+        directory = understand(config).directory
+    if Ahead(config.cluster).wanted:
+        driver: Driver = LocalDriver(config, lambda: attribute(config, progress=False))
+    else:
+        from datainf_ray.cluster.driver import drive
+
+        driver = drive(portable(config))
+    return Run(directory, driver)
 
 
 def _attribute(config: RunConfig, progress: bool) -> Run:

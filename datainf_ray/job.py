@@ -148,7 +148,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     groups, names = _groups(config, corpora["queries"])
     job = Job(config, request.directory, facts, corpora, examples, groups, names)
     if writable:
-        _check_output(job)
+        check_output(job)
     return job
 
 
@@ -186,7 +186,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     for part in ("adapter", "base"):
         if job.identity[part] != run.document["identity"][part]:
             raise RequestError(f"model.{part}: {getattr(config.model, part)}: has changed since {run.url} was made")
-    _check_output(job)
+    check_output(job)
     return job
 
 
@@ -235,7 +235,7 @@ def _groups(config: RunConfig, corpus: Corpus) -> tuple[np.ndarray, list[str] | 
     return np.array(groups, dtype=np.int64), list(numbers)
 
 
-def _check_output(job: Job) -> None:
+def check_output(job: Job) -> None:
     """The output can be written, and if there is a run already, it is this one."""
     directory = job.directory
     try:

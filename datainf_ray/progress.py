@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol
 
@@ -11,13 +12,13 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Display
 from rich.text import Text
 
 from datainf_ray.redaction import redacted
@@ -53,54 +54,109 @@ class Silent:
     def end(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: the sweep that goes on, and how fast. `str` is a line of it."""
+
+    state: str  # starting, running, done, failed or interrupted
+    sweep: str | None = None  # None: between sweeps, or before the first
+    rows: int = 0  # of the sweep
+    done: int = 0
+    tokens: int = 0  # of the rows that are done, without padding
+    seconds: float = 0.0  # since the sweep began, or since its first worker was up
+    workers: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of this sweep, if the rest goes as what is done; None where nothing is."""
+        return (self.rows - self.done) * self.seconds / self.done if self.done else None
+
+    def __str__(self) -> str:
+        if self.sweep is None:
+            return self.state
+        if not self.workers:
+            return f"{self.sweep}: waiting for a worker, {_clock(self.seconds)}"
+        left = self.seconds_left
+        if left is None:
+            return f"{self.sweep}: {self.rows:,} rows, {_workers(self.workers)}, {_clock(self.seconds)}"
+        rest = f"{_clock(left)} left" if self.done < self.rows else f"took {_clock(self.seconds)}"
+        return (
+            f"{self.sweep}: {self.done:,} of {self.rows:,} rows, {self.tokens_per_second:,.0f} tokens/s, "
+            f"{_workers(self.workers)}, {rest}"
+        )
+
+
+class Meter:
+    """A watcher that tells another one all that it is told, and knows how far the run is."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self._now = Progress("running")
+        self._began = 0.0
+
+    @property
+    def progress(self) -> Progress:
+        now = self._now
+        return now if now.sweep is None else replace(now, seconds=round(time.monotonic() - self._began, 3))
+
+    def say(self, text: str) -> None:
+        self.watcher.say(text)
+
+    def begin(self, sweep: str, rows: int) -> None:
+        self._began = time.monotonic()
+        self._now = Progress("running", sweep, rows)
+        self.watcher.begin(sweep, rows)
+
+    def advance(self, rows: int, tokens: int, workers: int) -> None:
+        now = self._now
+        if now.workers == 0 and workers:
+            self._began = time.monotonic()  # a worker's start is not the sweep's speed
+        self._now = replace(now, done=now.done + rows, tokens=now.tokens + tokens, workers=workers)
+        self.watcher.advance(rows, tokens, workers)
+
+    def end(self) -> None:
+        self.watcher.end()
+        self._now = Progress("running")
+
+
 class Lines:
     """Plain lines on standard error: one when a sweep begins and ends, and one every few seconds between."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.meter = Meter(Silent())
 
     def say(self, text: str) -> None:
         self.console.print(redacted(text), markup=False)
 
     def begin(self, sweep: str, rows: int) -> None:
-        self.sweep, self.rows = sweep, rows
-        self.done = self.tokens = self.workers = 0
-        self.began = self.shown = time.monotonic()
+        self.meter.begin(sweep, rows)
+        self.shown = time.monotonic()
 
     def advance(self, rows: int, tokens: int, workers: int) -> None:
-        if self.workers == 0 and workers:
-            self.began = time.monotonic()  # a worker's start is not the sweep's speed
-        self.done, self.tokens, self.workers = self.done + rows, self.tokens + tokens, workers
-        if time.monotonic() - self.shown >= _EVERY and self.done < self.rows:
+        self.meter.advance(rows, tokens, workers)
+        now = self.meter.progress
+        if time.monotonic() - self.shown >= _EVERY and now.done < now.rows:
             self._show()
 
     def end(self) -> None:
         self._show()
+        self.meter.end()
 
     def _show(self) -> None:
         self.shown = time.monotonic()
-        seconds = max(self.shown - self.began, 1e-9)
-        if not self.workers:
-            self.say(f"{self.sweep}: waiting for a worker, {_clock(seconds)}")
-        elif not self.done:
-            self.say(f"{self.sweep}: {self.rows:,} rows, {_workers(self.workers)}, {_clock(seconds)}")
-        else:
-            self.say(f"{self.sweep}: {self._state(seconds)}")
-
-    def _state(self, seconds: float) -> str:
-        left = (self.rows - self.done) * seconds / self.done
-        rest = f"{_clock(left)} left" if self.done < self.rows else f"took {_clock(seconds)}"
-        return (
-            f"{self.done:,} of {self.rows:,} rows, {self.tokens / seconds:,.0f} tokens/s, "
-            f"{_workers(self.workers)}, {rest}"
-        )
+        self.say(str(self.meter.progress))
 
 
 class Bars:
     """One bar per sweep, on a terminal or in a notebook."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.progress = Progress(
+        self.progress = Display(
             SpinnerColumn(),
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=16),
@@ -127,6 +183,31 @@ class Bars:
     def end(self) -> None:
         self.progress.stop()
         self.progress.update(self.task, visible=False)
+
+
+class Shown:
+    """Shows a run that goes on elsewhere, of which one learns now and then how far it is."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self._last = Progress("starting")
+
+    def show(self, now: Progress) -> None:
+        if now == self._last:  # its driver has not said more since
+            return
+        if now.sweep != self._last.sweep or now.done < self._last.done:
+            self.end()
+            if now.sweep is not None:
+                self.watcher.begin(now.sweep, now.rows)
+            self._last = Progress(now.state, now.sweep, now.rows)
+        if now.sweep is not None:
+            self.watcher.advance(now.done - self._last.done, now.tokens - self._last.tokens, now.workers)
+        self._last = now
+
+    def end(self) -> None:
+        if self._last.sweep is not None:
+            self.watcher.end()
+        self._last = Progress(self._last.state)
 
 
 class _Speed(ProgressColumn):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datainf_ray.config import RunConfig, one_line
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
@@ -47,6 +49,21 @@ def index_directory(config: RunConfig) -> RunDirectory | None:
     if not config.index:
         return None
     return RunDirectory(f"{config.output.rstrip('/')}/index" if config.index is True else config.index, key="index")
+
+
+def portable(config: RunConfig) -> RunConfig:
+    """The same request for a process with another working directory: every local path is absolute."""
+
+    def resolved(path: str) -> str:
+        return path if "://" in path or "::" in path else os.path.abspath(os.path.expanduser(path))
+
+    changed: dict[str, Any] = {"output": resolved(config.output)}
+    if isinstance(config.index, str):
+        changed["index"] = resolved(config.index)
+    for name in ("train", "queries"):
+        rows = getattr(config, name)
+        changed[name] = rows.model_copy(update={"path": tuple(map(resolved, rows.paths))})
+    return absolute(config).model_copy(update=changed)
 
 
 def absolute(config: RunConfig) -> RunConfig:

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from datainf_ray.cluster.orders import WorkerSpec
 from datainf_ray.cluster.pool import Pool
-from datainf_ray.cluster.start import connected
+from datainf_ray.cluster.start import ClusterFacts, connected
 from datainf_ray.corpus.sample import sample_chunks
 from datainf_ray.job import Job
 from datainf_ray.planning.forecast import Calibration
@@ -23,16 +23,25 @@ def measure(job: Job) -> tuple[Calibration, Room]:
     Also gives the room that there is. Raises what the run would where the cluster cannot be reached or the worker
     cannot start.
     """
-    config = job.config
-    spec = WorkerSpec(config, job.facts, job.corpora, job.sample, job.directory)
-    ((chunk, *_),) = sample_chunks(job.corpora["train"], _ROWS, config.seed, _ROWS)
-    with connected(config.cluster, config.output) as cluster:
-        pool = Pool(spec, 1, 1, cluster.room.gpus_per_worker)
-        with closing(pool):
-            began = time.perf_counter()
-            room = cluster.with_device(pool.first("device_bytes"))
-            start = time.perf_counter() - began
-            batch_tokens = expected_batch_tokens(job, room)
-            queries = max(last - first for first, last in choose_groups(job, room, batch_tokens)[0])
-            rate, peak, tokens = pool.first("calibrate", chunk, queries, batch_tokens)
-            return Calibration(rate, peak, start, pool.infos[0].device, tokens), room
+    with (
+        connected(job.config.cluster, job.config.output) as cluster,
+        closing(Pool(worker_spec(job), 1, 1, cluster.room.gpus_per_worker)) as pool,
+    ):
+        return measured(job, cluster, pool)
+
+
+def worker_spec(job: Job) -> WorkerSpec:
+    """What the workers of a job's run are made from."""
+    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index)
+
+
+def measured(job: Job, cluster: ClusterFacts, pool: Pool) -> tuple[Calibration, Room]:
+    """The same, by the first worker of a pool."""
+    ((chunk, *_),) = sample_chunks(job.corpora["train"], _ROWS, job.config.seed, _ROWS)
+    began = time.perf_counter()
+    room = cluster.with_device(pool.first("device_bytes"))
+    start = time.perf_counter() - began
+    batch_tokens = expected_batch_tokens(job, room)
+    queries = max(last - first for first, last in choose_groups(job, room, batch_tokens)[0])
+    rate, peak, tokens = pool.first("calibrate", chunk, queries, batch_tokens)
+    return Calibration(rate, peak, start, pool.infos[0].device, tokens), room

@@ -41,13 +41,26 @@ FACTS = pa.schema(
 
 
 @dataclass(frozen=True)
+class Timing:
+    """When a chunk was computed, by its worker's clock (seconds since 1970)."""
+
+    began: float
+    ended: float
+    waited: float  # seconds that the worker was idle before, because the rows were still being read
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+@dataclass(frozen=True)
 class ChunkReport:
     """What the driver learns of a finished chunk; the statistics themselves travel beside it."""
 
     chunk: int
     rows: int
     tokens: int
-    seconds: float
+    timing: Timing
     status: dict[str, int]
     problems: list[tuple[str, str, str]] = field(default_factory=list)  # (id, status, detail) of some bad rows
     facts: pa.Table | None = None  # queries only
@@ -220,7 +233,7 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
 def report_of(
     chunk: Chunk,
     facts: pa.Table,
-    seconds: float,
+    timing: Timing,
     *,
     whole: bool = False,
     recomputed: bool = False,
@@ -235,7 +248,7 @@ def report_of(
         chunk.number,
         len(facts),
         int(tokens),
-        seconds,
+        timing,
         dict(Counter(status)),
         problems,
         facts if whole else None,

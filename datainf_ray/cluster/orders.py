@@ -40,7 +40,9 @@ class WorkerInfo:
     dtype: str
     attention: str
     verdict: Verdict
-    seconds: float  # that it took to load the model and to check it
+    versions: dict[str, str]
+    fetched: float  # seconds until the base's files were on this machine
+    seconds: float  # until the model was loaded and checked, fetching included
 
 
 @dataclass(frozen=True)

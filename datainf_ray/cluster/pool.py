@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from datainf_ray.cluster.backlog import Backlog, Work, said
 from datainf_ray.cluster.chunk import ChunkReport
+from datainf_ray.cluster.metrics import DONE, FAILED, RETRIED, DriverMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import StateLostError, is_lost
 from datainf_ray.cluster.start import draining_nodes, resources_said, wants, worker_environment
@@ -26,6 +27,8 @@ from datainf_ray.cluster.worker import Worker
 from datainf_ray.config import ClusterConfig, one_line
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.errors import RequestError, RunFailedError
+from datainf_ray.redaction import redacted
+from datainf_ray.runs.events import Note, forget
 
 IN_FLIGHT = 2  #: chunks that a worker has at a time: it computes one, and reads or writes the other
 STARTS = 3  #: workers that may fail to start, one after another, for every worker that is wanted
@@ -40,6 +43,7 @@ class _Member:
     """A worker as the driver sees it."""
 
     actor: ActorHandle
+    name: str
     ready: Any  # the reference that resolves to its WorkerInfo
     info: WorkerInfo | None = None
     calls: list[Any] = field(default_factory=list)  # references to reports, the oldest first
@@ -64,6 +68,7 @@ class _Call:
     backlog: Backlog  # of the sweep that it belongs to, which may be over
     work: Work
     results: list[Any]
+    sweep: str  # its name
 
 
 def hire(config: ClusterConfig, gpus_per_worker: int) -> ActorHandle:
@@ -85,8 +90,8 @@ class Pool:
 
     `minimum` must be up before a sweep begins, and that many are kept when there is nothing to do. `actors` are workers
     that are on their way already; with `grows` false none can come up later that cannot come up now. `say` is told in a
-    line of what goes wrong and is borne. `crashed` are the rows, by corpus, that end their workers: those that are
-    known, and those that are found, which `found` is called for.
+    line of what goes wrong and is borne, `note` of everything that happens. `crashed` are the rows, by corpus, that end
+    their workers: those that are known, and those that are found, which `found` is called for.
     """
 
     def __init__(
@@ -101,14 +106,17 @@ class Pool:
         say: Callable[[str], None] = lambda text: None,
         crashed: dict[str, list[int]] | None = None,
         found: Callable[[], None] = lambda: None,
+        note: Note = forget,
     ) -> None:
         self.spec, self.limit, self.minimum, self.gpus_per_worker = spec, limit, minimum, gpus_per_worker
-        self.say, self.found = say, found
+        self.say, self.found, self.note = say, found, note
+        self.metrics = DriverMetrics(redacted(spec.directory.url))
         self.crashed = crashed if crashed is not None else {}
         self.infos: list[WorkerInfo] = []  # of every worker that ever came up
         self.numbers = itertools.count()  # of sweeps; workers know them by it
         self.begun: list[float] = []  # when each sweep's first chunk was handed out, by time.perf_counter
         self._hired = deque(actors)
+        self._names = itertools.count()
         self._shared = ray.put(spec)
         self._members: list[_Member] = []
         self._flying: dict[Any, _Call] = {}  # second starts may be in flight when their sweep is over
@@ -136,7 +144,8 @@ class Pool:
                 break
             else:
                 actor = hire(self.spec.config.cluster, self.gpus_per_worker)
-            self._members.append(_Member(actor, actor.load.remote(self._shared)))
+            name = str(next(self._names))
+            self._members.append(_Member(actor, name, actor.load.remote(self._shared, name)))
 
     def first(self, method: str, *values: Any) -> Any:
         """What one worker's method gives, of the first that is up."""
@@ -152,9 +161,13 @@ class Pool:
                 return ray.get(getattr(member.actor, method).remote(*values))
             except RayActorError as error:
                 self._members.remove(member)
+                self.note("worker_lost", **_who(member), detail=one_line(error))
                 self._cannot_start(f"{method}: {one_line(_cause(error))[:500]}")
             except RayTaskError as error:
-                raise RunFailedError(f"{method}: {one_line(_cause(error))[:500]}") from None
+                cause = _cause(error)
+                if isinstance(cause, RequestError | RunFailedError):
+                    raise cause from None
+                raise RunFailedError(f"{method}: {one_line(cause)[:500]}") from None
 
     def run(
         self,
@@ -182,6 +195,8 @@ class Pool:
                 rows = f"row{'s' if len(new) > 1 else ''} {', '.join(map(str, new))}"
                 self.say(f"{sweep.name}: {rows} of {sweep.corpus} ended every worker; left out with the status crashed")
                 self.found()
+                for row in new:
+                    self.note("row_crashed", sweep=sweep.name, detail=f"row {row} of {sweep.corpus}")
             if self.ready and len(self.begun) == sweeps:
                 self.begun.append(time.perf_counter())
             now = time.monotonic()
@@ -196,6 +211,8 @@ class Pool:
                     )
                     if work is not None:
                         self._give(member, backlog, work, sweep, shared, replace(order(work.chunk), crashed=(*known,)))
+                        if work.runners > 1:
+                            self.note("chunk_started_again", **_who(member), sweep=sweep.name, chunk=work.chunk.number)
 
         self._awake()
         try:
@@ -222,9 +239,13 @@ class Pool:
                         if call.work.done or call.backlog is not backlog:  # nobody waits for it any more
                             self._end(reference, call)
                             continue
-                        raise _failure(call.work.chunk, error) from None
+                        failure = _failure(call.work.chunk, error)
+                        self.metrics.chunk(FAILED)
+                        self.note("chunk_failed", **_who(call.member), **_what(call), detail=one_line(failure))
+                        raise failure from None
                     self._end(reference, call)
                     first = call.backlog.finish(call.work, time.monotonic())
+                    self._finished(call, report, first)
                     hand_out()  # before the result is dealt with: the worker need not wait for that
                     if first:
                         assert call.member.info is not None
@@ -249,7 +270,23 @@ class Pool:
         call = member.actor.run.options(num_returns=1 + sweep.outputs)
         report, *results = call.remote(sweep.number, shared, order)
         member.calls.append(report)
-        self._flying[report] = _Call(member, backlog, work, results)
+        self._flying[report] = _Call(member, backlog, work, results, sweep.name)
+
+    def _finished(self, call: _Call, report: ChunkReport, first: bool) -> None:
+        """Tell that a chunk is done; `first`: it is a chunk's result, and the first one."""
+        timing = report.timing
+        self.note(
+            "chunk_done" if first else "chunk_done_again" if call.work.search is None else "rows_tried",
+            **_who(call.member),
+            **_what(call),
+            rows=report.rows,
+            tokens=report.tokens,
+            began=round(timing.began, 3),
+            ended=round(timing.ended, 3),
+            waited=round(max(timing.waited, 0.0), 3),
+        )
+        if first:
+            self.metrics.chunk(DONE)
 
     def _end(self, reference: Any, call: _Call) -> None:
         del self._flying[reference]
@@ -285,7 +322,10 @@ class Pool:
             else:
                 member.idle = time.monotonic()
                 self._reasons.clear()
+                self._tell_of(member.info)
                 self.infos.append(member.info)
+                self.note("worker_up", **_who(member), device=member.info.device, seconds=round(member.info.seconds, 3))
+                self.metrics.workers(self.ready)
         limit = self.spec.config.cluster.start_timeout
         if self.ready:
             self._stranded = None
@@ -299,9 +339,18 @@ class Pool:
                 f"and the cluster has {resources_said()}"
             )
 
+    def _tell_of(self, info: WorkerInfo) -> None:
+        """What the first worker's start took; the others' is in the events."""
+        if not self.infos:
+            self.say(
+                f"a worker is up on {info.host} ({info.device}, {info.dtype}): model fetched in {info.fetched:.1f} s, "
+                f"loaded and checked in {info.seconds - info.fetched:.1f} s"
+            )
+
     def _cannot_start(self, reason: str) -> None:
         """A worker that could not start. The reason is told once; the next one is asked for a while later."""
         self._reasons.append(reason)
+        self.note("worker_cannot_start", detail=reason)
         self._not_before = time.monotonic() + min(_PAUSE, 2.0 ** (len(self._reasons) - 2))
         if reason not in self._told:
             self._told.add(reason)
@@ -328,6 +377,8 @@ class Pool:
                     spare -= 1
                     self._members.remove(member)
                     ray.kill(member.actor)
+                    self.note("worker_released", **_who(member), detail="idle" if bored else "its node is drained")
+                    self.metrics.workers(self.ready)
 
     def _rest(self) -> None:
         """Between sweeps workers wait for the next one, for a while."""
@@ -350,8 +401,24 @@ class Pool:
         ray.kill(member.actor)  # it may be out of reach only, and would keep its GPU
         lost = [self._flying.pop(call) for call in member.calls]
         preempted = bool(getattr(error, "preempted", False))
+        self.note("worker_lost", **_who(member), detail=("preempted: " if preempted else "") + one_line(error))
+        self.metrics.workers(self.ready)
+        for call in lost:
+            self.metrics.chunk(RETRIED)
+            self.note("chunk_lost", **_who(member), **_what(call))
         for call in reversed(lost):
             call.backlog.lose(call.work, len(lost) == 1, preempted, one_line(error))
+
+
+def _who(member: _Member) -> dict[str, str | None]:
+    """A worker, for an event."""
+    info = member.info
+    return {"worker": member.name, "node": info and info.node, "host": info and info.host}
+
+
+def _what(call: _Call) -> dict[str, Any]:
+    """A chunk, for an event."""
+    return {"sweep": call.sweep, "chunk": call.work.chunk.number}
 
 
 def _cause(error: Exception) -> Exception | str:

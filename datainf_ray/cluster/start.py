@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _HEAP = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),  # the most that it takes
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
+_KNOCK = 20.0  # seconds in which a cluster must answer
 _LEAVE = 2.0  # seconds that an interrupted command gives a Ray of its own to end
 _UNKNOWN_BYTES = 8 * 2**30  # a worker's memory, where no node is up yet that could hold one
 
@@ -53,7 +55,7 @@ class Ahead:
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
-        self.wanted = not (ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS"))
+        self.wanted = not (ray.is_initialized() or _address(config))
         self._thread: threading.Thread | None = None
         self._up, self._over = threading.Event(), threading.Event()
         self._error: Exception | None = None
@@ -88,7 +90,7 @@ class Ahead:
 
     def _run(self) -> None:
         try:
-            _init(None)
+            join(self.config)
             facts = _facts(self.config, local=True)
             from datainf_ray.cluster.pool import hire  # here, because it loads torch
 
@@ -113,20 +115,11 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
         raise RequestError(
             f"output: {output} lies in the memory of one process, and workers are others; use a path or a store's URL"
         )
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    ours = False
-    try:
-        facts = ahead.taken() if ahead is not None else None
-        if facts is None and not ray.is_initialized():
-            _init(address)
-            ours = True
-    except RequestError:  # of what was started ahead: it says all
-        raise
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RequestError(f"cluster.address: {address or 'local'}: {one_line(error)[:300]}") from None
+    facts = ahead.taken() if ahead is not None else None
+    ours = facts is None and join(config)
     try:
         if facts is None:
-            facts = _facts(config, local=ours and not address)
+            facts = _facts(config, local=ours and not _address(config))
             if not facts.local:
                 _check_reach(output)
         yield facts
@@ -135,6 +128,32 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
             ray.shutdown()
         elif ahead is not None:
             ahead.end()
+
+
+def join(config: ClusterConfig) -> bool:
+    """Have this process in the cluster, or in a local one that is started; whether it was not in one before.
+
+    Raises `RequestError` where that cannot be.
+    """
+    if ray.is_initialized():
+        return False
+    try:
+        _knock(_address(config))
+        _init(_address(config))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RequestError(f"cluster.address: {_address(config) or 'local'}: {one_line(error)[:300]}") from None
+    return True
+
+
+def _knock(address: str | None) -> None:
+    """Raises `OSError` where nobody listens at an address: Ray would go on trying for many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+
+
+def _address(config: ClusterConfig) -> str | None:
+    return config.address or os.environ.get("RAY_ADDRESS")
 
 
 def worker_environment() -> dict[str, Any]:
@@ -223,9 +242,10 @@ def has_labels(labels: dict[str, str], selector: dict[str, str]) -> bool:
 def wants(config: ClusterConfig, gpus_per_worker: int) -> str:
     """What a worker takes, in words."""
     labels = ", ".join(f"{key}={value}" for key, value in config.label_selector.items())
+    cpus = config.cpus_per_worker
     return (
-        f"{config.cpus_per_worker} CPUs"
-        + (f" and {gpus_per_worker} GPUs" if gpus_per_worker else "")
+        f"{cpus} CPU{'s' * (cpus != 1)}"
+        + (f" and {gpus_per_worker} GPU{'s' * (gpus_per_worker != 1)}" if gpus_per_worker else "")
         + (f" on a node with {labels}" if labels else "")
     )
 

@@ -135,7 +135,9 @@ class ClusterSweeps:
         )
         sums.restore()
         tables: dict[int, pa.Table] = {}
-        self.watcher.begin(name, sum(chunk.rows for chunk in chunks))
+        rows = sum(chunk.rows for chunk in chunks)
+        self.watcher.begin(name, rows)
+        self.pool.note("sweep_begun", sweep=name, rows=rows)
         if (restored := sums.tally).rows:
             self.watcher.say(f"{name}: {restored.rows:,} rows taken up from an earlier attempt")
             self.watcher.advance(restored.rows, 0, self.pool.ready)
@@ -174,6 +176,7 @@ class ClusterSweeps:
         sums.keep(always=False)  # what follows from it is kept a little later
         *root, tally = sums.result()
         began = self.pool.begun[-1] if workers else began
+        self.pool.note("sweep_done", sweep=name, rows=rows, seconds=round(time.perf_counter() - began, 3))
         self._record(
             key,
             {

@@ -28,6 +28,7 @@ from datainf_ray.cluster.chunk import (
     Kept,
     Recorder,
     Swept,
+    Timing,
     facts_of,
     from_index,
     replay,
@@ -35,6 +36,7 @@ from datainf_ray.cluster.chunk import (
     sweep_chunk,
 )
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
+from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
 from datainf_ray.config import one_line
@@ -47,14 +49,18 @@ from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
 from datainf_ray.influence.projection import Projector
 from datainf_ray.job import encoder_for
 from datainf_ray.libraries import load_pandas, loading
+from datainf_ray.model.files import local_folder
 from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.replica import load_replica
+from datainf_ray.redaction import redacted
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
 from datainf_ray.storage import configure
+from datainf_ray.versions import versions
 
 _CALIBRATION = 3.0  # seconds
+_TRIED = 8  # rows of each corpus that are read to see whether they can be
 _CRASHED = "every worker that computed it died"
 
 Result = TypeVar("Result")
@@ -73,23 +79,30 @@ class Worker:
         self._fetching, self._reading = threading.Lock(), threading.Lock()
         self._computing = ThreadPoolExecutor(1, "computing")
         self._at: _At | None = None
+        self._free = time.monotonic()  # since when nothing is computed
         self._projector: Projector | None = None
         with loading():
             importlib.import_module("peft")  # and transformers with it: while the driver still looks at the request
             load_pandas()
         gc.freeze()  # modules stay for good: collections need not look through them
 
-    def load(self, spec: WorkerSpec) -> WorkerInfo:
-        """Make ready for a run. Raises where that cannot be: the pool tells the user why."""
-        return self._compute(self._load, spec)
+    def load(self, spec: WorkerSpec, name: str) -> WorkerInfo:
+        """Make ready for a run, in which this worker is called `name`.
+
+        Raises where that cannot be: the pool tells the user why.
+        """
+        return self._compute(self._load, spec, name)
 
     def _compute(self, work: Callable[..., Result], *values: Any) -> Result:
         return self._computing.submit(work, *values).result()
 
-    def _load(self, spec: WorkerSpec) -> WorkerInfo:
+    def _load(self, spec: WorkerSpec, name: str) -> WorkerInfo:
         began = time.perf_counter()
         config = spec.config
         configure(config.storage_options)
+        self.metrics = WorkerMetrics(redacted(spec.directory.url), name)
+        local_folder(config.model.base, "model.base")  # by one worker of every machine; the others wait for it
+        fetched = time.perf_counter() - began
         # For this thread: sums depend on the number of threads, and so does the speed.
         torch.set_num_threads(config.cluster.cpus_per_worker)
         use_gpu = torch.cuda.is_available() and config.cluster.gpus_per_worker != 0
@@ -117,12 +130,32 @@ class Worker:
             dtype=str(base.dtype).removeprefix("torch."),
             attention=str(getattr(base.config, "_attn_implementation", None)),
             verdict=verdict,
+            versions=versions(),
+            fetched=fetched,
             seconds=time.perf_counter() - began,
         )
 
     def device_bytes(self) -> int | None:
         """The memory of this worker's GPU, of several the first, where folds are; None where it has none."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
+
+    def _gpu_bytes(self) -> int | None:
+        """What this process has of its GPUs; None where it has none."""
+        if self.device.type != "cuda":
+            return None
+        return sum(torch.cuda.memory_reserved(number) for number in range(torch.cuda.device_count()))
+
+    def reach(self) -> int:
+        """Read the first rows of every corpus, and write a file into the output and take it away; how many were read.
+
+        Raises `RequestError` where that cannot be.
+        """
+        for directory in {self.spec.directory, *([self.spec.index] if self.spec.index else [])}:
+            directory.check_writable()
+        return sum(
+            len(self.readers[name].read(corpus.chunks(min(_TRIED, corpus.rows))[0]))
+            for name, corpus in self.spec.corpora.items()
+        )
 
     def largest_batch(self, longest: int, hold: int) -> int:
         """The tokens of the largest batch that this worker's GPUs have room for beside `hold` bytes."""
@@ -165,25 +198,26 @@ class Worker:
         """Sweep one chunk: its report, then one statistic per shard, then its top rows where there are scores, then
         its gradients where they are kept. `sweep` holds the reference to sweep `number`. A trial gives only its report.
         """
-        began = time.perf_counter()
+        ordered = time.monotonic()
         at = self._current(number, sweep)
         current, config = at.sweep, self.spec.config
         if order.trial:
-            trial = self._computed(_At(replace(current, keep=False, index=False), at.inputs), order)
-            report = report_of(order.chunk, trial.facts, time.perf_counter() - began)
-            return (report, *[None] * current.outputs)
-        done = self._committed(current, order) if order.committed else self._computed(at, order)
+            trial = self._computed(_At(replace(current, keep=False, index=False), at.inputs), order, ordered)
+            return (report_of(order.chunk, trial.facts, trial.timing), *[None] * current.outputs)
+        done = self._committed(current, order) if order.committed else self._computed(at, order, ordered)
         if done.swept is not None and current.fold is Scores:
             directory, keep = current.directory or self.spec.directory, config.results.scores
             done.influence = commit_scores(directory, order.chunk, done.swept, current.unusable, keep)
         report = report_of(
             order.chunk,
             done.facts,
-            time.perf_counter() - began,
+            done.timing,
             whole=current.corpus == "queries",
             recomputed=done.recomputed,
             batch_tokens=done.batch_tokens,
         )
+        times = done.timing.seconds, done.timing.waited
+        self.metrics.chunk(current.name, report.rows, report.tokens, *times, self._gpu_bytes())
         shards = [{name: done.state[name] for name in shard} for shard in current.shards]
         top = [] if done.influence is None else [top_of(done.influence, done.facts, config.results.top_k)]
         return (report, *shards, *top, *([done.kept] if current.keep else []))
@@ -208,12 +242,16 @@ class Worker:
 
     def _committed(self, sweep: Sweep, order: Order) -> _Done:
         """What an earlier attempt wrote for a chunk of the scoring sweep."""
+        began = time.time()
         facts = self._part(order)[2] if sweep.source == "index" else self._facts(sweep, order)
         influence, facts, state = committed_scores(self.spec.directory, order.chunk, facts)
-        return _Done(facts, arrays(state), influence=influence)
+        return _Done(facts, arrays(state), Timing(began, time.time(), 0.0), influence=influence)
 
-    def _computed(self, at: _At, order: Order) -> _Done:
-        """What comes of a chunk whose rows are read, unless their gradients are at hand, and swept."""
+    def _computed(self, at: _At, order: Order, ordered: float) -> _Done:
+        """What comes of a chunk whose rows are read, unless their gradients are at hand, and swept.
+
+        `ordered` is when it was ordered, by time.monotonic.
+        """
         sweep = at.sweep
         kept, recomputed = self._kept(order)
         part = self._part(order) if sweep.source == "index" else None
@@ -225,8 +263,9 @@ class Worker:
         recorders: list[Recorder] = [Keeper()] if sweep.keep else []
         smaller: int | None = None
 
-        def compute() -> tuple[Swept, Shard]:
+        def compute() -> tuple[Swept, Shard, Timing]:
             nonlocal smaller
+            began, waited = time.time(), time.monotonic() - max(ordered, self._free)
             if sweep.index:
                 recorders.append(self._indexer(order.chunk.rows))
             if part is not None:
@@ -235,10 +274,12 @@ class Worker:
                 swept = replay(kept, make_fold, self.device, recorders)
             else:
                 swept, smaller = self._swept(examples, make_fold, sweep.batch_tokens, recorders)
-            return swept, arrays(swept.fold.result())
+            state = arrays(swept.fold.result())
+            self._free = time.monotonic()
+            return swept, state, Timing(began, time.time(), waited)
 
-        swept, state = self._compute(compute)
-        done = _Done(swept.facts, state, swept, recomputed=recomputed, batch_tokens=smaller)
+        swept, state, timing = self._compute(compute)
+        done = _Done(swept.facts, state, timing, swept, recomputed=recomputed, batch_tokens=smaller)
         for recorder in recorders:
             if isinstance(recorder, Keeper):
                 done.kept = Kept(swept.facts, recorder.updates)
@@ -335,6 +376,7 @@ class _Done:
 
     facts: pa.Table
     state: Shard
+    timing: Timing
     swept: Swept | None = None  # None: it was committed before
     influence: np.ndarray | None = None
     kept: Kept | None = None

@@ -304,13 +304,13 @@ def render(expected: Plan) -> str:
         "output": f"{said_bytes(p.output_bytes)} in {p.output_parts:,} part{'s' * (p.output_parts > 1)} at {p.output}",
         "index": f"{said_bytes(p.index_bytes)}" if p.index_bytes else "",
         "work": f"{p.flops:.2g} floating-point operations",
-        "time": f"about {_time(p.seconds)}: {p.assumption}",
+        "time": f"about {said_time(p.seconds)}: {p.assumption}",
     }
     wrapped = textwrap.TextWrapper(100, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
     return "\n".join(wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text)
 
 
-def _time(seconds: float) -> str:
+def said_time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datainf_ray.errors import RequestError
+from datainf_ray.errors import RequestError, RunFailedError
+from datainf_ray.progress import Progress, Shown, watching
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.events import read_events
+from datainf_ray.runs.lease import Pulse, driver_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
 from datainf_ray.runs.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
 from datainf_ray.storage import Options, configured
+
+_LOOK = 1.0  # seconds between looks at a run that is waited for
 
 
 def open_run(url: str, storage_options: Options | None = None) -> Run:
@@ -28,18 +34,47 @@ def open_run(url: str, storage_options: Options | None = None) -> Run:
         return Run(RunDirectory(url, key="run"))
 
 
+class Driver(Protocol):
+    """Does a run that was begun from here, and is waited for elsewhere."""
+
+    config: dict[str, Any]  # the run's, as run.json will have it
+
+    def over(self) -> bool:
+        """Whether it has ended."""
+
+    def error(self) -> BaseException | None:
+        """What it ended with, if that was an error."""
+
+
 class Run:
     """The results of one run.
 
-    Tables are pyarrow tables. All but `examples` need a finished run: until then they raise `RequestError`, as does a
-    query that does not exist or a result that the run did not store.
+    Tables are pyarrow tables. All but `examples` and `events` need a finished run: until then they raise
+    `RequestError`, as does a query that does not exist or a result that the run did not store.
     """
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, driver: Driver | None = None) -> None:
         self.directory = directory
+        self._driver = driver  # where the run was begun from here; it may not have written anything yet
+        self._earlier: str | None = None  # when the attempt was begun that an earlier driver left here
+        if driver is not None and directory.exists("run.json"):
+            self._earlier = self._read().get("created")
         self._document = self._load()
 
     def _load(self) -> dict[str, Any]:
+        driver = self._driver
+        if driver is None:
+            return self._read()
+        begun = self.directory.exists("run.json")
+        if driver.over():
+            error = driver.error()
+            if error is not None and not begun:
+                raise error
+            return self._read()
+        document = self._read() if begun else {"config": driver.config}
+        return {**document, "state": "starting"} if document.get("created") == self._earlier else document
+
+    def _read(self) -> dict[str, Any]:
         return self.directory.document("run.json", 1, "is not a run directory: there is no run.json in it")
 
     @property
@@ -56,8 +91,57 @@ class Run:
 
     @property
     def state(self) -> str:
-        """ "running", "done" or "failed"."""
+        """ "starting", "running", "done", "failed" or "interrupted"."""
         return self.document["state"]
+
+    def progress(self) -> Progress:
+        """How far the run is, as its driver said within the last seconds, wherever that is."""
+        state = self.state
+        there = driver_of(self.directory) if state == "running" else None
+        return Progress(**(there.get("progress") or {"state": state})) if there else Progress(state)
+
+    def wait(self, timeout: float | None = None, progress: bool = True) -> Run:
+        """Return the run when it is done, wherever it goes on; `progress` is shown meanwhile.
+
+        Raises `RunFailedError` where the run failed or was interrupted, or where its driver is gone; what an
+        `attribute(..., block=False)` raised; `TimeoutError` after `timeout` seconds. An interrupt ends the waiting and
+        not the run: for that there is `stop`.
+        """
+        began, pulse = time.monotonic(), Pulse(self.directory)
+        with watching(progress) as watcher:
+            shown = Shown(watcher)
+            while (state := self.state) in ("starting", "running") or (self._driver and not self._driver.over()):
+                there = driver_of(self.directory) if state == "running" else None
+                if there:
+                    shown.show(Progress(**there.get("progress", {"state": state})))
+                if state == "running" and pulse.alive(there) is False and self._gone():
+                    raise RunFailedError(f"{self.url}: its driver is gone; run it again to go on")
+                if timeout is not None and time.monotonic() - began > timeout:
+                    raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
+                time.sleep(_LOOK)
+            shown.end()
+        if self._driver and (error := self._driver.error()):
+            raise error
+        if state != "done":
+            raise RunFailedError(f"{self.url}: {state}: {self._document.get('reason')}; run it again to go on")
+        return self
+
+    def _gone(self) -> bool:
+        """Whether nobody is at work, after a look at run.json: it is written before the driver's file goes."""
+        return self.state == "running" and (self._driver is None or self._driver.over())
+
+    def stop(self) -> None:
+        """Ask the run, wherever it goes on, to end within seconds; the same request takes it up again.
+
+        Raises `RequestError` where nobody is at work on it.
+        """
+        if not driver_of(self.directory):
+            raise RequestError(f"run: {self.url} is {self.state!r}, and nobody is at work on it")
+        request_stop(self.directory)
+
+    def events(self) -> pa.Table:
+        """Who did what and when, so far: a row per event, with the columns of `runs.events.SCHEMA`."""
+        return read_events(self.directory)
 
     @property
     def config(self) -> dict[str, Any]:

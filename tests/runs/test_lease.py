@@ -115,4 +115,4 @@ def test_it_is_renewed(directory: RunDirectory) -> None:
 
 def test_nothing_of_it_is_a_secret(tmp_path: Path) -> None:
     with Lease(RunDirectory(tmp_path)):
-        assert set(json.loads((tmp_path / FILE).read_text())) == {"owner", "host", "pid", "started", "beat"}
+        assert set(json.loads((tmp_path / FILE).read_text())) == {"owner", "host", "pid", "started", "beat", "progress"}

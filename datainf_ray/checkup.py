@@ -1,0 +1,147 @@
+"""What a user runs before spending money: `datainf check`, a look at everything that a run will need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datainf_ray.cluster.calibrate import measured, worker_spec
+from datainf_ray.cluster.nodes import differences, said
+from datainf_ray.cluster.pool import Pool
+from datainf_ray.cluster.start import ClusterFacts, connected, wants
+from datainf_ray.config import RunConfig, load_config
+from datainf_ray.errors import RequestError, RunFailedError
+from datainf_ray.job import Job, check_output, prepare
+from datainf_ray.planning.estimate import said_bytes
+from datainf_ray.planning.forecast import forecast, said_time
+from datainf_ray.storage import AT_FIRST, configured, patience
+from datainf_ray.versions import versions
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one check. `status` is that of a command that ends with it: 0, 1 or 2; None: it was not tried."""
+
+    name: str
+    status: int | None
+    detail: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+
+def check(
+    config: str | Path | dict[str, Any] | RunConfig, say: Callable[[str], None] = lambda text: None, **overrides: Any
+) -> list[Finding]:
+    """Try all that a run of this configuration needs, with one worker, and write nothing that stays.
+
+    In the order of `_CHECKS`: the request by itself; the output, from here; the cluster and its size; the packages on
+    its nodes; model and adapter on one worker; rows and output from there; and a chunk, timed. `say` is told in a line
+    of what takes long. A check that fails does not raise; what rests on it is not tried.
+    """
+    findings: dict[str, Finding] = {}
+    with _Checks(config, overrides, say) as checks:
+        for name, (look, needed) in _CHECKS.items():
+            wanting = next((need for need in needed if not findings[need].ok), None)
+            if wanting is not None:
+                findings[name] = Finding(name, None, f"not tried: {wanting} comes first")
+                continue
+            try:
+                findings[name] = Finding(name, 0, look(checks))
+            except RequestError as error:
+                findings[name] = Finding(name, 2, str(error))
+            except RunFailedError as error:
+                findings[name] = Finding(name, 1, str(error))
+    return list(findings.values())
+
+
+class _Checks(ExitStack):
+    """What the checks share: each fills in what later ones need, and says in words what it found."""
+
+    job: Job
+    cluster: ClusterFacts
+    pool: Pool
+
+    def __init__(self, config: Any, overrides: dict[str, Any], say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._asked, self._say = (config, overrides), say
+
+    def request(self) -> str:
+        config = load_config(self._asked[0], **self._asked[1])
+        self.enter_context(configured(config.storage_options))
+        with patience(AT_FIRST):
+            self.job = job = prepare(config, writable=False)
+        return (
+            f"{job.rows:,} training rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}; the adapter "
+            f"fits its base: {len(job.facts.blocks)} blocks with {job.facts.parameters:,} parameters"
+        )
+
+    def output(self) -> str:
+        with patience(AT_FIRST):
+            check_output(self.job)
+            if self.job.index is not None:
+                self.job.index.check_writable()
+        there = self.job.directory.exists("run.json")
+        return f"{self.job.directory.url} can be written" + (
+            ": there is a run of this request already" if there else ""
+        )
+
+    def nodes(self) -> str:
+        config = self.job.config
+        self._say("joining the cluster, or starting one here")
+        self.cluster = self.enter_context(connected(config.cluster, config.output))
+        room = self.cluster.room
+        where = "a local one, started here" if self.cluster.local else "the cluster"
+        workers = f"{room.workers} worker{'s' * (room.workers != 1)}"
+        return f"{where}: {said()}; up to {workers} of {wants(config.cluster, room.gpus_per_worker)}"
+
+    def packages(self) -> str:
+        if found := differences():
+            raise RunFailedError("; ".join(found))
+        return "the same here and on every node: " + ", ".join(f"{name} {what}" for name, what in versions().items())
+
+    def worker(self) -> str:
+        self._say("waiting for a worker that loads the model")
+        began = time.perf_counter()
+        self.pool = Pool(worker_spec(self.job), 1, 1, self.cluster.room.gpus_per_worker, grows=not self.cluster.local)
+        self.enter_context(closing(self.pool))
+        self.pool.first("device_bytes")
+        info = self.pool.infos[0]
+        verdict = info.verdict
+        how = "for whole batches" if verdict.path == "hooks" else f"one row at a time, which is slow: {verdict.reason}"
+        if verdict.cosine is not None:
+            how += f", cosine {verdict.cosine:.6f} to autograd's on real rows"
+        return (
+            f"up in {time.perf_counter() - began:.1f} s on {info.host} ({info.device}, {info.dtype}): model fetched in "
+            f"{info.fetched:.1f} s, loaded and checked in {info.seconds - info.fetched:.1f} s; gradients {how}"
+        )
+
+    def storage(self) -> str:
+        rows = self.pool.first("reach")
+        return f"the worker reads the rows ({rows} of them tried) and writes into {self.job.directory.url}"
+
+    def one_chunk(self) -> str:
+        self._say("timing a chunk")
+        calibration, room = measured(self.job, self.cluster, self.pool)
+        expected = forecast(self.job, calibration, room)
+        return (
+            f"{calibration.tokens_per_second:,.0f} tokens/s, {said_bytes(calibration.worker_bytes)} at most; the whole "
+            f"run takes about {said_time(expected.seconds)} with {expected.workers} "
+            f"{'worker' if expected.workers == 1 else 'workers'} ({len(expected.sweeps)} sweeps)"
+        )
+
+
+_CHECKS: dict[str, tuple[Callable[[_Checks], str], tuple[str, ...]]] = {
+    "request": (_Checks.request, ()),
+    "output": (_Checks.output, ("request",)),
+    "cluster": (_Checks.nodes, ("request",)),
+    "packages": (_Checks.packages, ("cluster",)),
+    "worker": (_Checks.worker, ("cluster", "packages")),
+    "storage": (_Checks.storage, ("worker",)),
+    "one chunk": (_Checks.one_chunk, ("worker",)),
+}

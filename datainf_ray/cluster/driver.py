@@ -1,0 +1,129 @@
+"""A run's driver on the cluster: it goes on when whoever asked for the run has left.
+
+It is a detached actor on the head node, where Ray's own bookkeeping is, so that workers' nodes may come and go. If its
+process dies Ray makes it again, and it takes the run up where that was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from datainf_ray.cluster.start import join, worker_environment
+from datainf_ray.config import RunConfig
+from datainf_ray.errors import RequestError, RunFailedError
+from datainf_ray.redaction import redacted_tree
+from datainf_ray.runs.directory import RunDirectory
+
+NAMESPACE = "datainf"
+RESTARTS = 3  #: times that the driver is made again when its process dies
+LINGER = 30.0  #: seconds for which a driver that is done can be asked how it went
+_HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
+
+
+class Attribution:
+    """Does one run, in a thread of its own, as soon as it is made."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._error: BaseException | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(config,), name="attribution", daemon=True)
+        self._thread.start()
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def result(self) -> None:
+        """Wait until the run is over. Raises what it ended with, if that was an error."""
+        self._over.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, config: RunConfig) -> None:
+        from datainf_ray.front import attribute  # here: it is the front door, and leads to this room
+
+        try:
+            attribute(config)
+        except KeyboardInterrupt:
+            self._error = RunFailedError("it was stopped; run it again to go on")
+        except Exception as error:
+            self._error = error
+        self._over.set()
+        me = ray.get_runtime_context().current_actor
+        threading.Timer(LINGER, lambda: ray.kill(me, no_restart=True)).start()
+
+
+class ClusterDriver:
+    """`runs.results.Driver`: such an actor, seen from the session that asked for it."""
+
+    def __init__(self, config: RunConfig, actor: ActorHandle) -> None:
+        self.config: dict[str, Any] = redacted_tree(config.model_dump(mode="json"))
+        self._actor = actor
+        self._result = actor.result.remote()
+        self._ended: BaseException | bool = False
+
+    def over(self) -> bool:
+        if self._ended is False and ray.wait([self._result], timeout=0)[0]:
+            self._ended = self._outcome()
+        return self._ended is not False
+
+    def error(self) -> BaseException | None:
+        return self._ended if isinstance(self._ended, BaseException) else None
+
+    def _outcome(self) -> BaseException | bool:
+        """What the run ended with; False where it goes on, by a driver that was made again."""
+        try:
+            ray.get(self._result)
+            return True
+        except RayTaskError as error:
+            return error.cause if isinstance(error.cause, RequestError | RunFailedError) else error
+        except RayActorError as error:
+            self._result = self._actor.result.remote()
+            _, lost = ray.wait([self._result], timeout=1)
+            return False if lost else RunFailedError(f"its driver is gone: {error}")
+
+
+def drive(config: RunConfig) -> ClusterDriver:
+    """Start the driver of a run on the cluster that this session is in, or that `config` names, and go on at once.
+
+    The session is in the cluster afterwards. Raises `RequestError` where that cannot be reached, or where there is a
+    driver for this output already.
+    """
+    join(config.cluster)
+    directory = RunDirectory(config.output)
+    name = f"datainf-{hashlib.sha256(directory.url.encode()).hexdigest()[:16]}"
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": RESTARTS,
+        "max_concurrency": 4,
+        "resources": {_HEAD: 0.001},
+        "runtime_env": worker_environment(),
+    }
+    make = ray.remote(**options)(Attribution)
+    try:
+        actor = make.remote(config)
+    except ValueError:  # Ray's, for a name that is in use
+        _take_leave(name, directory.url)
+        actor = make.remote(config)
+    return ClusterDriver(config, actor)
+
+
+def _take_leave(name: str, url: str) -> None:
+    """End the driver of this name, if its run is over. Raises `RequestError` where it is not."""
+    earlier = ray.get_actor(name, NAMESPACE)
+    over, _ = ray.wait([earlier.result.remote()], timeout=2)
+    if not over:
+        raise RequestError(f"output: {url}: a run is at work there; wait until it ends, stop it, or use another output")
+    ray.kill(earlier, no_restart=True)
+    while name in (found["name"] for found in ray.util.list_named_actors(all_namespaces=True)):
+        time.sleep(0.1)

@@ -1,0 +1,45 @@
+"""What is installed on the cluster's nodes."""
+
+from __future__ import annotations
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from datainf_ray.config import one_line
+from datainf_ray.versions import versions
+
+_WAIT = 120.0  # seconds for a node to start a process and import what it needs
+
+
+def differences() -> list[str]:
+    """In what the nodes that are up differ from this process: "HOST: torch 2.12.1, here 2.13.0". [] is right."""
+    here = versions()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = {
+        ray.remote(versions)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(): node["NodeManagerHostname"]
+        for node in nodes
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_WAIT)
+    found = [f"{asked[reference]}: no answer within {_WAIT:g} s" for reference in silent]
+    for reference in answered:
+        try:
+            there = ray.get(reference)
+        except RayError as error:  # a package is missing, above all this one
+            found.append(f"{asked[reference]}: {one_line(str(error).strip().splitlines()[-1])[:300]}")
+            continue
+        found += [
+            f"{asked[reference]}: {name} {there.get(name)}, here {version}"
+            for name, version in here.items()
+            if there.get(name) != version
+        ]
+    return sorted(set(found))
+
+
+def said() -> str:
+    """The nodes that are up, and what they have, in words."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)}, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
