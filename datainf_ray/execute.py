@@ -135,6 +135,7 @@ def _sweep(
 
     def note() -> None:
         job.directory.write_json("run.json", document)
+        journal.flush()
 
     def pulse() -> None:
         lease.check()

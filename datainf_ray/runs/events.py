@@ -1,7 +1,7 @@
 """Who did what and when: the events of a run, in files of JSON lines under events/.
 
-Stores cannot be appended to, so there is a file for every half minute or so in which something happened, named by the
-attempt and a number. A driver that is killed takes the last half minute's events with it.
+Stores cannot be appended to, so there is a file for every sweep, and every half minute of it in which something
+happened, named by the attempt and a number. A driver that is killed takes the last half minute's events with it.
 """
 
 from __future__ import annotations

@@ -110,25 +110,25 @@ class Run:
         began, pulse = time.monotonic(), Pulse(self.directory)
         with watching(progress) as watcher:
             shown = Shown(watcher)
-            while (state := self.state) in ("starting", "running") or (self._driver and not self._driver.over()):
-                there = driver_of(self.directory) if state == "running" else None
-                if there:
-                    shown.show(Progress(**there.get("progress", {"state": state})))
-                if state == "running" and pulse.alive(there) is False and self._gone():
+            while True:
+                state, there = self.state, driver_of(self.directory)
+                alive = pulse.alive(there) is not False or not (self._driver is None or self._driver.over())
+                if not alive and self.state not in ("starting", "running"):  # it is written before the driver leaves
+                    break
+                if not alive and state == "running":
                     raise RunFailedError(f"{self.url}: its driver is gone; run it again to go on")
+                if state == "running" and there:
+                    shown.show(Progress(**there.get("progress", {"state": state})))
                 if timeout is not None and time.monotonic() - began > timeout:
                     raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
                 time.sleep(_LOOK)
             shown.end()
+        state = self.state
         if self._driver and (error := self._driver.error()):
             raise error
         if state != "done":
             raise RunFailedError(f"{self.url}: {state}: {self._document.get('reason')}; run it again to go on")
         return self
-
-    def _gone(self) -> bool:
-        """Whether nobody is at work, after a look at run.json: it is written before the driver's file goes."""
-        return self.state == "running" and (self._driver is None or self._driver.over())
 
     def stop(self) -> None:
         """Ask the run, wherever it goes on, to end within seconds; the same request takes it up again.
