@@ -6,14 +6,20 @@ What passes is tried again, with growing pauses; what lasts is told at once.
 from __future__ import annotations
 
 import errno
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import fsspec
 import tenacity
+from fsspec import AbstractFileSystem
 from fsspec.config import conf
 
+from datainf_ray.config import one_line
+from datainf_ray.errors import RequestError
 from datainf_ray.redaction import keep_secret
 
 SECONDS = 120.0  #: for which one operation is tried again
@@ -46,7 +52,24 @@ _CLIENTS = (
     "requests",
     "urllib3",
 )
-_TROUBLE = ("timeout", "timedout", "connect", "disconnect", "payload", "requesterror", "responseerror", "incomplete")
+_TROUBLE = (
+    "timeout",
+    "timedout",
+    "connect",
+    "disconnect",
+    "payload",
+    "requesterror",
+    "responseerror",
+    "incomplete",
+    "oserror",  # aiohttp's ClientOSError: the connection was reset
+    "proxyerror",  # gcsfs means a 502 by it
+    "transporterror",  # google.auth's: its server was out of reach when a token was to be renewed
+)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+
+for _name in ("gcsfs", "adlfs", "azure", "s3fs"):
+    # They log a traceback for what they also raise, and where nobody has set logging up Python prints it.
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 Result = TypeVar("Result")
 _patience: ContextVar[float] = ContextVar("patience", default=SECONDS)
@@ -72,6 +95,33 @@ def configured(options: Options) -> Iterator[None]:
     finally:
         conf.clear()
         conf.update(before)
+
+
+def open_store(url: str, where: str) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a path or fsspec URL, and the path in it. Raises `RequestError`, whose line begins `where`."""
+    protocols = re.findall(r"([\w.+-]+)://", url)  # several where URLs are chained: simplecache::s3://b/rows
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = next((_EXTRAS[p] for p in protocols if p in _EXTRAS), None)
+        remedy = f"pip install 'datainf-ray[{extra}]'" if extra else one_line(error)
+        raise RequestError(f"{where} needs a package that is not installed: {remedy}") from None
+    except Exception as error:  # a bad address, or credentials that are no credentials: each library has its own errors
+        if not set(protocols) <= set(fsspec.available_protocols()):
+            raise RequestError(f"{where} is neither a path nor an fsspec URL: {reason(error)}") from None
+        given = f"storage_options.{protocols[-1]}" if protocols else "storage_options"
+        raise RequestError(
+            f"{where} cannot be opened: {reason(error)}; credentials: {given} or the environment"
+        ) from None
+    return fs, path
+
+
+def reason(error: BaseException) -> str:
+    """Why a store did not do what it was asked, on one line."""
+    text = one_line(error).partition(" RequestId:")[0]  # Azure's server goes on with the time and its answer's XML
+    if isinstance(error, FileNotFoundError) and error.strerror is None:  # gcsfs says no more than what it asked for
+        return f"no such bucket or file: {text}"
+    return f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
 
 
 @contextmanager

@@ -25,10 +25,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.redaction import redacted
-from datainf_ray.storage import persistently
+from datainf_ray.storage import open_store, persistently, reason
 
 #: File name suffix: format.
 FORMATS = {
@@ -86,10 +85,8 @@ def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
             files = persistently(lambda entry=entry: list(_expand(entry, key)))
         except RequestError:
             raise
-        except ImportError as error:  # an fsspec protocol whose package is absent
-            raise RequestError(f"{key}: {entry}: {one_line(error)}") from None
         except Exception as error:  # every store raises errors of its own
-            raise RequestError(f"{key}: {entry}: cannot be listed: {one_line(error)}") from None
+            raise RequestError(f"{key}: {entry}: cannot be listed: {reason(error)}") from None
         if not files:
             raise RequestError(f"{key}: {entry}: no data file there; known are {_known()}")
         for file in files:
@@ -99,7 +96,7 @@ def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
 
 
 def _expand(entry: str, key: str) -> Iterator[SourceFile]:
-    fs, path = url_to_fs(entry)
+    fs, path = open_store(entry, f"{key}: {entry}:")
     path = path.rstrip("/") or path
     glob = any(c in path for c in _MAGIC)
     try:
@@ -215,7 +212,16 @@ def _url(entry: str, fs: AbstractFileSystem, path: str) -> str:
     if chained:  # simplecache::s3://b/rows/*.jsonl
         inner_fs, _ = url_to_fs(inner)
         return f"{outer}::{_url(inner, inner_fs, path)}"
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+    if isinstance(fs, LocalFileSystem):
+        return path
+    protocol, _, rest = entry.partition("://")
+    container, _, below = path.partition("/")
+    host = rest.partition("/")[0]
+    if host == container or host.startswith(f"{container}@"):
+        # As the user has it: adlfs calls everything abfs://, and its paths don't tell the account that stands in
+        # abfss://container@account.dfs.core.windows.net/rows
+        return f"{protocol}://{host}/{below}"
+    return str(fs.unstrip_protocol(path))
 
 
 def _static(pattern: str) -> str:

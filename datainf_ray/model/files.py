@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 
 from datainf_ray.config import ModelConfig, one_line
 from datainf_ray.errors import RequestError
-from datainf_ray.storage import persistently
+from datainf_ray.storage import open_store, persistently, reason
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -78,12 +77,12 @@ def listing_digest(url: str, key: str) -> str:
 
 
 def _listed(url: str, key: str) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
+    fs, root = open_store(url, f"{key}: {url}:")
     try:
-        fs, root = fsspec.url_to_fs(url)
         listed = persistently(lambda: fs.find(root, detail=True))
         found = {path: info for path, info in listed.items() if info["type"] == "file"}
-    except (OSError, ValueError, ImportError) as error:
-        raise RequestError(f"{key}: {url}: cannot be listed: {one_line(error)}") from None
+    except Exception as error:  # every storage library has its own classes
+        raise RequestError(f"{key}: {url}: cannot be listed: {reason(error)}") from None
     if not found:
         raise RequestError(f"{key}: {url}: no such directory, or an empty one")
     return fs, fs._strip_protocol(root).rstrip("/"), found
@@ -121,7 +120,7 @@ def _fetch(fs: AbstractFileSystem, root: str, paths: Sequence[str], target: Path
             local.parent.mkdir(parents=True, exist_ok=True)
             persistently(functools.partial(fs.get_file, path, str(local)))
         scratch.rename(target)
-    except OSError as error:
-        raise RequestError(f"{what}: cannot be fetched: {one_line(error)}") from None
+    except Exception as error:  # every storage library has its own classes
+        raise RequestError(f"{what}: cannot be fetched: {reason(error)}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

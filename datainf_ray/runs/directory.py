@@ -16,16 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from datainf_ray.config import one_line
 from datainf_ray.errors import RequestError
 from datainf_ray.runs.schemas import read_parquet, table_bytes
-from datainf_ray.storage import persistently
+from datainf_ray.storage import open_store, persistently, reason
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _TEMPORARY = ".tmp"
 
 
@@ -42,14 +40,7 @@ class RunDirectory:
     def __init__(self, url: str | os.PathLike[str], key: str = "output") -> None:
         url = os.fspath(url)
         self.key = key
-        try:
-            self.fs, root = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            extra = _EXTRAS.get(url.partition("://")[0])
-            remedy = f"pip install 'datainf-ray[{extra}]'" if extra else one_line(error)
-            raise RequestError(f"{key}: {url} needs a package that is not installed: {remedy}") from None
-        except ValueError as error:
-            raise RequestError(f"{key}: {url} is neither a path nor an fsspec URL: {one_line(error)}") from None
+        self.fs, root = open_store(url, f"{key}: {url}")
         self.root: str = root.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
         self.url: str = self.root if self.local else url.rstrip("/")  # absolute: a worker's own directory is another
@@ -153,7 +144,7 @@ class RunDirectory:
         except ValueError as error:
             raise RequestError(f"{where}/{name} is not JSON: {one_line(error)}") from None
         except Exception as error:  # every storage library has its own classes, for credentials above all
-            raise RequestError(f"{where} cannot be read: {one_line(error)}") from None
+            raise RequestError(f"{where} cannot be read: {reason(error)}") from None
         found = document.get("format") if isinstance(document, dict) else None
         if found != version:
             raise RequestError(f"{where}/{name} has format {found!r}; this version reads format {version}")
@@ -179,9 +170,8 @@ class RunDirectory:
         try:
             self.write(probe, b"datainf")
         except Exception as error:  # every storage library has its own classes, for credentials above all
-            reason = one_line(error) or type(error).__name__
-            raise RequestError(f"{self.key}: {self.url} cannot be written: {reason}") from None
-        with suppress(OSError):  # a store that lets us write but not delete will do
+            raise RequestError(f"{self.key}: {self.url} cannot be written: {reason(error)}") from None
+        with suppress(Exception):  # a store that lets us write but not delete will do; Azure's errors are no OSErrors
             self.fs.rm_file(self._at(probe))
 
     def _persistently(self, operation: Callable[[], Any]) -> Any:
