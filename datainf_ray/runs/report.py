@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from datainf_ray.runs import timeline
+from datainf_ray.runs.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
 from datainf_ray.runs.render import count, render, signed, size
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
@@ -27,9 +25,6 @@ _ROWS = 10  # per table
 _BLOCKS = 20
 _SAMPLE = 2**24  # influences read for the distributions, whatever the size of the corpus
 _PLACES = 4  # parts from which they come at least; a row group has 2**22 of them
-
-# Drawn in these colours, which become CSS variables, so that the page's light or dark scheme applies to the drawings.
-_COLOURS = {"#010101": "var(--ink)", "#020202": "var(--line)", "#030303": "var(--helpful)", "#040404": "var(--harmful)"}
 
 _STATUS = {
     OK: "has a loss and an influence on every query",
@@ -60,6 +55,7 @@ def _page(run: Run) -> str:
         document=run.document,
         summary=summary,
         remarks=_remarks(summary),
+        timeline=None if (times := timeline.timeline(run.events())) is None else timeline.said(times),
         paths=_paths(run.config),
         queries=[_query(q, tops, values, at) for at, q in enumerate(shown)],
         usable=len(usable),
@@ -206,13 +202,11 @@ def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:
 
 def _histogram(values: np.ndarray, name: str) -> str:
     """The distribution of one query's influences as an inline SVG; the count is on a log scale, for the tails."""
-    ink, line, helpful, harmful = _COLOURS
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     width = (high - low) / 60 or 1.0
     edges = np.arange(math.floor(low / width), max(math.ceil(high / width), 1) + 1) * width  # zero is an edge
     heights, _ = np.histogram(values, edges)
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "axes.unicode_minus": True, "font.size": 9}
-    with matplotlib.rc_context(style):
+    with styled(name):
         figure = Figure(figsize=(9, 1.9))
         axes = figure.add_axes((0.075, 0.25, 0.915, 0.6))  # a layout engine takes as long again as the drawing
         axes.bar(
@@ -220,28 +214,17 @@ def _histogram(values: np.ndarray, name: str) -> str:
             heights,
             width * 0.9,
             align="edge",
-            color=[helpful if e < -width / 2 else harmful for e in edges[:-1]],
+            color=[HELPFUL if e < -width / 2 else HARMFUL for e in edges[:-1]],
         )
         axes.set_yscale("log", subs=[])  # no minor ticks
         axes.set_ylim(bottom=0.6)
-        axes.axvline(0, color=ink, linewidth=0.8)
-        axes.set_xlabel("influence", color=ink)
-        axes.set_title("← helpful", loc="left", color=helpful, fontsize=9)
-        axes.set_title("harmful →", loc="right", color=harmful, fontsize=9)
-        axes.set_ylabel("rows", color=ink)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel("influence", color=INK)
+        axes.set_title("← helpful", loc="left", color=HELPFUL, fontsize=9)
+        axes.set_title("harmful →", loc="right", color=HARMFUL, fontsize=9)
+        axes.set_ylabel("rows", color=INK)
         axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:,.0f}")
         axes.xaxis.set_major_formatter(lambda tick, _: "0" if abs(tick) < width / 1e3 else signed(tick))
         axes.locator_params(axis="x", nbins=6)
-        axes.tick_params(which="both", color=line, labelcolor=ink)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(line)
-        axes.patch.set_visible(False)
-        figure.patch.set_visible(False)
-        buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]  # inline in HTML, without the XML prologue
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, variable in _COLOURS.items():
-        svg = svg.replace(colour, variable)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="histogram of the influences on {name}" ', 1)
+        plain(axes)
+        return inline_svg(figure, f"histogram of the influences on {name}")

@@ -1,0 +1,159 @@
+"""Which worker computed what and when, drawn from a run's events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.figure import Figure
+
+from datainf_ray.runs.drawing import INK, LINE, SERIES, inline_svg, plain, styled
+
+LANES = 40  #: workers that are drawn, the first ones
+_FINEST = 800  # pieces of the whole time; what is nearer together is drawn as one
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One worker's time, in seconds since the run was first begun, without the time between attempts."""
+
+    label: str
+    up: float
+    down: float
+    lost: bool  # it did not leave by itself
+    busy: dict[str, np.ndarray]  # by sweep: (pieces × 2) begin and end of computing
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All workers of a run; `attempts` are the times at which it was started."""
+
+    lanes: list[Lane]
+    attempts: list[float]
+    end: float
+    hosts: int
+    computing: float  # seconds, of all workers
+    waiting: float  # the same, for rows that were still being read
+    lost_chunks: int
+
+    @property
+    def share(self) -> float:
+        """The part of the workers' time in which they computed."""
+        up = sum(lane.down - lane.up for lane in self.lanes)
+        return min(1.0, self.computing / up) if up else 0.0
+
+
+def timeline(events: pa.Table) -> Timeline | None:
+    """What the events say of workers; None where there was none, or the run is older than events."""
+    lanes, starts = [], []
+    offset = 0.0
+    for attempt in dict.fromkeys(events["attempt"].to_pylist()):
+        some = events.filter(pc.equal(events["attempt"], attempt))
+        first, last = pc.min(some["time"]).as_py(), pc.max(some["time"]).as_py()
+        found = _lanes(some, offset - first, last + offset - first)
+        if found:
+            starts.append(offset)
+            lanes += found
+            offset += last - first
+    if not lanes:
+        return None
+    chunks = events.filter(pc.equal(events["event"], "chunk_done"))
+    return Timeline(
+        lanes,
+        starts,
+        offset,
+        len(set(chunks["host"].to_pylist())),
+        float(pc.sum(pc.subtract(chunks["ended"], chunks["began"])).as_py() or 0.0),
+        float(pc.sum(chunks["waited"]).as_py() or 0.0),
+        pc.sum(pc.equal(events["event"], "chunk_lost")).as_py() or 0,
+    )
+
+
+def draw(times: Timeline) -> str:
+    """An inline SVG: a lane per worker, a bar where it computed, a colour per sweep."""
+    lanes = times.lanes[:LANES]
+    sweeps = list(dict.fromkeys(sweep for lane in lanes for sweep in lane.busy))
+    colours = {sweep: SERIES[k % len(SERIES)] for k, sweep in enumerate(sweeps)}
+    with styled("timeline"):
+        height = 0.75 + 0.22 * len(lanes)
+        figure = Figure(figsize=(9, height))
+        axes = figure.add_axes((0.14, 0.42 / height, 0.85, 1 - 0.75 / height))
+        for place, lane in enumerate(lanes):
+            axes.plot([lane.up, lane.down], [place, place], color=LINE, linewidth=1, solid_capstyle="butt", zorder=1)
+            for sweep, pieces in lane.busy.items():
+                spans = [(begin, end - begin) for begin, end in pieces]
+                axes.broken_barh(spans, (place - 0.32, 0.64), facecolors=colours[sweep], linewidth=0, zorder=2)
+            if lane.lost:
+                axes.plot(lane.down, place, marker="x", color=INK, markersize=5, zorder=3)
+        for start in times.attempts[1:]:
+            axes.axvline(start, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+        for sweep, colour in colours.items():
+            axes.barh(0, 0, color=colour, label=sweep)
+        axes.set_yticks(range(len(lanes)), [lane.label for lane in lanes])
+        axes.set_ylim(len(lanes) - 0.5, -0.5)
+        axes.set_xlim(0, max(times.end, 1e-3))
+        axes.set_xlabel("seconds", color=INK)
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=max(1, len(colours)), frameon=False, labelcolor=INK,
+            borderaxespad=0, handlelength=1, handleheight=0.8,
+        )  # fmt: skip
+        plain(axes)
+        axes.tick_params(axis="y", length=0)
+        return inline_svg(figure, "when each worker computed which sweep")
+
+
+def _lanes(events: pa.Table, shift: float, end: float) -> list[Lane]:
+    """The lanes of one attempt; `shift` is added to the driver's times, and the attempt is over at `end`."""
+    rows = [e for e in events.to_pylist() if e["event"] in _OF_WORKERS]
+    ups = {e["worker"]: e for e in rows if e["event"] == "worker_up"}
+    downs = {e["worker"]: e for e in rows if e["event"] in ("worker_lost", "worker_released")}
+    chunks = events.filter(pc.equal(events["event"], "chunk_done"))
+    workers, sweeps = np.array(chunks["worker"].to_pylist()), np.array(chunks["sweep"].to_pylist())
+    times = np.array([chunks[name].to_numpy() for name in ("began", "ended", "time")]).reshape(3, -1)
+    lanes = []
+    for worker, up in sorted(ups.items(), key=lambda item: int(item[0])):
+        down = downs.get(worker)
+        mine = workers == worker
+        began, ended, told = times[:, mine]
+        # A worker's clock may be another than the driver's; nothing was told before it was so.
+        clock = float((told - ended).min()) if mine.any() else 0.0
+        spans = np.stack([began, ended], axis=1) + clock + shift
+        lanes.append(
+            Lane(
+                f"{up['host']} · {worker}"[-22:],
+                up["time"] + shift,
+                end if down is None else down["time"] + shift,
+                down is not None and down["event"] == "worker_lost",
+                {s: _joined(spans[sweeps[mine] == s], end) for s in dict.fromkeys(sweeps[mine].tolist())},
+            )
+        )
+    return lanes
+
+
+_OF_WORKERS = ("worker_up", "worker_lost", "worker_released")
+
+
+def _joined(spans: np.ndarray, whole: float) -> np.ndarray:
+    """Spans (pieces × 2) with those joined that are nearer together than can be seen."""
+    spans = spans[np.argsort(spans[:, 0])]
+    latest = np.maximum.accumulate(spans[:, 1])
+    first = np.concatenate([[True], spans[1:, 0] > latest[:-1] + whole / _FINEST])
+    return np.stack([spans[first, 0], latest[np.concatenate([first[1:], [True]])]], axis=1)
+
+
+def said(times: Timeline) -> dict[str, Any]:
+    """What the report says under the drawing."""
+    return {
+        "svg": draw(times),
+        "workers": len(times.lanes),
+        "drawn": min(len(times.lanes), LANES),
+        "hosts": times.hosts,
+        "share": times.share,
+        "waiting": times.waiting,
+        "lost": sum(lane.lost for lane in times.lanes),
+        "lost_chunks": times.lost_chunks,
+        "attempts": len(times.attempts),
+    }
