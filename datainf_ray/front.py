@@ -91,6 +91,8 @@ def _done(job: Job, progress: bool, ahead: Ahead) -> Run:
         load_pandas()
 
     with watching(progress) as watcher:
+        if ahead.behind:
+            watcher.say("another run of this process has its local Ray; this one begins when that has ended")
         run = execute(job, watcher, ahead)
         for line in findings(run):
             watcher.say(line)

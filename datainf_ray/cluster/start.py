@@ -30,7 +30,12 @@ _HEAP = {
 }
 _KNOCK = 20.0  # seconds in which a cluster must answer
 _LEAVE = 2.0  # seconds that an interrupted command gives a Ray of its own to end
+_GLANCE = 0.2  # seconds between looks at whether a Ray is still wanted that waits for another one to end
 _UNKNOWN_BYTES = 8 * 2**30  # a worker's memory, where no node is up yet that could hold one
+
+#: A process can be in one Ray at a time. Whoever starts a local one holds this until that is gone: other runs of the
+#: process, in a notebook, may neither join it, as it ends with its run, nor start theirs beside it.
+_LOCAL = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ class Ahead:
     """A local Ray, and workers that load their libraries, in the background while the request is being understood.
 
     Nothing is started where a cluster is to be joined. Ray's processes end with the thread that started them, so that
-    thread stays until Ray is not needed any more, and ends it.
+    thread stays until Ray is not needed any more, and ends it. Runs of one process have their Ray one after another:
+    `behind` says that there is another one, which may be about to end.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
-        self.wanted = not (ray.is_initialized() or _address(config))
+        self.behind = not _address(config) and _LOCAL.locked()
+        self.wanted = self.behind or not (ray.is_initialized() or _address(config))
         self._thread: threading.Thread | None = None
         self._up, self._over = threading.Event(), threading.Event()
         self._error: Exception | None = None
@@ -89,8 +96,20 @@ class Ahead:
             self._thread.join(_LEAVE if kind is KeyboardInterrupt else None)
 
     def _run(self) -> None:
+        while not _LOCAL.acquire(timeout=_GLANCE):
+            if self._over.is_set():
+                self._up.set()
+                return
         try:
-            join(self.config)
+            self._have()
+        finally:
+            _LOCAL.release()
+
+    def _have(self) -> None:
+        """Start Ray, and end it when it is not needed any more."""
+        ours = False
+        try:
+            ours = join(self.config)
             facts = _facts(self.config, local=True)
             from datainf_ray.cluster.pool import hire  # here, because it loads torch
 
@@ -101,7 +120,8 @@ class Ahead:
             self._error = error
         self._up.set()
         self._over.wait()
-        ray.shutdown()
+        if ours:  # else the session has started one of its own meanwhile
+            ray.shutdown()
 
 
 @contextmanager
@@ -115,6 +135,8 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
         raise RequestError(
             f"output: {output} lies in the memory of one process, and workers are others; use a path or a store's URL"
         )
+    if ahead is not None:
+        ahead.begin()  # if it has not been yet
     facts = ahead.taken() if ahead is not None else None
     ours = facts is None and join(config)
     try:
