@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,8 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(list(ours.values()), timeout=6)
     for one in alive:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it was just about to end
+            one.kill()
     psutil.wait_procs(alive, timeout=5)
     process.wait(10)
     shutil.rmtree(folder, ignore_errors=True)
