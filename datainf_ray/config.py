@@ -123,6 +123,10 @@ class ClusterConfig(_Part):
         default_factory=dict,
         description="labels of the nodes that workers may run on, as Ray's actors take them: value, !value, in(a, b)",
     )
+    fallback_selector: dict[str, str] | None = Field(
+        None, description="labels to ask for when there is no such node in time, as with spot machines; null: wait on"
+    )
+    fallback_after: float = Field(300, ge=0, description="seconds to wait for a node before fallback_selector counts")
     chunk_rows: Auto = Field("auto", description="rows in a chunk: the unit of work, of retry and of commit")
     batch_tokens: Auto = Field("auto", description="padded tokens in a batch; one longer row is a batch of its own")
 
@@ -130,6 +134,8 @@ class ClusterConfig(_Part):
     def _ordered(self) -> ClusterConfig:
         if self.max_workers is not None and self.min_workers > self.max_workers:
             raise ValueError(f"min_workers {self.min_workers} is more than max_workers {self.max_workers}")
+        if self.fallback_selector is not None and not self.label_selector:
+            raise ValueError("fallback_selector has no effect without label_selector; give both")
         return self
 
 

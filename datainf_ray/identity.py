@@ -30,6 +30,8 @@ _INCIDENTAL = {
         "gpus_per_worker",
         "cpus_per_worker",
         "label_selector",
+        "fallback_selector",
+        "fallback_after",
     },
 }
 _PLACES = {("model", "base"), ("model", "adapter"), ("train", "path"), ("queries", "path")}

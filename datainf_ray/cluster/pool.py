@@ -22,7 +22,7 @@ from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.metrics import DONE, FAILED, RETRIED, DriverMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import StateLostError, is_lost
-from datainf_ray.cluster.start import draining_nodes, resources_said, wants, worker_environment
+from datainf_ray.cluster.start import draining_nodes, resources_said, said_labels, wants, worker_environment
 from datainf_ray.cluster.worker import Worker
 from datainf_ray.config import ClusterConfig, one_line
 from datainf_ray.corpus.chunks import Chunk
@@ -45,6 +45,9 @@ class _Member:
     actor: ActorHandle
     name: str
     ready: Any  # the reference that resolves to its WorkerInfo
+    placed: Any  # one that resolves once it is on a node
+    asked: float  # when it was asked for
+    first_choice: bool = True  # by the labels that are asked for first
     info: WorkerInfo | None = None
     calls: list[Any] = field(default_factory=list)  # references to reports, the oldest first
     idle: float = 0.0  # since when it has nothing to do
@@ -71,12 +74,12 @@ class _Call:
     sweep: str  # its name
 
 
-def hire(config: ClusterConfig, gpus_per_worker: int) -> ActorHandle:
-    """A worker that is on its way, without a model yet."""
+def hire(config: ClusterConfig, gpus_per_worker: int, labels: dict[str, str] | None = None) -> ActorHandle:
+    """A worker that is on its way, without a model yet; `labels` in place of those that are asked for first."""
     actor = ray.remote(
         num_cpus=config.cpus_per_worker,
         num_gpus=gpus_per_worker,
-        label_selector=config.label_selector or None,
+        label_selector=(config.label_selector if labels is None else labels) or None,
         max_restarts=0,
         max_task_retries=0,
         max_concurrency=IN_FLIGHT,
@@ -144,8 +147,32 @@ class Pool:
                 break
             else:
                 actor = hire(self.spec.config.cluster, self.gpus_per_worker)
-            name = str(next(self._names))
-            self._members.append(_Member(actor, name, actor.load.remote(self._shared, name)))
+            self._members.append(self._member(actor))
+
+    def _member(self, actor: ActorHandle) -> _Member:
+        name = str(next(self._names))
+        return _Member(actor, name, actor.load.remote(self._shared, name), actor.here.remote(), asked=time.monotonic())
+
+    def _fall_back(self) -> None:
+        """Workers for which no node came in time are asked for again, with the other labels."""
+        config = self.spec.config.cluster
+        if config.fallback_selector is None:
+            return
+        for place, member in enumerate(self._members):
+            late = time.monotonic() - member.asked > config.fallback_after
+            if member.info is None and member.first_choice and late and not ray.wait([member.placed], timeout=0)[0]:
+                ray.kill(member.actor)
+                other = self._member(hire(config, self.gpus_per_worker, config.fallback_selector))
+                other.first_choice = False
+                self._members[place] = other
+                said = (
+                    f"no node with {said_labels(config.label_selector)} within {config.fallback_after:g} s; "
+                    f"asking for {said_labels(config.fallback_selector)}"
+                )
+                self.note("worker_falls_back", worker=other.name, detail=said)
+                if said not in self._told:
+                    self._told.add(said)
+                    self.say(said)
 
     def first(self, method: str, *values: Any) -> Any:
         """What one worker's method gives, of the first that is up."""
@@ -308,6 +335,7 @@ class Pool:
 
     def _greet_all(self) -> None:
         """Note which workers have come up, and which could not; raises where there is no hope for any."""
+        self._fall_back()
         for member in [m for m in self._members if m.info is None and ray.wait([m.ready], timeout=0)[0]]:
             try:
                 member.info = ray.get(member.ready)

@@ -210,9 +210,11 @@ def _check_reach(output: str) -> None:
 
 
 def _facts(config: ClusterConfig, local: bool) -> ClusterFacts:
-    if wrong := validate_label_selector(config.label_selector):
-        raise RequestError(f"cluster.label_selector: {one_line(wrong)}")
-    nodes = [node for node in ray.nodes() if node["Alive"] and has_labels(node["Labels"], config.label_selector)]
+    for key in ("label_selector", "fallback_selector"):
+        if wrong := validate_label_selector(getattr(config, key)):
+            raise RequestError(f"cluster.{key}: {one_line(wrong)}")
+    selectors = [s for s in (config.label_selector, config.fallback_selector) if s is not None]
+    nodes = [node for node in ray.nodes() if node["Alive"] and any(has_labels(node["Labels"], s) for s in selectors)]
     total = ray.cluster_resources()
     gpus = config.gpus_per_worker
     if gpus is None:
@@ -263,13 +265,18 @@ def has_labels(labels: dict[str, str], selector: dict[str, str]) -> bool:
 
 def wants(config: ClusterConfig, gpus_per_worker: int) -> str:
     """What a worker takes, in words."""
-    labels = ", ".join(f"{key}={value}" for key, value in config.label_selector.items())
+    labels = said_labels(config.label_selector)
     cpus = config.cpus_per_worker
     return (
         f"{cpus} CPU{'s' * (cpus != 1)}"
         + (f" and {gpus_per_worker} GPU{'s' * (gpus_per_worker != 1)}" if gpus_per_worker else "")
-        + (f" on a node with {labels}" if labels else "")
+        + (f" on a node with {labels}" if config.label_selector else "")
     )
+
+
+def said_labels(selector: dict[str, str]) -> str:
+    """A selector, in words."""
+    return ", ".join(f"{key}={value}" for key, value in selector.items()) or "any labels"
 
 
 def draining_nodes() -> frozenset[str]:

@@ -86,6 +86,9 @@ class Worker:
             load_pandas()
         gc.freeze()  # modules stay for good: collections need not look through them
 
+    def here(self) -> None:
+        """Answers as soon as this worker has a place on a node, and its libraries."""
+
     def load(self, spec: WorkerSpec, name: str) -> WorkerInfo:
         """Make ready for a run, in which this worker is called `name`.
 

@@ -44,9 +44,22 @@ def test_a_run_waits_for_a_worker_only_so_long(config: dict[str, Any]) -> None:
         attribute(config)
 
 
+def test_where_no_node_comes_in_time_other_labels_are_asked_for(config: dict[str, Any]) -> None:
+    config["cluster"] |= {"label_selector": {"market": "spot"}, "max_workers": 2, "start_timeout": 60}
+    config["cluster"] |= {"fallback_selector": {"market": "!spot"}, "fallback_after": 1}
+    watcher = Said()
+    run = execute(prepare(load_config(config)), watcher)
+    told = "no node with market=spot within 1 s; asking for market=!spot"
+    assert watcher.lines.count(told) == 1
+    assert run.state == "done"
+    assert run.document["sweeps"][-1]["workers"] == 2
+    falls = [e for e in run.events().to_pylist() if e["event"] == "worker_falls_back"]
+    assert [e["detail"] for e in falls] == [told] * 2
+
+
 def test_a_reason_for_not_starting_is_told_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class NoKernel(Worker):
-        def load(self, spec: Any) -> Any:
+        def load(self, spec: Any, name: str) -> Any:
             raise RuntimeError("no kernel image is available for execution on the device")
 
     monkeypatch.setattr(pool, "Worker", NoKernel)
