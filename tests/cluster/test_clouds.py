@@ -176,17 +176,17 @@ def test_ray_start_knows_its_options(name: str) -> None:
 
 @pytest.mark.parametrize("name", [AWS, GCP, KUBERAY])
 def test_what_is_asked_for_by_label_is_there(name: str) -> None:
-    """Every selector that a file's comments or commands show fits one of its kinds of nodes."""
+    """Every selector of jobs/chat.yaml, and those that a file's comments show, fits one of its kinds of nodes."""
     tree = read(name)
     if name == KUBERAY:
         labels = [group["labels"] for group in tree["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
     else:
         labels = [kind["labels"] for kind in workers(tree).values()]
-    shown = re.findall(r"""--set ['"](cluster\.label_selector=[^'"]+)['"]""", (ROOT / name).read_text())
-    assert shown or name == GCP
-    for assignment in shown:
-        run = load_config(ROOT / "jobs/chat.yaml", **dict([parse_assignment(assignment)]))
-        assert sum(has_labels(there, run.cluster.label_selector) for there in labels) == 1
+    asked = load_config(ROOT / "jobs/chat.yaml").cluster
+    shown = re.findall(r"^#\s+(?:label|fallback)_selector: (\{.*?\})", (ROOT / name).read_text(), re.MULTILINE)
+    assert bool(shown) is (name == AWS)
+    for selector in (asked.label_selector, asked.fallback_selector, *map(yaml.safe_load, shown)):
+        assert sum(has_labels(there, selector) for there in labels) == 1
 
 
 # AWS: against EC2's requests, as botocore knows them, and against moto's EC2
