@@ -1,4 +1,4 @@
-"""Showing a run while it works: bars on a terminal and in a notebook, plain lines every few seconds in a log."""
+"""Showing a run while it works: bars on a terminal, a line in a notebook, plain lines every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +24,7 @@ from rich.text import Text
 from datainf_ray.redaction import redacted
 
 _EVERY = 5.0  # seconds between lines in a log
+_RENEW = 0.5  # seconds between renewals of a line in a notebook
 
 
 class Watcher(Protocol):
@@ -118,6 +119,10 @@ class Meter:
         self._now = replace(now, done=now.done + rows, tokens=now.tokens + tokens, workers=workers)
         self.watcher.advance(rows, tokens, workers)
 
+    def catch_up(self, now: Progress) -> None:
+        """Go on from where another process is."""
+        self._now, self._began = now, time.monotonic() - now.seconds
+
     def end(self) -> None:
         self.watcher.end()
         self._now = Progress("running")
@@ -125,6 +130,8 @@ class Meter:
 
 class Lines:
     """Plain lines on standard error: one when a sweep begins and ends, and one every few seconds between."""
+
+    every = _EVERY
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
@@ -140,8 +147,13 @@ class Lines:
     def advance(self, rows: int, tokens: int, workers: int) -> None:
         self.meter.advance(rows, tokens, workers)
         now = self.meter.progress
-        if time.monotonic() - self.shown >= _EVERY and now.done < now.rows:
+        if time.monotonic() - self.shown >= self.every and now.done < now.rows:
             self._show()
+
+    def catch_up(self, now: Progress) -> None:
+        """The sweep that has begun here is as far as `now`, of another process."""
+        self.meter.catch_up(now)
+        self.advance(0, 0, now.workers)
 
     def end(self) -> None:
         self._show()
@@ -152,8 +164,34 @@ class Lines:
         self.say(str(self.meter.progress))
 
 
+class Cell(Lines):
+    """A line per sweep below a notebook's cell, renewed in place: no widgets are needed, a saved notebook keeps it."""
+
+    every = _RENEW
+
+    def __init__(self) -> None:
+        # text on standard output, which becomes one output and not one for every line; and red is for errors
+        super().__init__(Console(force_jupyter=False, force_terminal=False, highlight=False, soft_wrap=True))
+        self._line: Any = None  # IPython's handle of the line that is renewed
+
+    def begin(self, sweep: str, rows: int) -> None:
+        super().begin(sweep, rows)
+        self._line = None
+        self._show()
+
+    def _show(self) -> None:
+        from IPython.display import display  # here: it is there where a notebook is
+
+        self.shown = time.monotonic()
+        text = {"text/plain": str(self.meter.progress)}
+        if self._line is None:
+            self._line = display(text, raw=True, display_id=True)
+        else:
+            self._line.update(text, raw=True)
+
+
 class Bars:
-    """One bar per sweep, on a terminal or in a notebook."""
+    """One bar per sweep, on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.progress = Display(
@@ -180,6 +218,11 @@ class Bars:
             self.progress.reset(self.task)  # a worker's start is not the sweep's speed
         self.progress.update(self.task, advance=rows, tokens=task.fields["tokens"] + tokens, workers=workers)
 
+    def catch_up(self, now: Progress) -> None:
+        """The sweep that has begun here is as far as `now`, of another process."""
+        self.progress.tasks[self.task].start_time = self.progress.get_time() - now.seconds
+        self.progress.update(self.task, completed=now.done, tokens=now.tokens, workers=now.workers)
+
     def end(self) -> None:
         self.progress.stop()
         self.progress.update(self.task, visible=False)
@@ -196,18 +239,32 @@ class Shown:
         if now == self._last:  # its driver has not said more since
             return
         if now.sweep != self._last.sweep or now.done < self._last.done:
-            self.end()
+            self.end(done=now.sweep != self._last.sweep)
             if now.sweep is not None:
                 self.watcher.begin(now.sweep, now.rows)
-            self._last = Progress(now.state, now.sweep, now.rows)
         if now.sweep is not None:
-            self.watcher.advance(now.done - self._last.done, now.tokens - self._last.tokens, now.workers)
+            self._catch_up(now)
         self._last = now
 
-    def end(self) -> None:
-        if self._last.sweep is not None:
+    def end(self, done: bool) -> None:
+        """The sweep that was last heard of is over; if it is `done`, so are the rows that were left then."""
+        last = self._last
+        if last.sweep is not None:
+            if done and last.seconds_left is not None:  # what they took is not known here: as the others did
+                self._catch_up(
+                    replace(
+                        last,
+                        done=last.rows,
+                        tokens=last.tokens * last.rows // last.done,
+                        seconds=last.seconds + last.seconds_left,
+                    )
+                )
             self.watcher.end()
-        self._last = Progress(self._last.state)
+        self._last = Progress(last.state)
+
+    def _catch_up(self, now: Progress) -> None:
+        if isinstance(self.watcher, Lines | Bars):
+            self.watcher.catch_up(now)
 
 
 class _Speed(ProgressColumn):
@@ -236,7 +293,7 @@ class watching(AbstractContextManager["Watcher"]):
 
 def _fitting() -> Watcher:
     console = Console(stderr=True)
-    return Bars(console) if console.is_terminal or console.is_jupyter else Lines()
+    return Cell() if console.is_jupyter else Bars(console) if console.is_terminal else Lines()
 
 
 def _workers(count: int) -> str:

@@ -122,7 +122,7 @@ class Run:
                 if timeout is not None and time.monotonic() - began > timeout:
                     raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
                 time.sleep(_LOOK)
-            shown.end()
+            shown.end(done=self.state == "done")
         state = self.state
         if self._driver and (error := self._driver.error()):
             raise error
