@@ -34,6 +34,7 @@ IN_FLIGHT = 2  #: chunks that a worker has at a time: it computes one, and reads
 STARTS = 3  #: workers that may fail to start, one after another, for every worker that is wanted
 IDLE = 60.0  #: seconds after which a worker that has nothing to do is let go
 _TICK = 0.5  # seconds between looks, so that progress is shown while nothing finishes
+_SILENCE = 10.0  # seconds of waiting for the first worker between two lines about it
 _LOOK = 3.0  # seconds between looks at which nodes are being drained
 _PAUSE = 30.0  # the most seconds between a worker that could not start and the next one
 
@@ -176,6 +177,7 @@ class Pool:
 
     def first(self, method: str, *values: Any) -> Any:
         """What one worker's method gives, of the first that is up."""
+        began = told = time.monotonic()
         while True:
             self._awake()
             self.start(1)
@@ -183,6 +185,10 @@ class Pool:
             member = next((m for m in self._members if m.info is not None and not self._leaves(m)), None)
             if member is None:
                 self._wait(_TICK)
+                if time.monotonic() - told > _SILENCE:
+                    told = time.monotonic()
+                    wanted = wants(self.spec.config.cluster, self.gpus_per_worker)
+                    self.say(f"waiting for a worker of {wanted}, for {told - began:.0f} s")
                 continue
             try:
                 return ray.get(getattr(member.actor, method).remote(*values))

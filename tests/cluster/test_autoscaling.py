@@ -19,22 +19,21 @@ pytestmark = pytest.mark.cluster
 CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 
 
-def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
-    kinds = {"spot": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
-    assert len(nodes_of_a_run(kinds, tmp_path, tiny_llama)) == 2
-    assert "waiting for a worker" in (tmp_path / "log").read_text()
-
-
-def test_nodes_of_our_cluster_come_by_the_labels_that_a_run_asks_for(
+def test_nodes_of_our_cluster_come_for_a_run_by_label_and_go_after_it(
     tmp_path: Path, tiny_llama: dict[str, Any]
 ) -> None:
+    """The run asks for spot machines, of which there are none to be had, and gets those that are on demand."""
     kinds = scaled_down(yaml.safe_load(CLUSTER.read_text()), nodes=2)
-    assert kinds["gpu-spot"]["priority"] > kinds["gpu-on-demand"].get("priority", 0)  # so it has to be asked for
-    wanted = {"ray.io/market-type": "on-demand", "datainf/role": "worker"}
-    nodes = nodes_of_a_run(kinds, tmp_path, tiny_llama, gpus_per_worker=1, label_selector=wanted)
+    kinds["gpu-spot"]["max_workers"] = 0
+    spot, demand = ({"ray.io/market-type": market, "datainf/role": "worker"} for market in ("spot", "on-demand"))
+    choice = {"label_selector": spot, "fallback_selector": demand, "fallback_after": 8}
+    nodes = nodes_of_a_run(kinds, tmp_path, tiny_llama, gpus_per_worker=1, **choice)
     assert len(nodes) == 2
     for labels in nodes:
-        assert wanted.items() <= labels.items()
+        assert demand.items() <= labels.items()
+    said = (tmp_path / "log").read_text()
+    assert "waiting for a worker of 1 CPU and 1 GPU on a node with ray.io/market-type=spot, " in said
+    assert "within 8 s; asking for ray.io/market-type=on-demand, datainf/role=worker" in said
 
 
 def nodes_of_a_run(kinds: dict[str, Any], folder: Path, model: dict[str, Any], **cluster: Any) -> list[dict[str, str]]:
