@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from datainf_ray.config import load_config
 from datainf_ray.errors import RequestError
 
 JOBS = Path(__file__).parents[1] / "jobs"
 LATER = {"text-to-image.yaml": "model.task: 'text-to-image' is not available in this version"}
-OTHERS = {"cluster-gcp.yaml", "rayjob.yaml"}  # no runs: tests/cluster/test_clouds.py has them
+OTHERS = {"cluster-gcp.yaml", "rayjob.yaml", "runtime-env.yaml"}  # no runs
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in JOBS.glob("*.yaml") if p.name not in OTHERS))
@@ -23,3 +24,14 @@ def test_a_configuration_can_be_used(name: str) -> None:
     else:
         config = load_config(JOBS / name)
         assert config.output.startswith("s3://")
+
+
+def test_the_runtime_environment_installs_the_checkout_with_its_versions() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    environment = RuntimeEnv(**yaml.safe_load((JOBS / "runtime-env.yaml").read_text()))
+    lines = [line.removeprefix("-c ") for line in environment.pip_config()["packages"]]
+    root = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+    assert lines == [f"{root}/constraints.txt", f"{root}[s3]"]
+    assert (JOBS.parent / "constraints.txt").is_file()
+    assert (JOBS.parent / "pyproject.toml").is_file()
