@@ -137,8 +137,9 @@ def scene(here: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) ->
     return Scene(tmp_path_factory.mktemp("scene"), store, tables(here / "run"))
 
 
-def test_a_run_from_bucket_to_bucket_may_be_killed(scene: Scene) -> None:
-    """With the environment's credentials."""
+@pytest.fixture(scope="module")
+def killed(scene: Scene) -> str:
+    """The URL of a run with the environment's credentials, done although its driver was killed."""
     config = scene.configuration(f"{scene.store.url}/given", "killed")
     process = scene.start(config, scene.store.given)
     try:
@@ -155,18 +156,24 @@ def test_a_run_from_bucket_to_bucket_may_be_killed(scene: Scene) -> None:
     _, said = process.communicate(timeout=250)
     assert process.returncode == 0, said
     assert "80 rows scored" in said
+    return str(config["output"])
+
+
+def test_a_run_from_bucket_to_bucket_may_be_killed(scene: Scene, killed: str) -> None:
     assert scene.tables("killed") == scene.here
     assert not [name for name in scene.files("killed") if "checkpoints" in name]
-
-    shown = scene.command("top", config["output"], "-k", "3", "--format", "json")
+    shown = scene.command("top", killed, "-k", "3", "--format", "json")
     assert shown.returncode == 0, shown.stderr
-    run = datainf_ray.open_run(config["output"], storage_options=scene.store.options)
+    run = datainf_ray.open_run(killed, storage_options=scene.store.options)
     assert yaml.safe_load(shown.stdout) == run.top(query=0, k=3).to_pylist()
 
+
+@pytest.mark.slow
+def test_new_queries_are_answered_from_an_index_in_a_bucket(scene: Scene, killed: str) -> None:
     queries, output = f"{scene.store.url}/given/queries.jsonl", f"{scene.store.url}/answers"
-    answered = scene.command("query", config["output"], "--queries", queries, "--output", output)
+    answered = scene.command("query", killed, "--queries", queries, "--output", output)
     assert answered.returncode == 0, answered.stderr
-    answers = datainf_ray.open_run(output, storage_options=scene.store.options)
+    run, answers = (datainf_ray.open_run(url, storage_options=scene.store.options) for url in (killed, output))
     assert {sweep["source"] for sweep in answers.summary()["sweeps"][1:]} == {"index"}
     found, known = (matrix(r.scores()["influence"]) for r in (answers, run))
     assert np.abs(found - known).max() < 0.02 * np.abs(known).max()  # the index holds 16 bits of each number
