@@ -224,10 +224,10 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
                 tree = yaml.safe_load(file)
         except FileNotFoundError:
             raise RequestError(f"{source}: no such configuration file") from None
-        except (OSError, ImportError, ValueError) as error:  # ValueError: an unknown protocol, or not UTF-8
-            raise RequestError(f"{source}: cannot be read: {one_line(error)}") from None
         except yaml.YAMLError as error:
             raise RequestError(f"{source}: not YAML: {one_line(error)}") from None
+        except Exception as error:  # every storage library has its own classes; or it is not UTF-8
+            raise RequestError(f"{source}: cannot be read: {one_line(error)}") from None
         if not isinstance(tree, dict):
             raise RequestError(f"{source}: a configuration is a mapping of keys such as model, train, queries, output")
     for key, value in overrides.items():

@@ -20,6 +20,8 @@ _PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/@]+@")
 _SIGNATURE = re.compile(
     r"(?i)([?&;](?:[\w-]*(?:signature|token|secret|password|credential)|sig|key|accountkey|x-goog-credential)=)[^&;\s'\"]+"
 )
+#: The key in a connection string of Azure's.
+_IN_CONNECTION = re.compile(r"(?i)(?:AccountKey|SharedAccessSignature)=([^;]{8,})")
 
 _known: set[str] = set()
 
@@ -31,7 +33,7 @@ def keep_secret(options: Mapping[str, Any]) -> None:
 
 def redacted(text: str) -> str:
     """`text` with every credential that is known, or can be seen to be one, replaced by `***`."""
-    environment = {value for name, value in os.environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
+    environment: set[str] = set().union(*(_secrets({name: value}) for name, value in os.environ.items()))
     for secret in sorted(_known | environment, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return _SIGNATURE.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", text))
@@ -55,4 +57,5 @@ def _secrets(options: Mapping[str, Any]) -> set[str]:
             found |= _secrets(value)
         elif isinstance(value, str) and len(value) >= _SHORTEST and _NAMES.search(name):
             found.add(value)
+            found.update(_IN_CONNECTION.findall(value))  # which may be told without the rest
     return found

@@ -46,6 +46,11 @@ def test_credentials_of_the_environment_are_not_told(monkeypatch: pytest.MonkeyP
     assert str(RequestError(f"train.path: {SECRET}")) == f"train.path: {HIDDEN}"
 
 
+def test_the_key_in_a_connection_string_is_not_told_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=a;AccountKey={SECRET};BlobEndpoint=http://b")
+    assert redacted(f"signed by {SECRET}") == f"signed by {HIDDEN}"
+
+
 def test_options_hold_within_a_block_and_reach_fsspec(tmp_path: Path) -> None:
     with configured({"file": {"auto_mkdir": True}}):
         fs, _ = fsspec.url_to_fs(str(tmp_path))
