@@ -24,6 +24,7 @@ from rich.text import Text
 from datainf_ray.redaction import redacted
 
 _EVERY = 5.0  # seconds between lines in a log
+_SURE = 0.5  # seconds of a sweep after which its speed can be told
 _RENEW = 0.5  # seconds between renewals of a line in a notebook
 
 
@@ -68,27 +69,31 @@ class Progress:
     workers: int = 0
 
     @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / max(self.seconds, 1e-9)
+    def tokens_per_second(self) -> float | None:
+        """None where it is too early to tell."""
+        return self.tokens / self.seconds if self.seconds >= _SURE else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Of this sweep, if the rest goes as what is done; None where nothing is."""
-        return (self.rows - self.done) * self.seconds / self.done if self.done else None
+        """Of this sweep, if the rest goes as what is done; None where it is too early to tell."""
+        return (self.rows - self.done) * self.seconds / self.done if self.done and self.seconds >= _SURE else None
 
     def __str__(self) -> str:
         if self.sweep is None:
             return self.state
         if not self.workers:
             return f"{self.sweep}: waiting for a worker, {_clock(self.seconds)}"
-        left = self.seconds_left
-        if left is None:
+        if not self.done:
             return f"{self.sweep}: {self.rows:,} rows, {_workers(self.workers)}, {_clock(self.seconds)}"
-        rest = f"{_clock(left)} left" if self.done < self.rows else f"took {_clock(self.seconds)}"
-        return (
-            f"{self.sweep}: {self.done:,} of {self.rows:,} rows, {self.tokens_per_second:,.0f} tokens/s, "
-            f"{_workers(self.workers)}, {rest}"
-        )
+        rate, left = self.tokens_per_second, self.seconds_left
+        parts = [f"{self.done:,} of {self.rows:,} rows", _workers(self.workers)]
+        if rate is not None:
+            parts.insert(1, f"{rate:,.0f} tokens/s")
+        if self.done == self.rows:
+            parts.append(f"took {self.seconds:.1f} s" if self.seconds < 10 else f"took {_clock(self.seconds)}")
+        elif left is not None:
+            parts.append(f"{_clock(left)} left")
+        return f"{self.sweep}: {', '.join(parts)}"
 
 
 class Meter:

@@ -344,7 +344,7 @@ class Run:
         return f"<Run {self.url}: {summary['state']}, {summary['method']}, {rows}{queries}>"
 
     def _repr_html_(self) -> str:
-        """The summary and, of a finished run, the first query that could be used with its top rows."""
+        """The summary; of a running run how far it is; of a finished one the first usable query with its top rows."""
         query, tops = None, {}
         if self.state == "done":
             query = next((q for q in self.queries().to_pylist() if q["status"] == OK), None)
@@ -354,4 +354,5 @@ class Run:
                 word: self.top(query["query"], min(5, self.top_k), harmful=word == "harmful").to_pylist()
                 for word in DIRECTIONS
             }
-        return render("notebook.html.j2", summary=self.summary(), query=query, tops=tops)
+        progress = str(self.progress()) if self.state == "running" else None
+        return render("notebook.html.j2", summary=self.summary(), progress=progress, query=query, tops=tops)
