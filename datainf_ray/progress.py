@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -234,38 +235,34 @@ class Bars:
 
 
 class Shown:
-    """Shows a run that goes on elsewhere, of which one learns now and then how far it is."""
+    """Shows a run that goes on elsewhere, of which one learns now and then how far it is.
 
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
+    `finished` gives what a sweep took once it is done, by its name; None where that is not known.
+    """
+
+    def __init__(self, watcher: Watcher, finished: Callable[[str], Progress | None] = lambda sweep: None) -> None:
+        self.watcher, self.finished = watcher, finished
         self._last = Progress("starting")
 
     def show(self, now: Progress) -> None:
         if now == self._last:  # its driver has not said more since
             return
         if now.sweep != self._last.sweep or now.done < self._last.done:
-            self.end(done=now.sweep != self._last.sweep)
+            self.end()
             if now.sweep is not None:
                 self.watcher.begin(now.sweep, now.rows)
         if now.sweep is not None:
             self._catch_up(now)
         self._last = now
 
-    def end(self, done: bool) -> None:
-        """The sweep that was last heard of is over; if it is `done`, so are the rows that were left then."""
-        last = self._last
-        if last.sweep is not None:
-            if done and last.seconds_left is not None:  # what they took is not known here: as the others did
-                self._catch_up(
-                    replace(
-                        last,
-                        done=last.rows,
-                        tokens=last.tokens * last.rows // last.done,
-                        seconds=last.seconds + last.seconds_left,
-                    )
-                )
+    def end(self) -> None:
+        """The sweep that was last heard of is over, done or not."""
+        if self._last.sweep is not None:
+            done = self.finished(self._last.sweep)
+            if done is not None:
+                self._catch_up(replace(done, rows=self._last.rows, done=self._last.rows))
             self.watcher.end()
-        self._last = Progress(last.state)
+        self._last = Progress(self._last.state)
 
     def _catch_up(self, now: Progress) -> None:
         if isinstance(self.watcher, Lines | Bars):

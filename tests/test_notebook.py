@@ -154,12 +154,13 @@ def test_a_kernel_that_is_interrupted_and_then_killed(
 
 def test_a_run_elsewhere_is_shown_at_its_own_speed() -> None:
     written = io.StringIO()
-    shown = Shown(Lines(Console(file=written, width=200)))
+    took = {"curvature": Progress("running", "curvature", 98, 98, 10_000, 40.0, 2)}  # of 100 rows 98 could be used
+    shown = Shown(Lines(Console(file=written, width=200)), took.get)
     shown.show(Progress("running"))
     shown.show(Progress("running", "curvature", 100, 50, 5000, 10.0, 2))  # first heard of when half is done
     shown.show(Progress("running", "scores", 100, 90, 9000, 18.0, 3))
-    assert written.getvalue().splitlines() == ["curvature: 100 of 100 rows, 500 tokens/s, 2 workers, took 0:20"]
-    shown.end(done=False)
+    assert written.getvalue().splitlines() == ["curvature: 100 of 100 rows, 250 tokens/s, 2 workers, took 0:40"]
+    shown.end()
     assert written.getvalue().splitlines()[1:] == ["scores: 90 of 100 rows, 500 tokens/s, 3 workers, 0:02 left"]
 
 

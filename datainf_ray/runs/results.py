@@ -109,7 +109,7 @@ class Run:
         """
         began, pulse = time.monotonic(), Pulse(self.directory)
         with watching(progress) as watcher:
-            shown = Shown(watcher)
+            shown = Shown(watcher, self._finished)
             while True:
                 state, there = self.state, driver_of(self.directory)
                 alive = pulse.alive(there) is not False or not (self._driver is None or self._driver.over())
@@ -122,13 +122,21 @@ class Run:
                 if timeout is not None and time.monotonic() - began > timeout:
                     raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
                 time.sleep(_LOOK)
-            shown.end(done=self.state == "done")
+            shown.end()
         state = self.state
         if self._driver and (error := self._driver.error()):
             raise error
         if state != "done":
             raise RunFailedError(f"{self.url}: {state}: {self._document.get('reason')}; run it again to go on")
         return self
+
+    def _finished(self, sweep: str) -> Progress | None:
+        """What a sweep took, as run.json has it once it is done."""
+        took = next((r for r in reversed(self.document.get("sweeps") or []) if r["name"] == sweep), None)
+        if took is None:
+            return None
+        rows, tokens, seconds, workers = (took[key] for key in ("examples", "tokens", "seconds", "workers"))
+        return Progress("running", sweep, rows, rows, tokens, seconds, workers)
 
     def stop(self) -> None:
         """Ask the run, wherever it goes on, to end within seconds; the same request takes it up again.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -70,6 +69,9 @@ class Scene:
 
     def open(self, name: str) -> datainf_ray.Run:
         return datainf_ray.open_run(str(self.folder / name))
+
+    def driver(self, name: str) -> psutil.Process:
+        return psutil.Process(json.loads((self.folder / name / ".driver.json").read_text())["pid"])
 
     def until(self, name: str, moment: str) -> None:
         wait_for(lambda: (self.folder / name / "checkpoints" / f"{moment}.json").is_file())
@@ -155,16 +157,18 @@ def test_a_run_goes_on_without_the_session_that_asked_for_it(scene: Scene, quiet
     session.kill()
     session.wait()
     run = scene.open("background")
-    wait_for(lambda: run.progress().sweep == "curvature" and run.progress().done > 0)
-    first = json.loads((scene.folder / "background" / ".driver.json").read_text())["pid"]
+    driver = scene.driver("background")
     seen = scene.metrics()
     scene.until("background", "ihvp")
-    psutil.Process(first).send_signal(signal.SIGKILL)
+    driver.kill()
+    heard = []
     while run.state != "done":
         seen |= scene.metrics()
+        heard.append(run.progress())
         time.sleep(0.3)
         assert run.state in ("running", "done")
     run.wait(60)
+    assert any(now.sweep == "scores" and now.workers and 0 < now.done <= ROWS for now in heard)
     assert tables(run) == tables(quiet)
 
     events = run.events().to_pylist()
@@ -185,6 +189,8 @@ def test_a_run_on_a_cluster_is_stopped_from_anywhere_and_there_is_one_at_a_time(
     session = scene.begin("asked")
     try:
         scene.until("asked", "queries")
+        driver = scene.driver("asked")
+        driver.suspend()  # else it may be done before the second one has asked
         second = subprocess.run(
             [sys.executable, "-c", SECOND, str(scene.config), str(scene.folder / "asked")],
             env=os.environ | RAY_SETTINGS | {"RAY_ADDRESS": scene.head.address},
@@ -193,6 +199,7 @@ def test_a_run_on_a_cluster_is_stopped_from_anywhere_and_there_is_one_at_a_time(
         assert "a run is at work there" in second.stdout, second.stdout + second.stderr
         run = scene.open("asked")
         run.stop()
+        driver.resume()
         with pytest.raises(RunFailedError, match="interrupted: stopped on request; run it again to go on"):
             run.wait(60)
     finally:
