@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 from bench.machines import Driver, Machines, machines, parquet_files
 from chaos import configuration
 
+import datainf_ray
 from datainf_ray.runs.lease import FILE
 
 pytestmark = pytest.mark.cluster
@@ -88,9 +90,14 @@ def test_workers_and_nodes_may_be_killed_and_workers_may_hang(scene: Scene) -> N
     hangs = scene.cluster.workers()[0]
     hangs.suspend()  # what it has is started a second time, and the first result counts
     try:
-        assert parquet_files(scene.done(driver, "nodes")) == scene.quiet
+        run = scene.done(driver, "nodes")
+        assert parquet_files(run) == scene.quiet
     finally:
         hangs.kill()
+    told = Counter(datainf_ray.open_run(str(run)).events()["event"].to_pylist())
+    assert told["worker_lost"] >= 2
+    assert told["chunk_lost"] >= told["worker_lost"]
+    assert told["chunk_started_again"] >= 1
 
 
 def test_sums_in_the_object_store_may_go_down_with_their_node(scene: Scene) -> None:

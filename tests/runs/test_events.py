@@ -127,6 +127,7 @@ def test_the_report_draws_it(made: Callable[..., Made]) -> None:
     story(without.run.directory)
     write_report(without.run)
     page = " ".join(without.run.directory.read("report.html").decode().split())
+    assert "The last of 2 attempts took 10 min 20 s" in page
     assert "3 workers on 2 machines, in 2 attempts" in page
     assert "They computed 53.3 % of the time that they were up, and waited 0.5 s for rows to be read." in page
     assert "1 was lost (×), and 1 chunk with them, which others computed." in page
