@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 # Drawn in these colours, which become CSS variables.
 INK, LINE, HELPFUL, HARMFUL = "#010101", "#020202", "#030303", "#040404"
-SERIES = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")  #: for things that are neither helpful nor harmful
+#: For things that are neither helpful nor harmful.
+SERIES = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")
 _VARIABLES = {
     INK: "var(--ink)",
     LINE: "var(--line)",
