@@ -72,8 +72,10 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
             return run
         document |= {key: run.document.get(key, document[key]) for key in _CARRIED}
     began = time.perf_counter()
-    meter, journal = Meter(watcher), Journal(job.directory)
-    with Lease(job.directory, lambda: asdict(meter.progress)) as lease:
+    journal = Journal(job.directory)
+    lease = Lease(job.directory, lambda: asdict(meter.progress))
+    meter = Meter(watcher, lease.tell)
+    with lease:
         journal.note("run_begun", rows=job.rows, detail=job.fingerprint)
         job.directory.write_json("run.json", document)
         watcher.say(

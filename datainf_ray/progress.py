@@ -98,10 +98,13 @@ class Progress:
 
 
 class Meter:
-    """A watcher that tells another one all that it is told, and knows how far the run is."""
+    """A watcher that tells another one all that it is told, and knows how far the run is.
 
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
+    `news` is called when a sweep has begun, and when its first rows are done.
+    """
+
+    def __init__(self, watcher: Watcher, news: Callable[[], None] = lambda: None) -> None:
+        self.watcher, self.news = watcher, news
         self._now = Progress("running")
         self._began = 0.0
 
@@ -117,6 +120,7 @@ class Meter:
         self._began = time.monotonic()
         self._now = Progress("running", sweep, rows)
         self.watcher.begin(sweep, rows)
+        self.news()
 
     def advance(self, rows: int, tokens: int, workers: int) -> None:
         now = self._now
@@ -124,6 +128,8 @@ class Meter:
             self._began = time.monotonic()  # a worker's start is not the sweep's speed
         self._now = replace(now, done=now.done + rows, tokens=now.tokens + tokens, workers=workers)
         self.watcher.advance(rows, tokens, workers)
+        if rows and not now.done:
+            self.news()
 
     def catch_up(self, now: Progress) -> None:
         """Go on from where another process is."""

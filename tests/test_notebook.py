@@ -106,7 +106,7 @@ def test_a_kernel_that_is_interrupted_and_then_killed(
         began = time.monotonic()
         kernel.manager.interrupt_kernel()
         assert kernel.end(cell)["ename"] == "KeyboardInterrupt"
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10  # 2 to 3 on a calm machine
         assert _document(tmp_path / "first")["state"] == "interrupted"
 
         # The same call at once again, while the Ray of the first may still be about to end; and beside it another run,

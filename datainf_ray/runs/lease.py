@@ -48,7 +48,7 @@ class Lease:
             "started": _started(os.getpid()),
         }
         self._beats = 0
-        self._over = threading.Event()
+        self._over, self._news = False, threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
@@ -69,7 +69,8 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._over = True
+        self._news.set()
         if self.lost is None:
             self._thread.join()  # else a beat might write the file again
             try:
@@ -96,8 +97,16 @@ class Lease:
             there = driver_of(self.directory) or {}
         return alive
 
+    def tell(self) -> None:
+        """There is news of the progress: the file is written now, not at the next beat."""
+        self._news.set()
+
     def _renew(self) -> None:
-        while not self._over.wait(BEAT):
+        while True:
+            self._news.wait(BEAT)
+            self._news.clear()
+            if self._over:
+                return
             try:
                 there = driver_of(self.directory)
                 if there is None or there.get("owner") == self._mine["owner"]:

@@ -116,3 +116,15 @@ def test_it_is_renewed(directory: RunDirectory) -> None:
 def test_nothing_of_it_is_a_secret(tmp_path: Path) -> None:
     with Lease(RunDirectory(tmp_path)):
         assert set(json.loads((tmp_path / FILE).read_text())) == {"owner", "host", "pid", "started", "beat", "progress"}
+
+
+def test_news_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT", 1e6)
+    far = {"sweep": None}
+    with Lease(RunDirectory(tmp_path), lambda: dict(far)) as held:
+        far["sweep"] = "scores"
+        held.tell()
+        deadline = time.monotonic() + 10
+        while json.loads((tmp_path / FILE).read_text())["progress"] != {"sweep": "scores"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
