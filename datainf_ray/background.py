@@ -20,6 +20,10 @@ class LocalDriver:
         self._thread = threading.Thread(target=self._run, args=(work,), name="attribution", daemon=True)
         self._thread.start()
 
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join()
+
     def over(self) -> bool:
         return not self._thread.is_alive()
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datainf_ray.cluster.calibrate import measured, worker_spec
+from datainf_ray.cluster.calibrate import measured
 from datainf_ray.cluster.nodes import differences, said
+from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.start import ClusterFacts, connected, wants
 from datainf_ray.config import RunConfig, load_config
@@ -18,6 +19,7 @@ from datainf_ray.errors import RequestError, RunFailedError
 from datainf_ray.job import Job, check_output, prepare
 from datainf_ray.planning.estimate import said_bytes
 from datainf_ray.planning.forecast import forecast, said_time
+from datainf_ray.request import begun
 from datainf_ray.storage import AT_FIRST, configured, patience
 from datainf_ray.versions import versions
 
@@ -86,10 +88,8 @@ class _Checks(ExitStack):
             check_output(self.job)
             if self.job.index is not None:
                 self.job.index.check_writable()
-        there = self.job.directory.exists("run.json")
-        return f"{self.job.directory.url} can be written" + (
-            ": there is a run of this request already" if there else ""
-        )
+        there = "; it has a run of this request already" if begun(self.job.directory) else ""
+        return f"{self.job.directory.url} can be written{there}"
 
     def nodes(self) -> str:
         config = self.job.config

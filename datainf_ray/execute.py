@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from datainf_ray.cluster.calibrate import worker_spec
 from datainf_ray.cluster.gather import consolidate_parts
 from datainf_ray.cluster.indexing import finish_index
+from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.start import Ahead, ClusterFacts, connected

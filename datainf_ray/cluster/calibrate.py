@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
-from datainf_ray.cluster.orders import WorkerSpec
+from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.start import ClusterFacts, connected
 from datainf_ray.corpus.sample import sample_chunks
@@ -28,11 +28,6 @@ def measure(job: Job) -> tuple[Calibration, Room]:
         closing(Pool(worker_spec(job), 1, 1, cluster.room.gpus_per_worker)) as pool,
     ):
         return measured(job, cluster, pool)
-
-
-def worker_spec(job: Job) -> WorkerSpec:
-    """What the workers of a job's run are made from."""
-    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index)
 
 
 def measured(job: Job, cluster: ClusterFacts, pool: Pool) -> tuple[Calibration, Room]:

@@ -7,7 +7,6 @@ process dies Ray makes it again, and it takes the run up where that was.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from typing import Any
@@ -16,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from datainf_ray.background import LocalDriver
 from datainf_ray.cluster.start import join, worker_environment
 from datainf_ray.config import RunConfig
 from datainf_ray.errors import RequestError, RunFailedError
@@ -29,33 +29,24 @@ _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node a
 
 
 class Attribution:
-    """Does one run, in a thread of its own, as soon as it is made."""
+    """Does one run, in the background, as soon as it is made."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._error: BaseException | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(config,), name="attribution", daemon=True)
-        self._thread.start()
-
-    def process(self) -> int:
-        return os.getpid()
+        self._driver = LocalDriver(config, lambda: _attribute_and_linger(config))
 
     def result(self) -> None:
         """Wait until the run is over. Raises what it ended with, if that was an error."""
-        self._over.wait()
-        if self._error is not None:
-            raise self._error
+        self._driver.join()
+        if (error := self._driver.error()) is not None:
+            raise error
 
-    def _run(self, config: RunConfig) -> None:
-        from datainf_ray.front import attribute  # here: it is the front door, and leads to this room
 
-        try:
-            attribute(config)
-        except KeyboardInterrupt:
-            self._error = RunFailedError("it was stopped; run it again to go on")
-        except Exception as error:
-            self._error = error
-        self._over.set()
+def _attribute_and_linger(config: RunConfig) -> None:
+    from datainf_ray.front import attribute  # here: it is the front door, and leads to this room
+
+    try:
+        attribute(config)
+    finally:
         me = ray.get_runtime_context().current_actor
         threading.Timer(LINGER, lambda: ray.kill(me, no_restart=True)).start()
 

@@ -6,6 +6,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from datainf_ray.cluster.start import resources_said
 from datainf_ray.config import one_line
 from datainf_ray.versions import versions
 
@@ -39,7 +40,6 @@ def differences() -> list[str]:
 
 
 def said() -> str:
-    """The nodes that are up, and what they have, in words."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    total = ray.cluster_resources()
-    return f"{len(nodes)} node{'s' * (len(nodes) != 1)}, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+    """How many nodes are up, and what they have, in words."""
+    count = sum(node["Alive"] for node in ray.nodes())
+    return f"{count} node{'s' * (count != 1)}, {resources_said()}"

@@ -11,6 +11,7 @@ from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold, Scores
+from datainf_ray.job import Job
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.model.replica import Verdict
 from datainf_ray.runs.directory import RunDirectory
@@ -30,6 +31,11 @@ class WorkerSpec:
     index: RunDirectory | None = None  # where the gradient index is written, or read from
 
 
+def worker_spec(job: Job) -> WorkerSpec:
+    """What the workers of a job's run are made from."""
+    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index)
+
+
 @dataclass(frozen=True)
 class WorkerInfo:
     """What a worker says of itself when it is up."""
@@ -40,7 +46,6 @@ class WorkerInfo:
     dtype: str
     attention: str
     verdict: Verdict
-    versions: dict[str, str]
     fetched: float  # seconds until the base's files were on this machine
     seconds: float  # until the model was loaded and checked, fetching included
 

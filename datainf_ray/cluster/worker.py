@@ -57,7 +57,6 @@ from datainf_ray.redaction import redacted
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
 from datainf_ray.storage import configure
-from datainf_ray.versions import versions
 
 _CALIBRATION = 3.0  # seconds
 _TRIED = 8  # rows of each corpus that are read to see whether they can be
@@ -133,7 +132,6 @@ class Worker:
             dtype=str(base.dtype).removeprefix("torch."),
             attention=str(getattr(base.config, "_attn_implementation", None)),
             verdict=verdict,
-            versions=versions(),
             fetched=fetched,
             seconds=time.perf_counter() - began,
         )

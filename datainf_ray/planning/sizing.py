@@ -124,8 +124,8 @@ def choose_groups(job: Job, room: Room, batch_tokens: int) -> tuple[tuple[tuple[
 
     Planned for sums at 4 nodes of damping (at 2, the other half is for rows that wait to be added). On a GPU both may
     take 40 % of its memory; else they lie in the host's, of which the sums may take half, and are moved block by block
-    for every batch. A second group costs another sweep, moving costs
-    the bus: what is less by nominal rates is taken. All queries' vectors, which the scores take, lie where the sums do.
+    for every batch. A second group costs another sweep, moving costs the bus: what is less by nominal rates is taken.
+    All queries' vectors, which the scores take, lie where the sums do.
     On a CPU only the second limit counts: the queries' gradients are in the object store, which a node's workers share.
     One query is never split.
     """

@@ -110,25 +110,24 @@ class Run:
         began, pulse = time.monotonic(), Pulse(self.directory)
         with watching(progress) as watcher:
             shown = Shown(watcher, self._finished)
-            while True:
-                state, there = self.state, driver_of(self.directory)
-                alive = pulse.alive(there) is not False or not (self._driver is None or self._driver.over())
-                if not alive and self.state not in ("starting", "running"):  # it is written before the driver leaves
-                    break
-                if not alive and state == "running":
-                    raise RunFailedError(f"{self.url}: its driver is gone; run it again to go on")
-                if state == "running" and there:
-                    shown.show(Progress(**there.get("progress", {"state": state})))
+            while self._at_work(pulse, there := driver_of(self.directory)):
+                if self.state == "running" and there:
+                    shown.show(Progress(**there.get("progress", {"state": "running"})))
                 if timeout is not None and time.monotonic() - began > timeout:
                     raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
                 time.sleep(_LOOK)
             shown.end()
-        state = self.state
         if self._driver and (error := self._driver.error()):
             raise error
-        if state != "done":
-            raise RunFailedError(f"{self.url}: {state}: {self._document.get('reason')}; run it again to go on")
+        if self.state == "running":  # a driver that ends by itself says so first
+            raise RunFailedError(f"{self.url}: its driver is gone; run it again to go on")
+        if self.state != "done":
+            raise RunFailedError(f"{self.url}: {self.state}: {self._document.get('reason')}; run it again to go on")
         return self
+
+    def _at_work(self, pulse: Pulse, there: dict[str, Any] | None) -> bool:
+        """Whether a driver is at work, or may be: one that has left its file `there`, or that was begun from here."""
+        return pulse.alive(there) is not False or (self._driver is not None and not self._driver.over())
 
     def _finished(self, sweep: str) -> Progress | None:
         """What a sweep took, as run.json has it once it is done."""
