@@ -12,26 +12,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datainf_ray.checkup import check
+    from datainf_ray.common.errors import RequestError, RunFailedError
     from datainf_ray.config import RunConfig
-    from datainf_ray.errors import RequestError, RunFailedError
-    from datainf_ray.front import attribute, query
     from datainf_ray.planning.forecast import plan
     from datainf_ray.runs.results import Run, open_run
+    from datainf_ray.session.checkup import check
+    from datainf_ray.session.front import attribute, query
 
 __all__ = ["RequestError", "Run", "RunConfig", "RunFailedError", "attribute", "check", "open_run", "plan", "query"]
 
 # Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
 _HOMES = {
-    "RequestError": "errors",
+    "RequestError": "common.errors",
     "Run": "runs.results",
     "RunConfig": "config",
-    "RunFailedError": "errors",
-    "attribute": "front",
-    "check": "checkup",
+    "RunFailedError": "common.errors",
+    "attribute": "session.front",
+    "check": "session.checkup",
     "open_run": "runs.results",
     "plan": "planning.forecast",
-    "query": "front",
+    "query": "session.front",
 }
 
 

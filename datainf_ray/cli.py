@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datainf_ray.errors import RequestError, RunFailedError
+from datainf_ray.common.errors import RequestError, RunFailedError
 
 if TYPE_CHECKING:
-    from datainf_ray.checkup import Finding
+    from datainf_ray.session.checkup import Finding
 
 app = typer.Typer(
     help="Which training rows did this? Influence of every row of a LoRA fine-tuning corpus.",
@@ -46,7 +46,7 @@ class Format(str, Enum):
 @app.command()
 def run(config: Config, assignments: Assignments = []) -> None:  # noqa: B006 - typer reads the default
     """The main job. Running it again takes up what was cut off, or says that it is done."""
-    from datainf_ray.front import attribute
+    from datainf_ray.session.front import attribute
 
     with _terminable():
         attribute(config, **_overrides(assignments))
@@ -77,7 +77,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """Before money is spent: try the request, the cluster, its packages, a worker, the storage, and time one chunk."""
-    from datainf_ray.checkup import check as look
+    from datainf_ray.session.checkup import check as look
 
     with _terminable():
         findings = look(config, lambda text: typer.echo(f"{text} …", err=True), **_overrides(assignments))
@@ -132,7 +132,7 @@ def query(
     assignments: Assignments = [],  # noqa: B006
 ) -> None:
     """Answer new queries from the run's gradient index, without a backward pass over the corpus."""
-    from datainf_ray.front import query as answer
+    from datainf_ray.session.front import query as answer
 
     with _terminable():
         answer(run, queries=queries, output=output, **_overrides(assignments))
@@ -141,7 +141,7 @@ def query(
 @app.command()
 def report(run: RunPath) -> None:
     """Write report.html into the run directory, and say where it is."""
-    from datainf_ray.runs.report import write_report
+    from datainf_ray.runs.report.page import write_report
     from datainf_ray.runs.results import open_run
 
     typer.echo(write_report(open_run(run)))

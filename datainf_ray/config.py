@@ -14,8 +14,7 @@ import fsspec
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from datainf_ray.errors import RequestError
-from datainf_ray.redaction import redacted
+from datainf_ray.common.errors import RequestError, one_line
 
 Task = Literal["causal-lm", "sequence-classification", "text-to-image"]
 MethodName = Literal["datainf", "hessian-free", "lissa", "exact", "cosine"]
@@ -247,12 +246,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RequestError(f"--set {text}: the value is not YAML: {one_line(error)}") from None
-
-
-def one_line(error: object) -> str:
-    """An exception's message without credentials, its line breaks and indents folded into single spaces."""
-    text = redacted(" ".join(str(error).split()))
-    return text or type(error).__name__
 
 
 def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> dict[str, Any]:

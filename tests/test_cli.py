@@ -86,7 +86,7 @@ def test_a_wrong_request_is_one_line_before_anything_starts(
     assignments, spoil, said = WRONG[case]
     if spoil is not None:
         spoil(config.parent)
-    monkeypatch.setattr("datainf_ray.execute.connected", lambda *a: pytest.fail("the cluster was asked for"))
+    monkeypatch.setattr("datainf_ray.session.execute.connected", lambda *a: pytest.fail("the cluster was asked for"))
     status = run(monkeypatch, "run", config, *(f"--set={a}" for a in assignments))
     captured = capsys.readouterr()
     last = captured.err.strip().splitlines()

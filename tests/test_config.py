@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 import datainf_ray
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RunConfig, load_config, parse_assignment
-from datainf_ray.errors import RequestError
-from datainf_ray.identity import _INCIDENTAL, _PLACES, settings
+from datainf_ray.request.identity import _INCIDENTAL, _PLACES, settings
 
 MINIMAL = {
     "model": {"base": "org/base", "adapter": "./adapter"},

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.demo import run_demo, train
 from datainf_ray.demo.figures import TOP, judge
 from datainf_ray.demo.text import (
@@ -25,7 +26,6 @@ from datainf_ray.demo.text import (
     split,
     write_rows,
 )
-from datainf_ray.errors import RequestError
 
 
 @pytest.fixture(scope="module")

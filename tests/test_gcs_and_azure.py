@@ -22,12 +22,12 @@ import pytest
 import yaml
 
 import datainf_ray
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.storage import configured
 from datainf_ray.corpus.files import find_files, open_file
-from datainf_ray.errors import RequestError
 from datainf_ray.model.files import local_folder
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import matrix
-from datainf_ray.storage import configured
 from tests import stores, tiny
 from tests.runs.test_directory import (  # noqa: F401 - what a run directory promises, here with the `directory` below
     test_a_folder_is_removed_whole_and_alone,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
-from datainf_ray.errors import RequestError
 
 JOBS = Path(__file__).parents[1] / "jobs"
 LATER = {"text-to-image.yaml": "model.task: 'text-to-image' is not available in this version"}

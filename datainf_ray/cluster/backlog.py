@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.chunks import Chunk
-from datainf_ray.errors import RunFailedError
 
 ATTEMPTS = 2  #: workers that a chunk may end, each computing nothing else, before its rows are tried
 SEARCHES = 3  #: for rows of one chunk, before the run ends: that it goes on may be chance

@@ -15,11 +15,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from datainf_ray.background import LocalDriver
+from datainf_ray.cluster.background import LocalDriver
 from datainf_ray.cluster.start import join, worker_environment
+from datainf_ray.common.errors import RequestError, RunFailedError
+from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.config import RunConfig
-from datainf_ray.errors import RequestError, RunFailedError
-from datainf_ray.redaction import redacted_tree
 from datainf_ray.runs.directory import RunDirectory
 
 NAMESPACE = "datainf"
@@ -42,7 +42,7 @@ class Attribution:
 
 
 def _attribute_and_linger(config: RunConfig) -> None:
-    from datainf_ray.front import attribute  # here: it is the front door, and leads to this room
+    from datainf_ray.session.front import attribute  # here: it is the front door, and leads to this room
 
     try:
         attribute(config)

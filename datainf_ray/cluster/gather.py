@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import ray
 
 from datainf_ray.cluster.reduce import compute, is_large
-from datainf_ray.job import Job
+from datainf_ray.common.storage import persistently
+from datainf_ray.request.job import Job
 from datainf_ray.runs.parts import PART_BYTES, consolidate, plan_parts, row_bytes
-from datainf_ray.storage import persistently
 
 _AT_ONCE = 4  # parts that are written at a time; each takes up to 500 MB of memory
 

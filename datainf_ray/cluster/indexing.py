@@ -10,14 +10,14 @@ import pyarrow as pa
 import torch
 
 from datainf_ray.cluster.sweep import CHECKPOINTS, ClusterSweeps, State
+from datainf_ray.common.storage import persistently
 from datainf_ray.influence.methods import SIGN, datainf, hessian_free
 from datainf_ray.influence.projection import projected, projected_size
-from datainf_ray.job import Job
+from datainf_ray.request.job import Job
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, write_index
 from datainf_ray.runs.parts import chunk_name
 from datainf_ray.runs.schemas import matrix
-from datainf_ray.storage import persistently
 
 _SAMPLE = 64  # parts of the index on which its answers are compared with the run's own
 

@@ -7,8 +7,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datainf_ray.cluster.start import resources_said
-from datainf_ray.config import one_line
-from datainf_ray.versions import versions
+from datainf_ray.common.errors import one_line
+from datainf_ray.common.versions import versions
 
 _WAIT = 120.0  # seconds for a node to start a process and import what it needs
 

@@ -11,9 +11,9 @@ from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold, Scores
-from datainf_ray.job import Job
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.model.replica import Verdict
+from datainf_ray.request.job import Job
 from datainf_ray.runs.directory import RunDirectory
 
 CorpusName = Literal["train", "queries"]

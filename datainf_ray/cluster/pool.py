@@ -24,10 +24,10 @@ from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import StateLostError, is_lost
 from datainf_ray.cluster.start import draining_nodes, resources_said, said_labels, wants, worker_environment
 from datainf_ray.cluster.worker import Worker
-from datainf_ray.config import ClusterConfig, one_line
+from datainf_ray.common.errors import RequestError, RunFailedError, one_line
+from datainf_ray.common.redaction import redacted
+from datainf_ray.config import ClusterConfig
 from datainf_ray.corpus.chunks import Chunk
-from datainf_ray.errors import RequestError, RunFailedError
-from datainf_ray.redaction import redacted
 from datainf_ray.runs.events import Note, forget
 
 IN_FLIGHT = 2  #: chunks that a worker has at a time: it computes one, and reads or writes the other

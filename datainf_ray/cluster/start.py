@@ -16,8 +16,8 @@ import ray
 from ray._private.label_utils import validate_label_selector
 from ray._private.state import state  # where Ray's own libraries learn of nodes that are being drained
 
-from datainf_ray.config import ClusterConfig, one_line
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.config import ClusterConfig
 from datainf_ray.planning.room import Room
 
 #: For glibc. It would give each of a worker's threads a heap of its own, with what the other could use: a third more

@@ -27,10 +27,10 @@ from datainf_ray.influence.block import Block
 from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
 from datainf_ray.influence.methods import Over
 from datainf_ray.planning.sizing import Sizes
-from datainf_ray.progress import Silent, Watcher
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import Top
+from datainf_ray.watch.progress import Silent, Watcher
 
 SHARD_BYTES = 64 * 2**20
 CHECKPOINTS = "checkpoints"  #: where a run keeps what it has solved until it is done

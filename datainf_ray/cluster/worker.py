@@ -39,24 +39,23 @@ from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
-from datainf_ray.config import one_line
+from datainf_ray.common.errors import RunFailedError, one_line
+from datainf_ray.common.libraries import load_pandas, loading
+from datainf_ray.common.redaction import redacted
+from datainf_ray.common.storage import configure
 from datainf_ray.corpus.batches import collate
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.errors import RunFailedError
 from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
 from datainf_ray.influence.projection import Projector
-from datainf_ray.job import encoder_for
-from datainf_ray.libraries import load_pandas, loading
 from datainf_ray.model.files import local_folder
 from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.replica import load_replica
-from datainf_ray.redaction import redacted
+from datainf_ray.request.job import encoder_for
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
-from datainf_ray.storage import configure
 
 _CALIBRATION = 3.0  # seconds
 _TRIED = 8  # rows of each corpus that are read to see whether they can be

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.preview import fold, fold_pair
-from datainf_ray.errors import RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from datainf_ray.config import QueriesConfig, RowsConfig, one_line
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.storage import persistently
+from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus.columns import choose_columns, require_column
 from datainf_ray.corpus.files import SourceFile, find_files
 from datainf_ray.corpus.records import survey_text
 from datainf_ray.corpus.tables import survey_table
-from datainf_ray.errors import RequestError
-from datainf_ray.storage import persistently
 
 _THREADS = 32  # files surveyed at a time: mostly waiting for the store
 

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.files import SourceFile
-from datainf_ray.errors import RequestError
 
 
 @dataclass(frozen=True)

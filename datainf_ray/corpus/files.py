@@ -25,9 +25,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from datainf_ray.errors import RequestError
-from datainf_ray.redaction import redacted
-from datainf_ray.storage import open_store, persistently, reason
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.redaction import redacted
+from datainf_ray.common.storage import open_store, persistently, reason
 
 #: File name suffix: format.
 FORMATS = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment
 from datainf_ray.corpus.files import SourceFile, open_seekable
 from datainf_ray.corpus.rows import RowReader
-from datainf_ray.errors import RequestError
 
 _FILES, _ROWS = 20, 1000  # where the labels themselves are looked at: so many files, and rows of each
 

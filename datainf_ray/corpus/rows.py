@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datainf_ray.common.storage import persistently
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.records import Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
-from datainf_ray.storage import persistently
 
 _TEXT = ("text", "text_pair", "prompt", "completion")
 _LISTS = ("messages", "input_ids", "labels")

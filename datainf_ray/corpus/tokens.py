@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.config import one_line
+from datainf_ray.common.errors import one_line
 from datainf_ray.corpus.chat import ChatTemplate, fold_messages
 from datainf_ray.corpus.labels import parse_label
 from datainf_ray.corpus.preview import LENGTH, fold, fold_pair

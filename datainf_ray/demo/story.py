@@ -14,18 +14,19 @@ import numpy as np
 import yaml
 from rich.console import Console
 
+from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.config import load_config
 from datainf_ray.demo import train
 from datainf_ray.demo.figures import Figures, judge
 from datainf_ray.demo.tell import page, tell_answer, tell_figures, tell_head, tell_preparation, tell_where
 from datainf_ray.demo.text import CLASSES, PLANTED_LABEL, plant, read_docstrings, read_rows, split, write_rows
-from datainf_ray.errors import RequestError, RunFailedError
-from datainf_ray.execute import execute
-from datainf_ray.job import prepare
-from datainf_ray.progress import Watcher, watching
+from datainf_ray.request.job import prepare
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import matrix
+from datainf_ray.session.execute import execute
+from datainf_ray.watch.progress import Watcher
+from datainf_ray.watch.watching import watching
 
 METHODS = {"datainf": "DataInf", "hessian-free": "Hessian-free"}
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
 
 #: The packages whose docstrings are told apart: all are in every Python from 3.10 to 3.13.
 CLASSES = ("asyncio", "email", "http", "importlib", "logging", "tarfile", "unittest", "xml")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.demo.text import CLASSES, DocRow
-from datainf_ray.errors import RequestError
-from datainf_ray.progress import Watcher
+from datainf_ray.watch.progress import Watcher
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding

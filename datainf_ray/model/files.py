@@ -15,9 +15,9 @@ from typing import Any
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 
-from datainf_ray.config import ModelConfig, one_line
-from datainf_ray.errors import RequestError
-from datainf_ray.storage import open_store, persistently, reason
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.storage import open_store, persistently, reason
+from datainf_ray.config import ModelConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

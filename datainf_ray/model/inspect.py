@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from datainf_ray.config import ModelConfig, one_line
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.files import ADAPTER_WEIGHTS, adapter_folder, local_folder
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from datainf_ray.config import ModelConfig, one_line
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupported
 from datainf_ray.model.files import adapter_folder

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
 
 HELD = 0.4  #: of a worker's first GPU, the most that queries and sums may take; see `planning.sizing`
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datainf_ray.influence.projection import projected_size
-from datainf_ray.job import Job
 from datainf_ray.model.inspect import ModelFacts
+from datainf_ray.request.job import Job
 from datainf_ray.runs.schemas import OK
 
 #: Memory held over memory in use. glibc's heap, with one arena, was seen to hold 1.1 to 2.1 times as much.
@@ -78,12 +78,3 @@ def activation_bytes(job: Job, batch_tokens: int, on_gpu: bool) -> int:
     # a block's gradients: the product, what the fold makes of it, and a copy where they are kept
     used += 3 * 4 * tokens / mean_tokens(job) * max(block.size for block in facts.blocks)
     return int((GPU_GAPS if on_gpu else CPU_GAPS) * used)
-
-
-def said_bytes(count: float) -> str:
-    """A number of bytes for a person, as 118.0 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from datainf_ray.common.storage import configured
+from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
-from datainf_ray.job import Job, prepare
 from datainf_ray.planning.estimate import (
     activation_bytes,
     index_row_bytes,
     mean_tokens,
-    said_bytes,
     score_bytes,
     text_bytes,
     weight_bytes,
@@ -39,8 +39,8 @@ from datainf_ray.planning.sizing import (
     transport_seconds,
     transport_share,
 )
+from datainf_ray.request.job import Job, prepare
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
-from datainf_ray.storage import configured
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
@@ -189,7 +189,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         index_bytes=job.rows * (index_row_bytes(job) + text_bytes(job)) if config.index else 0,
         flops=flops,
         seconds=seconds,
-        assumption=f"{workers} worker{'s' * (workers > 1)} at {said}{assumed}",
+        assumption=f"{counted(workers, 'worker')} at {said}{assumed}",
         output=job.directory.url,
     )
 
@@ -277,9 +277,9 @@ def render(expected: Plan) -> str:
     """The plan as lines for a person, of at most 100 columns unless a path is longer."""
     p = expected
     sweeps = [name if n == 1 else f"{n} × {name}" for name, n in Counter(p.sweeps).items()]
-    memory = f"{said_bytes(p.worker_bytes)} a worker"
+    memory = f"{byte_size(p.worker_bytes)} a worker"
     if p.device_bytes is not None:
-        memory += f" and {said_bytes(p.device_bytes)} of its GPU memory"
+        memory += f" and {byte_size(p.device_bytes)} of its GPU memory"
     groups = f"{p.queries:,} from {p.query_rows:,} rows, about {p.query_tokens:,} tokens"
     if len(p.groups) > 1:
         groups += f"; in {len(p.groups)} groups, because their sums do not fit at once: a curvature sweep for each"
@@ -299,20 +299,12 @@ def render(expected: Plan) -> str:
         "gradients": p.gradients_why.removeprefix("gradients "),
         "transport": f"of a chunk's statistics, {p.transport:.1%} of its computing time"
         + (f": {p.transport_why}" if p.transport_why else ""),
-        "memory": f"{memory}, {said_bytes(p.driver_bytes)} in the driver",
-        "object store": f"{said_bytes(p.store_bytes)} at a time, of {said_bytes(p.store_room)}",
-        "output": f"{said_bytes(p.output_bytes)} in {p.output_parts:,} part{'s' * (p.output_parts > 1)} at {p.output}",
-        "index": f"{said_bytes(p.index_bytes)}" if p.index_bytes else "",
+        "memory": f"{memory}, {byte_size(p.driver_bytes)} in the driver",
+        "object store": f"{byte_size(p.store_bytes)} at a time, of {byte_size(p.store_room)}",
+        "output": f"{byte_size(p.output_bytes)} in {counted(p.output_parts, 'part')} at {p.output}",
+        "index": f"{byte_size(p.index_bytes)}" if p.index_bytes else "",
         "work": f"{p.flops:.2g} floating-point operations",
-        "time": f"about {said_time(p.seconds)}: {p.assumption}",
+        "time": f"about {estimate(p.seconds)}: {p.assumption}",
     }
     wrapped = textwrap.TextWrapper(100, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
     return "\n".join(wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text)
-
-
-def said_time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from datainf_ray.job import Job
-from datainf_ray.planning.estimate import said_bytes
+from datainf_ray.common.words import byte_size
 from datainf_ray.planning.room import Room
+from datainf_ray.request.job import Job
 
 _STORE_SHARE, _STORE_MOST = 0.3, 200e9  # what Ray's object store takes of a node's memory
 _GPU_BYTES, _HOST_BYTES, _WORKERS = 80 * 10**9, 64 * 10**9, 8  # assumed of a cluster that is not asked
@@ -24,8 +24,8 @@ def guess_room(job: Job) -> tuple[Room, str]:
         store = int(_STORE_SHARE * workers * _HOST_BYTES)
         if job.config.gradients == "keep":  # whether it fits is for the cluster to say
             store = max(store, 2 * 4 * job.facts.parameters * (job.rows + 4 * job.queries))
-        said = f"; {workers} workers with {said_bytes(_HOST_BYTES)} of memory each"
-        said += f" and GPUs of {said_bytes(_GPU_BYTES)}" if gpus else ""
+        said = f"; {workers} workers with {byte_size(_HOST_BYTES)} of memory each"
+        said += f" and GPUs of {byte_size(_GPU_BYTES)}" if gpus else ""
         room = Room(workers, gpus, store, int((1 - _STORE_SHARE) * _HOST_BYTES), _GPU_BYTES if gpus else None)
         return room, f"{said} are assumed of the cluster"
     devices = torch.cuda.device_count()  # by the driver's list: no GPU is touched
@@ -37,7 +37,7 @@ def guess_room(job: Job) -> tuple[Room, str]:
     memory = _memory_bytes()
     store = int(min(_STORE_SHARE * memory, _STORE_MOST))
     room = Room(workers, gpus, store, (memory - store) // workers, _GPU_BYTES if gpus else None)
-    return room, f"; GPUs of {said_bytes(_GPU_BYTES)} are assumed" if gpus else ""
+    return room, f"; GPUs of {byte_size(_GPU_BYTES)} are assumed" if gpus else ""
 
 
 def _memory_bytes() -> int:

@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from datainf_ray.errors import RequestError
-from datainf_ray.job import Job
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.words import byte_size
 from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST
 from datainf_ray.model.spread import HELD
 from datainf_ray.planning.estimate import (
@@ -23,12 +23,12 @@ from datainf_ray.planning.estimate import (
     half_precision,
     index_row_bytes,
     mean_tokens,
-    said_bytes,
     score_bytes,
     token_bytes,
     weight_bytes,
 )
 from datainf_ray.planning.room import Room
+from datainf_ray.request.job import Job
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
 PLANNED_NODES = 4  #: what memory is reckoned with: two, and as much again for rows that wait to be added to their sums
@@ -158,13 +158,13 @@ def choose_gradients(job: Job, room: Room, chunk_rows: int) -> tuple[Literal["ke
         return "recompute", "gradients are computed in both sweeps, as asked for"
     kept, chunk = 4 * parameters * job.rows, 4 * parameters * chunk_rows
     limit = max(room.store_bytes // 2 - 16 * job.queries * parameters, 0)
-    size = f"{said_bytes(kept)} fit into {said_bytes(limit)}, half of the object store less the queries' part"
+    size = f"{byte_size(kept)} fit into {byte_size(limit)}, half of the object store less the queries' part"
     if kept <= limit and chunk <= _KEPT_BYTES:
         return "keep", f"gradients are kept for the second sweep: {size}"
     if kept > limit:
         size = size.replace("fit", "do not fit", 1)
     else:
-        size = f"{said_bytes(chunk)} in a chunk of {chunk_rows:,} rows are more than {said_bytes(_KEPT_BYTES)}"
+        size = f"{byte_size(chunk)} in a chunk of {chunk_rows:,} rows are more than {byte_size(_KEPT_BYTES)}"
     if config.gradients == "keep":
         raise RequestError(f"gradients: 'keep' is not possible: {size}; use 'auto' or 'recompute'")
     return "recompute", f"gradients are computed in both sweeps: {size}"

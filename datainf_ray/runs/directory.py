@@ -19,10 +19,9 @@ from typing import IO, Any
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from datainf_ray.config import one_line
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.storage import open_store, persistently, reason
 from datainf_ray.runs.schemas import read_parquet, table_bytes
-from datainf_ray.storage import open_store, persistently, reason
 
 _TEMPORARY = ".tmp"
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from datainf_ray.redaction import redacted_tree
+from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.runs.directory import RunDirectory
 
 EVENTS = "events/"

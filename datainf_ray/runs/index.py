@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
 from datainf_ray.influence.block import Block
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import examples_schema

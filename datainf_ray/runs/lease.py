@@ -20,8 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from datainf_ray.config import one_line
-from datainf_ray.errors import RequestError, RunFailedError
+from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.runs.directory import RunDirectory
 
 FILE = ".driver.json"

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
+from datainf_ray.common.storage import persistently
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import group_rows, open_parquet, parquet_writer, sized
-from datainf_ray.storage import persistently
 
 #: What the names of the chunks' files begin with.
 CHUNKS = "checkpoints/scores/chunk-"

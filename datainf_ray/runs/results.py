@@ -11,16 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datainf_ray.errors import RequestError, RunFailedError
-from datainf_ray.progress import Progress, Shown, watching
+from datainf_ray.common.errors import RequestError, RunFailedError
+from datainf_ray.common.storage import Options, configured
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import read_events
 from datainf_ray.runs.lease import Pulse, driver_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
-from datainf_ray.runs.render import render
+from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
-from datainf_ray.storage import Options, configured
+from datainf_ray.watch.progress import Progress
+from datainf_ray.watch.shown import Shown
+from datainf_ray.watch.watching import watching
 
 _LOOK = 1.0  # seconds between looks at a run that is waited for
 

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from datainf_ray.cluster.backlog import Backlog, Work
+from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.chunks import Chunk, Segment
-from datainf_ray.errors import RunFailedError
 
 
 def chunks_of(rows: int, chunk_rows: int) -> list[Chunk]:

@@ -18,7 +18,7 @@ import pytest
 from bench.machines import RAY_SETTINGS
 
 import datainf_ray
-from datainf_ray.errors import RunFailedError
+from datainf_ray.common.errors import RunFailedError
 from tests import tiny
 from tests.cluster.head import RAY, Head, head
 from tests.runs_of import tables

@@ -20,9 +20,9 @@ import tests.conftest
 import ray
 from ray.cluster_utils import Cluster
 from datainf_ray.config import load_config
-from datainf_ray.execute import execute
-from datainf_ray.job import prepare
-from datainf_ray.progress import Silent
+from datainf_ray.session.execute import execute
+from datainf_ray.request.job import prepare
+from datainf_ray.watch.progress import Silent
 
 quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_timeout_ms": 1000,
          "health_check_failure_threshold": 3}

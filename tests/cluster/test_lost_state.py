@@ -11,9 +11,9 @@ import ray
 
 from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.config import load_config
-from datainf_ray.execute import execute
-from datainf_ray.job import prepare
-from datainf_ray.progress import Lines
+from datainf_ray.request.job import prepare
+from datainf_ray.session.execute import execute
+from datainf_ray.watch.lines import Lines
 from tests import tiny
 from tests.runs_of import attribute, tables
 

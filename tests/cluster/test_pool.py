@@ -11,11 +11,11 @@ import pytest
 
 from datainf_ray.cluster import pool
 from datainf_ray.cluster.worker import Worker
+from datainf_ray.common.errors import RunFailedError
 from datainf_ray.config import load_config
-from datainf_ray.errors import RunFailedError
-from datainf_ray.execute import execute
-from datainf_ray.job import prepare
-from datainf_ray.progress import Silent
+from datainf_ray.request.job import prepare
+from datainf_ray.session.execute import execute
+from datainf_ray.watch.progress import Silent
 from tests import tiny
 from tests.runs_of import attribute, tables
 

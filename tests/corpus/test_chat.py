@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.chat import ChatTemplate
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import Encoder, Example
-from datainf_ray.errors import RequestError
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

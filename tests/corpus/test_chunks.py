@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus.chunks import Chunk, Segment, plan_corpus
-from datainf_ray.errors import RequestError
 
 
 def rows(count: int) -> list[dict[str, str]]:

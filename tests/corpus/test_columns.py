@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.columns import choose_columns
 from datainf_ray.corpus.files import SourceFile
-from datainf_ray.errors import RequestError
 
 
 def choose(*columns: tuple[str, ...], task: str = "causal-lm", **asked: str) -> tuple[str, dict[str, str]]:

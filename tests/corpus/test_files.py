@@ -6,8 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.files import find_files
-from datainf_ray.errors import RequestError
 
 ROWS = [{"text": "a"}]
 

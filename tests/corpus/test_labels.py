@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RowsConfig
 from datainf_ray.corpus.chunks import plan_corpus
 from datainf_ray.corpus.labels import check_labels, parse_label
-from datainf_ray.errors import RequestError
 
 NAMES = {"no": 0, "maybe": 1, "yes": 2}
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datainf_ray.common.storage import patience
 from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus import records, tables
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.corpus.rows import Row, RowReader
-from datainf_ray.storage import patience
 
 FORMATS = ["a.parquet", "a.arrow", "a.ipc", "a.jsonl", "a.csv", "a.tsv"]
 CODECS = ["", ".gz", ".bz2", ".xz", ".zst", ".lz4"]

@@ -13,9 +13,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from datainf_ray.cluster.chunk import sweep_chunk
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.batches import collate
-from datainf_ray.errors import RequestError
 from datainf_ray.influence.folds import Curvature
 from datainf_ray.model.fit import FIRST, MOST, largest_batch
 from datainf_ray.model.inspect import model_class

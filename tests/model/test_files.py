@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
 from datainf_ray.model.files import local_folder
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "deep/tokenizer.json": b"[]"}

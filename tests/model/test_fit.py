@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
-from datainf_ray.errors import RequestError
 from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST, largest_batch, random_rows, search
 from datainf_ray.model.replica import load_replica
 from tests import tiny

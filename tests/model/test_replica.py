@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.batches import collate
-from datainf_ray.errors import RequestError
 from datainf_ray.model.replica import Replica, load_replica
 from tests import reference, tiny
 from tests.model.compare import captured, examples_of, is_right, relative, rows_for

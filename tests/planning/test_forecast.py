@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from datainf_ray import attribute, plan
+from datainf_ray.common.words import byte_size
 from datainf_ray.config import load_config
-from datainf_ray.job import Job, prepare
-from datainf_ray.planning.estimate import activation_bytes, said_bytes
+from datainf_ray.planning.estimate import activation_bytes
 from datainf_ray.planning.forecast import Calibration, forecast, render
 from datainf_ray.planning.room import Room
+from datainf_ray.request.job import Job, prepare
 from tests import tiny
 
 ROOM = Room(workers=3, gpus_per_worker=0, store_bytes=10**9, worker_bytes=10**9, device_bytes=None)
@@ -101,7 +102,7 @@ def test_a_gpu_s_peak_is_stated_beside_the_host_s(config):
     room = Room(1, 1, 10**9, 10**10, device_bytes=8 * 10**10)
     got = forecast(prepared(config), room=room)
     assert got.device_bytes is not None
-    assert f"and {said_bytes(got.device_bytes)} of its GPU" in render(got)
+    assert f"and {byte_size(got.device_bytes)} of its GPU" in render(got)
     assert forecast(prepared(config), room=ROOM).device_bytes is None
 
 
@@ -133,7 +134,7 @@ def test_an_index_takes_its_bytes(config):
     whole, projected = (plan(config, index=True, index_projection=side) for side in (None, 4))
     assert whole.index_bytes > 2 * 40 * plain.parameters
     assert projected.index_bytes < whole.index_bytes
-    assert f"index         {said_bytes(whole.index_bytes)}" in render(whole)
+    assert f"index         {byte_size(whole.index_bytes)}" in render(whole)
     assert "\nindex" not in render(plain)
 
 

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import SourceFile
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.errors import RequestError
 from datainf_ray.influence.block import Block
-from datainf_ray.job import Job
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
@@ -29,6 +28,7 @@ from datainf_ray.planning.sizing import (
     pilot_rows,
     transport_share,
 )
+from datainf_ray.request.job import Job
 from datainf_ray.runs.directory import RunDirectory
 
 GB = 10**9

@@ -10,9 +10,9 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.storage import patience
 
 
 def test_a_folder_is_removed_whole_and_alone(directory: RunDirectory) -> None:

@@ -12,8 +12,8 @@ import pytest
 from datainf_ray.runs import events
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import EVENTS, SCHEMA, Journal, read_events
-from datainf_ray.runs.report import write_report
-from datainf_ray.runs.timeline import Timeline, draw, timeline
+from datainf_ray.runs.report.page import write_report
+from datainf_ray.runs.report.timeline import Timeline, draw, timeline
 
 if TYPE_CHECKING:
     from conftest import Made

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
 from datainf_ray.influence.block import Block
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import (

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from datainf_ray.errors import RequestError, RunFailedError
+from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.runs import lease
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.lease import FILE, Lease

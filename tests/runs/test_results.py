@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.parts import chunk_name, consolidate
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import matrix

@@ -20,17 +20,16 @@ from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.start import Ahead, ClusterFacts, connected
 from datainf_ray.cluster.sweep import CHECKPOINTS, ClusterSweeps, State
-from datainf_ray.config import one_line
+from datainf_ray.common.errors import RunFailedError, one_line
+from datainf_ray.common.redaction import redacted_tree
+from datainf_ray.common.versions import versions
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.sample import sample_chunks
-from datainf_ray.errors import RunFailedError
 from datainf_ray.influence.folds import GradientSums
 from datainf_ray.influence.methods import SIGN, datainf, error_by_query, hessian_free, mean_of_group
 from datainf_ray.influence.projection import projected
-from datainf_ray.job import Job
 from datainf_ray.model.fit import CPU_BATCH_TOKENS
 from datainf_ray.model.replica import Verdict
-from datainf_ray.outcome import blocks_table, curvature_facts, queries_table
 from datainf_ray.planning.sizing import (
     Sizes,
     choose_groups,
@@ -40,17 +39,18 @@ from datainf_ray.planning.sizing import (
     held_bytes,
     pilot_rows,
 )
-from datainf_ray.progress import Meter, Watcher
-from datainf_ray.redaction import redacted_tree
+from datainf_ray.request.job import Job
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.parts import CHUNKS, names_of
-from datainf_ray.runs.report import write_report
+from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import top_table
-from datainf_ray.versions import versions
+from datainf_ray.session.outcome import blocks_table, curvature_facts, queries_table
+from datainf_ray.watch.meter import Meter
+from datainf_ray.watch.progress import Watcher
 
 #: What a run that is taken up again keeps of what run.json had.
 _CARRIED = ("sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture")

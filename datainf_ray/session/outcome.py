@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from datainf_ray.influence.damping import smallest_sqnorm
 from datainf_ray.influence.folds import COUNT, TOTAL, State, Statistic
-from datainf_ray.job import Job
+from datainf_ray.request.job import Job
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, blocks_schema, queries_schema
 

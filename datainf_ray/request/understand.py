@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datainf_ray.config import RunConfig, one_line
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
-from datainf_ray.errors import RequestError
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.runs.directory import RunDirectory
 

@@ -14,11 +14,11 @@ import torch
 import yaml
 
 import datainf_ray
-from datainf_ray.errors import RequestError
-from datainf_ray.request import begun
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.storage import patience
+from datainf_ray.request.understand import begun
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import matrix
-from datainf_ray.storage import patience
 from tests import reference, tiny
 from tests.runs_of import COMMAND
 

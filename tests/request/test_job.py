@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from datainf_ray.config import load_config
-from datainf_ray.job import Job, prepare
+from datainf_ray.request.job import Job, prepare
 from tests import tiny
 
 
@@ -22,8 +22,8 @@ def test_other_weights_of_the_same_shape_are_another_model(
     tmp_path: Path, tiny_llama: dict[str, Any], part: str, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:  # known by samples
-        monkeypatch.setattr("datainf_ray.identity._HASHED", 0)
-        monkeypatch.setattr("datainf_ray.identity._PIECE", 64)
+        monkeypatch.setattr("datainf_ray.request.identity._HASHED", 0)
+        monkeypatch.setattr("datainf_ray.request.identity._PIECE", 64)
     before = prepared(tmp_path, tiny_llama)
     file = tmp_path / part
     weights = load_file(file)

@@ -7,8 +7,8 @@ import errno
 import pytest
 import tenacity
 
-from datainf_ray import storage
-from datainf_ray.storage import is_passing, patience, persistently
+from datainf_ray.common import storage
+from datainf_ray.common.storage import is_passing, patience, persistently
 
 
 class ClientError(Exception):

@@ -14,14 +14,14 @@ from datainf_ray.cluster.nodes import differences, said
 from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.start import ClusterFacts, connected, wants
+from datainf_ray.common.errors import RequestError, RunFailedError
+from datainf_ray.common.storage import AT_FIRST, configured, patience
+from datainf_ray.common.versions import versions
+from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
-from datainf_ray.errors import RequestError, RunFailedError
-from datainf_ray.job import Job, check_output, prepare
-from datainf_ray.planning.estimate import said_bytes
-from datainf_ray.planning.forecast import forecast, said_time
-from datainf_ray.request import begun
-from datainf_ray.storage import AT_FIRST, configured, patience
-from datainf_ray.versions import versions
+from datainf_ray.planning.forecast import forecast
+from datainf_ray.request.job import Job, check_output, prepare
+from datainf_ray.request.understand import begun
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Checks(ExitStack):
         with patience(AT_FIRST):
             self.job = job = prepare(config, writable=False)
         return (
-            f"{job.rows:,} training rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}; the adapter "
+            f"{job.rows:,} training rows, {counted(job.queries, 'query', 'queries')}; the adapter "
             f"fits its base: {len(job.facts.blocks)} blocks with {job.facts.parameters:,} parameters"
         )
 
@@ -97,7 +97,7 @@ class _Checks(ExitStack):
         self.cluster = self.enter_context(connected(config.cluster, config.output))
         room = self.cluster.room
         where = "a local one, started here" if self.cluster.local else "the cluster"
-        workers = f"{room.workers} worker{'s' * (room.workers != 1)}"
+        workers = counted(room.workers, "worker")
         return f"{where}: {said()}; up to {workers} of {wants(config.cluster, room.gpus_per_worker)}"
 
     def packages(self) -> str:
@@ -130,8 +130,8 @@ class _Checks(ExitStack):
         calibration, room = measured(self.job, self.cluster, self.pool)
         expected = forecast(self.job, calibration, room)
         return (
-            f"{calibration.tokens_per_second:,.0f} tokens/s, {said_bytes(calibration.worker_bytes)} at most; the whole "
-            f"run takes about {said_time(expected.seconds)} with {expected.workers} "
+            f"{calibration.tokens_per_second:,.0f} tokens/s, {byte_size(calibration.worker_bytes)} at most; the whole "
+            f"run takes about {estimate(expected.seconds)} with {expected.workers} "
             f"{'worker' if expected.workers == 1 else 'workers'} ({len(expected.sweeps)} sweeps)"
         )
 

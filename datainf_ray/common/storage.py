@@ -18,9 +18,8 @@ import tenacity
 from fsspec import AbstractFileSystem
 from fsspec.config import conf
 
-from datainf_ray.config import one_line
-from datainf_ray.errors import RequestError
-from datainf_ray.redaction import keep_secret
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.redaction import keep_secret
 
 SECONDS = 120.0  #: for which one operation is tried again
 AT_FIRST = 15.0  #: the same before anything is started: somebody waits, and the address may be wrong

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.background import LocalDriver
+from datainf_ray.cluster.background import LocalDriver
 from datainf_ray.cluster.start import Ahead
+from datainf_ray.common.libraries import load_pandas, loading
+from datainf_ray.common.storage import AT_FIRST, configured, patience
 from datainf_ray.config import RunConfig, load_config
-from datainf_ray.libraries import load_pandas, loading
-from datainf_ray.request import begun, portable, understand
+from datainf_ray.request.understand import begun, portable, understand
 from datainf_ray.runs.results import Driver, Run, open_run
-from datainf_ray.storage import AT_FIRST, configured, patience
 
 if TYPE_CHECKING:
-    from datainf_ray.job import Job
+    from datainf_ray.request.job import Job
 
 
 def attribute(
@@ -57,7 +57,7 @@ def _attribute(config: RunConfig, progress: bool) -> Run:
         if not there:  # if there is a run, it may be done, or another
             ahead.begin()
         with loading(), patience(AT_FIRST):
-            from datainf_ray.job import complete
+            from datainf_ray.request.job import complete
 
             job = complete(request)
         return _done(job, progress, ahead)
@@ -76,7 +76,7 @@ def query(run: str, *, queries: Any, output: str, progress: bool = True, **overr
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)
     with configured(config.storage_options), Ahead(config.cluster) as ahead:
         with loading(), patience(AT_FIRST):
-            from datainf_ray.job import prepare_query
+            from datainf_ray.request.job import prepare_query
 
             job = prepare_query(earlier, config, meanwhile=ahead.begin)
         return _done(job, progress, ahead)
@@ -84,9 +84,9 @@ def query(run: str, *, queries: Any, output: str, progress: bool = True, **overr
 
 def _done(job: Job, progress: bool, ahead: Ahead) -> Run:
     with loading():
-        from datainf_ray.execute import execute
-        from datainf_ray.outcome import findings
-        from datainf_ray.progress import watching
+        from datainf_ray.session.execute import execute
+        from datainf_ray.session.outcome import findings
+        from datainf_ray.watch.watching import watching
 
         load_pandas()
 

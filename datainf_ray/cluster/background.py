@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from datainf_ray.common.errors import RunFailedError
+from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.config import RunConfig
-from datainf_ray.errors import RunFailedError
-from datainf_ray.redaction import redacted_tree
 
 
 class LocalDriver:

@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.labels import check_labels
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Encoder, Example
-from datainf_ray.errors import RequestError
-from datainf_ray.identity import base_digest, difference, folder_digest, settings
 from datainf_ray.influence.folds import State
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
-from datainf_ray.request import Request, absolute, begun, index_directory, understand
+from datainf_ray.request.identity import base_digest, difference, folder_digest, settings
+from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
 from datainf_ray.runs.results import Run

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
-from datainf_ray.runs.drawing import INK, LINE, SERIES, inline_svg, plain, styled
+from datainf_ray.runs.report.drawing import INK, LINE, SERIES, inline_svg, plain, styled
 
 LANES = 40  #: workers that are drawn, the first ones
 _FINEST = 800  # pieces of the whole time; what is nearer together is drawn as one

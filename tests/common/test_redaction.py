@@ -15,10 +15,10 @@ import fsspec
 import pytest
 
 import datainf_ray
-from datainf_ray.config import load_config, one_line
-from datainf_ray.errors import RequestError
-from datainf_ray.redaction import HIDDEN, redacted, redacted_tree
-from datainf_ray.storage import configured
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.redaction import HIDDEN, redacted, redacted_tree
+from datainf_ray.common.storage import configured
+from datainf_ray.config import load_config
 from tests import tiny
 from tests.runs_of import COMMAND
 

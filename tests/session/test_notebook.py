@@ -25,12 +25,14 @@ from PIL import Image
 from rich.console import Console
 
 import datainf_ray
-from datainf_ray.errors import RunFailedError
-from datainf_ray.progress import Lines, Progress, Shown
+from datainf_ray.common.errors import RunFailedError
+from datainf_ray.watch.lines import Lines
+from datainf_ray.watch.progress import Progress
+from datainf_ray.watch.shown import Shown
 from tests import tiny
 from tests.runs_of import attribute, scores
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _PATIENCE = 120.0  # seconds for a step that takes some
 
 

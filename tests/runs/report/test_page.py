@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from datainf_ray.runs import report, schemas
-from datainf_ray.runs.render import count, duration, short, signed, size, times
-from datainf_ray.runs.report import write_report
+from datainf_ray.common.words import byte_size, duration, short
+from datainf_ray.runs import schemas
+from datainf_ray.runs.report import page as report
+from datainf_ray.runs.report.page import write_report
+from datainf_ray.runs.report.render import count, signed, times
 
 if TYPE_CHECKING:
     from conftest import Made
@@ -240,12 +242,12 @@ def test_figures_are_written_for_people() -> None:
     assert [count(v) for v in (0, 1234567, None)] == ["0", "1,234,567", "–"]
     assert [signed(v) for v in (-3.214e-5, 0.5, None)] == ["−3.21e-05", "+5.00e-01", "–"]
     assert [short(v) for v in (0.1, 1234.5, 3.21e-7, None, math.nan)] == ["0.1", "1,234", "3.21e-07", "–", "–"]
-    assert [size(v) for v in (0, 999, 64e6, 3.456e9, 1e13, None)] == [
+    assert [byte_size(v) for v in (0, 999, 64e6, 3.456e9, 1e13, None)] == [
         "0 bytes",
         "999 bytes",
-        "64 MB",
-        "3.46 GB",
-        "10 TB",
+        "64.0 MB",
+        "3.5 GB",
+        "10.0 TB",
         "–",
     ]
     assert [times(v) for v in (1.04, 9.96, 120.4)] == ["1.0×", "10.0×", "120×"]

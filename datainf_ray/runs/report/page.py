@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 import yaml
 from matplotlib.figure import Figure
 
-from datainf_ray.runs import timeline
-from datainf_ray.runs.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
-from datainf_ray.runs.render import count, render, signed, size
+from datainf_ray.common.words import byte_size
+from datainf_ray.runs.report import timeline
+from datainf_ray.runs.report.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
+from datainf_ray.runs.report.render import count, render, signed
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
 from datainf_ray.runs.top import DIRECTIONS
@@ -130,7 +131,7 @@ def _of_index(
     correlation_rows: int | None = None,
     **_: Any,
 ) -> str:
-    text = f"A gradient index for later queries is at {url}: {size(bytes)} of {dtype}"
+    text = f"A gradient index for later queries is at {url}: {byte_size(bytes)} of {dtype}"
     if projection:
         text += f", projected to {projection} per side of a block"
     if correlation is not None:

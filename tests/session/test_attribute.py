@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import datainf_ray
-from datainf_ray.errors import RequestError
+from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.schemas import matrix
 from tests import reference, tiny
 from tests.runs_of import attribute, scores, tables
@@ -255,8 +255,8 @@ def test_an_interrupted_run_is_taken_up(
     tmp_path: Path, tiny_llama: dict[str, Any], sweep: str, kept_scores: bool
 ) -> None:
     from datainf_ray.config import load_config
-    from datainf_ray.execute import execute
-    from datainf_ray.job import prepare
+    from datainf_ray.request.job import prepare
+    from datainf_ray.session.execute import execute
 
     results = {"scores": kept_scores}
     quiet = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet", results=results))

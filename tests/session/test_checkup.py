@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import datainf_ray
-from datainf_ray import versions
-from datainf_ray.checkup import Finding
 from datainf_ray.cli import app
+from datainf_ray.common import versions
+from datainf_ray.session.checkup import Finding
 from tests import tiny
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
