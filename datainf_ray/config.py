@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.influence.register import NAMES as METHODS
 
 Task = Literal["causal-lm", "sequence-classification", "text-to-image"]
-MethodName = Literal["datainf", "hessian-free", "lissa", "exact", "cosine"]
 
 #: What a column can be to the model; the combinations that make sense are in `corpus.chunks`.
 ROLES = (
@@ -98,7 +98,7 @@ class QueriesConfig(RowsConfig):
 class MethodConfig(_Part):
     """How influence is computed."""
 
-    name: MethodName = "datainf"
+    name: str = Field("datainf", description="a method of `influence.register`")
     damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="c in λ_l = c · mean‖g‖² / d_l")
     loss: Literal["mean", "sum"] = Field("mean", description="over an example's target tokens")
     curvature_rows: int | None = Field(None, ge=2, description="null: all rows; N: a seeded random sample of N")
@@ -182,7 +182,7 @@ class RunConfig(_Part):
         """What the contract names and this version does not do yet is refused by name, never ignored."""
         later = {
             "model.task": (self.model.task, ("causal-lm", "sequence-classification")),
-            "method.name": (self.method.name, ("datainf", "hessian-free")),
+            "method.name": (self.method.name, METHODS),
             "results.self_influence": (self.results.self_influence, (False,)),
         }
         for key, (value, possible) in later.items():
@@ -194,10 +194,6 @@ class RunConfig(_Part):
     @model_validator(mode="after")
     def _of_use(self) -> RunConfig:
         """What would have no effect here is a mistake."""
-        if self.method.curvature_rows is not None and self.method.name == "hessian-free":
-            raise ValueError(
-                f"method.curvature_rows: {self.method.curvature_rows}: hessian-free has no curvature; use null"
-            )
         if self.index_projection is not None and not self.index:
             raise ValueError(f"index_projection: {self.index_projection}: there is no index; use index: true with it")
         return self

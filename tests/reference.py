@@ -79,6 +79,18 @@ def hessian_free(g: dict[str, Tensor], v: dict[str, Tensor]) -> Tensor:
     return -sum(g[name] @ v[name].T for name in g)
 
 
+def cosine(g: dict[str, Tensor], v: dict[str, Tensor]) -> Tensor:
+    """rows × queries: minus the cosine of the two gradients, all blocks of each laid end to end, pair by pair."""
+    rows = [torch.cat(parts) for parts in zip(*g.values(), strict=True)]
+    queries = [torch.cat(parts) for parts in zip(*v.values(), strict=True)]
+    scores = torch.zeros(len(rows), len(queries), dtype=torch.float64)
+    for k, row in enumerate(rows):
+        for q, query in enumerate(queries):
+            lengths = float(row.norm() * query.norm())
+            scores[k, q] = -float(row @ query) / lengths if lengths else 0.0
+    return scores
+
+
 def worst(got: Tensor, want: Tensor) -> float:
     """The largest relative error of a column, in the Euclidean norm."""
     got, want = torch.as_tensor(got).double(), want.double()

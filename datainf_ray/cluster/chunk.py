@@ -20,7 +20,7 @@ from datainf_ray.corpus.batches import collate, plan_batches
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
-from datainf_ray.influence.projection import Projector
+from datainf_ray.influence.transform import Transform, transformed
 from datainf_ray.model.replica import Replica
 from datainf_ray.runs.schemas import OK
 
@@ -74,8 +74,12 @@ class Recorder(Protocol):
     def restart(self) -> None:
         """The chunk begins, again perhaps: forget what was taken."""
 
-    def take(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        """`gradients` (b × d_l) of the chunk's rows `rows`, as `Fold.update`."""
+    def take(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor | None) -> None:
+        """`gradients` (b × d_l) of the chunk's rows `rows`, and their squared norms, as `Fold.update` takes them."""
+
+
+#: What a fold was given: a block, rows (b), gradients (b × d_l), squared norms (b) where they are not the gradients'.
+Update = tuple[str, np.ndarray, np.ndarray, "np.ndarray | None"]
 
 
 @dataclass
@@ -83,35 +87,36 @@ class Kept:
     """A chunk's gradients as the fold got them, update by update, to be given to another."""
 
     facts: pa.Table
-    updates: list[tuple[str, np.ndarray, np.ndarray]]  # block, rows (b), gradients (b × d_l)
+    updates: list[Update]
 
 
 class Keeper:
     """Records a chunk's gradients on the host, in the order in which they came."""
 
     def __init__(self) -> None:
-        self.updates: list[tuple[str, np.ndarray, np.ndarray]] = []
+        self.updates: list[Update] = []
 
     def restart(self) -> None:
         self.updates = []
 
-    def take(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        self.updates.append((block, rows.cpu().numpy(), gradients.cpu().numpy()))
+    def take(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor | None) -> None:
+        norms = None if sqnorms is None else sqnorms.cpu().numpy()
+        self.updates.append((block, rows.cpu().numpy(), gradients.cpu().numpy(), norms))
 
 
 class Indexer:
-    """Records a chunk's projected gradients on the host, rows × d'_l a block; zero where a row has none."""
+    """Records a chunk's gradients as an index has them, rows × d'_l a block, on the host; zero where a row has none."""
 
-    def __init__(self, projector: Projector, blocks: Sequence[str], rows: int) -> None:
-        self.projector = projector
-        self.sizes = {block: (rows, projector.size(block)) for block in blocks}
+    def __init__(self, transform: Transform, blocks: Sequence[str], rows: int) -> None:
+        self.transform = transform
+        self.sizes = {block: (rows, transform.size(block)) for block in blocks}
         self.gradients: dict[str, Tensor] = {}
 
     def restart(self) -> None:
         self.gradients = {block: torch.zeros(size) for block, size in self.sizes.items()}
 
-    def take(self, block: str, gradients: Tensor, rows: Tensor) -> None:
-        self.gradients[block][rows.cpu()] = self.projector.project(block, gradients).cpu()
+    def take(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor | None) -> None:
+        self.gradients[block][rows.cpu()] = self.transform.apply(block, gradients).cpu()
 
 
 @dataclass
@@ -130,8 +135,9 @@ def sweep_chunk(
     batch_tokens: int,
     pad_id: int,
     recorders: Sequence[Recorder] = (),
+    transform: Transform | None = None,
 ) -> Swept:
-    """Feed the gradients of a chunk's usable examples to a fold, and to the recorders.
+    """Feed the gradients of a chunk's usable examples, as `transform` makes them, to a fold and to the recorders.
 
     Batches follow from the examples' lengths alone, and are padded on the right whatever side the tokenizer is set to
     for generating: a causal model never sees what comes after, and an encoder's first token stays the first. A row
@@ -156,9 +162,10 @@ def sweep_chunk(
 
             def consume(block: str, gradients: Tensor, at: Tensor, rows: Tensor = rows, fold: Fold = fold) -> None:
                 here = rows[at]
-                fold.update(block, gradients, here)
+                taken, sqnorms = transformed(transform, block, gradients)
+                fold.update(block, taken, here, sqnorms)
                 for recorder in recorders:
-                    recorder.take(block, gradients, here)
+                    recorder.take(block, taken, here, sqnorms)
 
             batch_losses = replica.gradients(batch, consume)
             losses[rows] = batch_losses.double()
@@ -178,12 +185,13 @@ def replay(
     fold = make_fold()
     for recorder in recorders:
         recorder.restart()
-    for block, rows, gradients in kept.updates:
+    for block, rows, gradients, sqnorms in kept.updates:
         # A copy: the store's memory is read-only, and aligned otherwise, which a matrix product's bits may depend on.
         values, here = torch.tensor(gradients, device=device), torch.tensor(rows, device=device)
-        fold.update(block, values, here)
+        norms = None if sqnorms is None else torch.tensor(sqnorms, device=device)
+        fold.update(block, values, here, norms)
         for recorder in recorders:
-            recorder.take(block, values, here)
+            recorder.take(block, values, here, norms)
     return _seen(fold, kept.facts, device)
 
 

@@ -29,7 +29,7 @@ def commit_scores(
     """
     fold, facts, missing = swept.fold, swept.facts, ~swept.usable
     assert isinstance(fold, Scores)
-    influence = fold.scores.float().cpu().numpy()
+    influence = fold.influence().float().cpu().numpy()
     influence[missing] = np.nan
     influence[:, list(unusable)] = np.nan
     sqnorms = fold.sqnorms.sum(1).float().cpu().numpy()
@@ -42,9 +42,9 @@ def commit_scores(
     by_block = 0
     if keep:
         columns.append(vectors(influence, missing))
-        if fold.block_scores is not None:
-            by_block = fold.block_scores.shape[2]
-            columns.append(vectors(fold.block_scores.flatten(1).float().cpu().numpy(), missing))
+        if (each := fold.by_block()) is not None:
+            by_block = each.shape[2]
+            columns.append(vectors(each.flatten(1).float().cpu().numpy(), missing))
     moments = {name: statistic["moments"].tolist() for name, statistic in fold.result().items()}
     schema = examples_schema(influence.shape[1], keep, by_block)
     schema = schema.with_metadata({MOMENTS: json.dumps(moments).encode()})

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datainf_ray.cluster.sweep import CHECKPOINTS, ClusterSweeps, State
+from datainf_ray.cluster.states import CHECKPOINTS, Shards
+from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.common.storage import persistently
-from datainf_ray.influence.methods import SIGN, datainf, hessian_free
+from datainf_ray.influence.method import SIGN
 from datainf_ray.influence.projection import projected, projected_size
 from datainf_ray.request.job import Job
 from datainf_ray.runs.directory import RunDirectory
@@ -22,16 +23,15 @@ from datainf_ray.runs.schemas import matrix
 _SAMPLE = 64  # parts of the index on which its answers are compared with the run's own
 
 
-def finish_index(job: Job, sweeps: ClusterSweeps, gradients: State, blocks: pa.Table) -> dict[str, Any]:
+def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.Table) -> dict[str, Any]:
     """Write index.json, and say what run.json says of the index.
 
     `gradients` are the queries', `blocks` is blocks.parquet. With a projection, the run's own queries are asked of (a
     sample of) the index, and `correlation` is that of these answers with the run's scores: the mean over the queries.
     """
-    config, directory = job.config, job.index
+    config, method, directory = job.config, job.method, job.written_index
     assert directory is not None
     dampings = dict(zip(blocks["block"].to_pylist(), blocks["damping"].to_pylist(), strict=True))
-    known = config.method.name != "hessian-free"
     chunks = sweeps.chunks["train"]
     size = int(persistently(lambda: directory.fs.du(directory.root)))
     index = Index(
@@ -44,7 +44,7 @@ def finish_index(job: Job, sweeps: ClusterSweeps, gradients: State, blocks: pa.T
         rows=job.rows,
         chunks=len(chunks),
         bytes=size,
-        damping=dampings if known else None,
+        damping=dampings if method.damped else None,
         sign=SIGN,
         model=config.model.model_dump(mode="json"),
     )
@@ -56,11 +56,10 @@ def finish_index(job: Job, sweeps: ClusterSweeps, gradients: State, blocks: pa.T
     place = RunDirectory(f"{job.directory.url}/{CHECKPOINTS}/projected")
     asked = sweeps.beside({"train": chosen}, place)
     vectors = asked.each_block(projected, gradients, side=index.projection, seed=index.seed)
-    if known:
-        facts = {block: {"damping": torch.tensor(value, dtype=torch.float64)} for block, value in dampings.items()}
-        datainf(asked, vectors, config.method.damping, known=asked.spread(facts))
-    else:
-        hessian_free(asked, vectors)
+    known = None
+    if method.damped:
+        known = {block: {"damping": torch.tensor(value, dtype=torch.float64)} for block, value in dampings.items()}
+    method.program(asked, vectors, job.settings, None if known is None else asked.spread(known))
     pairs = (
         tuple(matrix(d.read_table(chunk_name(c.number))["influence"]) for d in (job.directory, place)) for c in chosen
     )

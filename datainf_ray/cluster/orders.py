@@ -10,10 +10,10 @@ import numpy as np
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.influence.folds import Fold, Scores
+from datainf_ray.influence.folds import Fold
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.model.replica import Verdict
-from datainf_ray.request.job import Job
+from datainf_ray.request.job import Job, Source
 from datainf_ray.runs.directory import RunDirectory
 
 CorpusName = Literal["train", "queries"]
@@ -63,7 +63,7 @@ class Sweep:
     inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)  # the same for every chunk
     resident: bool = True  # inputs and sums are on the device, not on the host
-    source: Literal["backward", "index"] = "backward"
+    source: Source = "backward"
     keep: bool = False  # give back the gradients too
     index: bool = False  # write them to the gradient index
     unusable: tuple[int, ...] = ()  # queries without a gradient
@@ -72,7 +72,7 @@ class Sweep:
     @property
     def statistics(self) -> int:
         """How many statistics a chunk gives: one per shard, and the top rows where there are scores."""
-        return len(self.shards) + (self.fold is Scores)
+        return len(self.shards) + self.fold.scoring
 
     @property
     def outputs(self) -> int:

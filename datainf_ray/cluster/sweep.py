@@ -1,74 +1,66 @@
-"""Sweeps on the cluster: a fold over the chunks of a corpus, run by the pool and summed in the tree.
-
-A state (one statistic for every block) lies in the object store in shards: portions of consecutive blocks that together
-are of a size the store likes. The driver holds references to it, never a large state itself.
-"""
+"""Sweeps on the cluster: a fold over the chunks of a corpus, run by the pool and summed in the tree."""
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 
 from datainf_ray.cluster.orders import Order, Sweep, WorkerSpec
-from datainf_ray.cluster.pool import Pool
-from datainf_ray.cluster.reduce import Shard, arrays, compute, tensors
-from datainf_ray.cluster.sums import Sums, Tally, got, read_shard, write_shard
+from datainf_ray.cluster.pool import Done, Pool
+from datainf_ray.cluster.states import CHECKPOINTS, Shards, States
+from datainf_ray.cluster.sums import Sums, Tally
 from datainf_ray.corpus.chunks import Chunk
-from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
-from datainf_ray.influence.methods import Over
+from datainf_ray.influence.folds import Fold
+from datainf_ray.influence.method import Over
 from datainf_ray.planning.sizing import Sizes
+from datainf_ray.request.job import Source
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import Top
 from datainf_ray.watch.progress import Silent, Watcher
 
-SHARD_BYTES = 64 * 2**20
-CHECKPOINTS = "checkpoints"  #: where a run keeps what it has solved until it is done
 
-State = tuple[Any, ...]  # a reference per shard to {block name: {name: numpy array}}
+class ClusterSweeps(States):
+    """`influence.method.Sweeps` on a pool of workers, for `queries` queries.
 
-
-class ClusterSweeps:
-    """`influence.methods.Sweeps` on a pool of workers, for `queries` queries.
-
-    `chunks` are those of the queries and of each set of training rows that a sweep goes over; `committed` the training
-    chunks whose scores are written already. With `source` "index" training gradients are read from the gradient index;
-    `directory` is where scores are committed, if that is not the run's own. After a sweep `records` has one more entry,
-    which says what the sweep took, and `noted` is called; after the scoring sweep `top` has the top rows, and `status`
-    and `problems` say how the training rows fared. `pulse` is called while a sweep goes on, and may end it by an error.
+    `chunks` are those of each set of training rows that a sweep goes over, and `query_chunks` those of the queries;
+    `committed` are the training chunks whose scores are written already. With `source` "index" training gradients are
+    read from the gradient index; `directory` is where scores are committed, if that is not the run's own. After a sweep
+    `records` has one more entry, which says what the sweep took, and `noted` is called; after the scoring sweep `top`
+    has the top rows, and `status` and `problems` say how the training rows fared. `pulse` is called while a sweep goes
+    on, and may end it by an error.
     """
 
     def __init__(
         self,
         pool: Pool,
         spec: WorkerSpec,
-        chunks: Mapping[Over | Literal["queries"], list[Chunk]],
+        chunks: Mapping[Over, list[Chunk]],
+        query_chunks: list[Chunk],
         queries: int,
         sizes: Sizes,
         watcher: Watcher,
         committed: frozenset[int],
         records: list[dict[str, Any]],
-        source: Literal["backward", "index"] = "backward",
+        source: Source = "backward",
         directory: RunDirectory | None = None,
         *,
         noted: Callable[[], None] = lambda: None,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        self.pool, self.spec, self.chunks, self.queries, self.sizes = pool, spec, chunks, queries, sizes
-        self.groups, self.at_hand = sizes.groups, False  # where there is an index, the damping is known
-        self.watcher, self.committed, self.source, self.directory = watcher, committed, source, directory
-        self.blocks = {block.name: block for block in spec.facts.blocks}
-        self.shards = shard_blocks(spec.facts.blocks, queries)
+        super().__init__(spec.facts.blocks, queries, directory or spec.directory, watcher.say)
+        self.pool, self.spec, self.sizes = pool, spec, sizes
+        self.chunks, self.query_chunks = chunks, query_chunks
+        self.groups = sizes.groups
+        self.watcher, self.committed, self.source = watcher, committed, source
+        self.elsewhere = directory
         self.unusable: tuple[int, ...] = ()
         self.records = records
         self.top: Top | None = None
@@ -84,18 +76,67 @@ class ClusterSweeps:
         name: str,
         fold: type[Fold],
         over: Over | Literal["queries"] = "train",
-        values: dict[str, Any] | None = None,
-        per_row: dict[str, np.ndarray] | None = None,
-        **inputs: State,
-    ) -> State:
-        config, scoring, training = self.spec.config, fold is Scores, over == "train"
-        training_rows = over != "queries"
-        values = {**(values or {}), **({"by_block": True} if scoring and config.results.blocks else {})}
-        source = "backward" if over == "queries" else self.source
+        values: Mapping[str, Any] | None = None,
+        *,
+        per_row: Mapping[str, np.ndarray] | None = None,
+        **inputs: Shards,
+    ) -> Shards:
+        """`Sweeps.run`; over the rows of the queries too. `per_row` are inputs of the fold with an entry per row."""
+        kept = dict(self._kept) if over == "train" else {}
+        sweep = self._sweep(name, fold, over, {**(values or {})}, inputs, keeps=not kept)
+        chunks = self.query_chunks if over == "queries" else self.chunks[over]
+        key = self._key(name, over)
+        sums = Sums(
+            fold,
+            len(chunks),
+            [self.bytes_of(k) for k in range(len(self.shards))],
+            fold.scoring,
+            self.spec.directory if over != "queries" and self.elsewhere is None else None,
+            f"{CHECKPOINTS}/sums/{key}",
+            self.spec.config.cluster.checkpoint_seconds,
+        )
+        sums.restore()
+        going = _Going(sweep, chunks, kept, per_row or {}, sums)
+        began = time.perf_counter()
+        self.watcher.begin(name, going.rows)
+        self.pool.note("sweep_begun", sweep=name, rows=going.rows)
+        if (restored := sums.tally).rows:
+            self.watcher.say(f"{name}: {restored.rows:,} rows taken up from an earlier attempt")
+            self.watcher.advance(restored.rows, 0, self.pool.ready)
+        try:
+            self._go_over(going)
+        except KeyboardInterrupt:
+            if not sums.large:  # else it may take longer than whoever interrupts us waits
+                sums.keep(always=True)
+            raise
+        self.watcher.end()
+        sums.keep(always=False)  # what follows from it is kept a little later
+        return self._come_to_an_end(going, key, began)
+
+    def beside(self, chunks: Mapping[Over, list[Chunk]], directory: RunDirectory) -> ClusterSweeps:
+        """Sweeps by the same workers for the same queries over the gradient index, with scores in another directory."""
+        sizes = replace(self.sizes, gradients="recompute")
+        quiet = ClusterSweeps(
+            self.pool, self.spec, chunks, [], self.queries, sizes, Silent(), frozenset(), [], "index", directory
+        )
+        quiet.unusable = self.unusable
+        return quiet
+
+    def _sweep(
+        self,
+        name: str,
+        fold: type[Fold],
+        over: Over | Literal["queries"],
+        values: dict[str, Any],
+        inputs: dict[str, Shards],
+        keeps: bool,
+    ) -> Sweep:
+        """What the workers are told of a sweep; `keeps`: its gradients may be kept, as none are yet."""
+        source: Source = "backward" if over == "queries" else self.source
         backward = source == "backward"
-        kept = dict(self._kept) if training else {}
-        keep = training and backward and fold is Curvature and self.sizes.gradients == "keep" and not kept
-        sweep = Sweep(
+        if fold.scoring and self.spec.config.results.blocks:
+            values = {**values, "by_block": True}
+        return Sweep(
             number=next(self.pool.numbers),
             name=name,
             corpus="queries" if over == "queries" else "train",
@@ -106,151 +147,82 @@ class ClusterSweeps:
             values=values,
             resident=self.sizes.resident,
             source=source,
-            keep=keep,
-            index=scoring and backward and self.spec.index is not None,
+            keep=keeps and over == "train" and backward and fold.keeps and self.sizes.gradients == "keep",
+            index=fold.scoring and backward and self.spec.index is not None,
             unusable=self.unusable,
-            directory=self.directory,
+            directory=self.elsewhere,
         )
+
+    def _go_over(self, going: _Going) -> None:
+        """Have every chunk computed whose sums are not there yet, and again what is lost meanwhile."""
+        chunks, sums = going.chunks, going.sums
+        left = sums.missing
+        while left:
+            for done in self.pool.run(going.sweep, [chunks[leaf] for leaf in left], self._order(going), going.where):
+                self.pulse()
+                going.workers = max(going.workers, self.pool.ready)
+                if done is None:
+                    self.watcher.advance(0, 0, self.pool.ready)
+                else:
+                    self._take_in(going, done)
+                sums.tick()
+            left = sorted(sums.settle())
+            if left:
+                self.watcher.say(
+                    f"{going.sweep.name}: the sums of {len(left)} chunks were lost with a node; they are computed again"
+                )
+                self.watcher.advance(-sum(chunks[leaf].rows for leaf in left), 0, self.pool.ready)
+
+    def _order(self, going: _Going) -> Callable[[Chunk], Order]:
+        scoring = going.sweep.fold.scoring
 
         def order(chunk: Chunk) -> Order:
             place = slice(chunk.first, chunk.first + chunk.rows)
             return Order(
                 chunk,
-                kept=kept[chunk.number][:1] if chunk.number in kept else (),
+                kept=going.kept[chunk.number][:1] if chunk.number in going.kept else (),
                 committed=scoring and chunk.number in self.committed,
-                per_row={key: value[place] for key, value in (per_row or {}).items()},
+                per_row={key: value[place] for key, value in going.per_row.items()},
             )
 
-        chunks = self.chunks[over]
-        leaves = {chunk.number: leaf for leaf, chunk in enumerate(chunks)}
-        key = self._key(name, over)
-        sums = Sums(
-            fold,
-            len(chunks),
-            [self._bytes(k) for k in range(len(self.shards))],
-            scoring,
-            self.spec.directory if training_rows and self.directory is None else None,
-            f"{CHECKPOINTS}/sums/{key}",
-            config.cluster.checkpoint_seconds,
-        )
-        sums.restore()
-        tables: dict[int, pa.Table] = {}
-        rows = sum(chunk.rows for chunk in chunks)
-        self.watcher.begin(name, rows)
-        self.pool.note("sweep_begun", sweep=name, rows=rows)
-        if (restored := sums.tally).rows:
-            self.watcher.say(f"{name}: {restored.rows:,} rows taken up from an earlier attempt")
-            self.watcher.advance(restored.rows, 0, self.pool.ready)
-        began, workers = time.perf_counter(), 0
-        where = (
-            (lambda chunk: kept[chunk.number][1] if chunk.number in kept else None) if kept else (lambda chunk: None)
-        )
-        left = sums.missing
-        try:
-            while left:
-                for done in self.pool.run(sweep, [chunks[leaf] for leaf in left], order, where):
-                    self.pulse()
-                    workers = max(workers, self.pool.ready)
-                    if done is None:
-                        self.watcher.advance(0, 0, self.pool.ready)
-                    else:
-                        if sweep.keep:
-                            self._kept[done.chunk.number] = (done.results[-1], done.node)
-                        report = done.report
-                        sums.add(leaves[done.chunk.number], done.results[: sweep.statistics], Tally.of(report))
-                        if report.facts is not None:
-                            tables[report.chunk] = report.facts
-                        self.watcher.advance(report.rows, report.tokens, self.pool.ready)
-                    sums.tick()
-                left = sorted(sums.settle())
-                if left:
-                    self.watcher.say(
-                        f"{name}: the sums of {len(left)} chunks were lost with a node; they are computed again"
-                    )
-                    self.watcher.advance(-sum(chunks[leaf].rows for leaf in left), 0, self.pool.ready)
-        except KeyboardInterrupt:
-            if not sums.large:  # else it may take longer than whoever interrupts us waits
-                sums.keep(always=True)
-            raise
-        self.watcher.end()
-        sums.keep(always=False)  # what follows from it is kept a little later
+        return order
+
+    def _take_in(self, going: _Going, done: Done) -> None:
+        """A chunk's results: into the sums, and what is kept of it."""
+        sweep, report = going.sweep, done.report
+        if sweep.keep:
+            self._kept[done.chunk.number] = (done.results[-1], done.node)
+        going.sums.add(going.leaves[done.chunk.number], done.results[: sweep.statistics], Tally.of(report))
+        if report.facts is not None:
+            going.tables[report.chunk] = report.facts
+        self.watcher.advance(report.rows, report.tokens, self.pool.ready)
+
+    def _come_to_an_end(self, going: _Going, key: str, began: float) -> Shards:
+        """Note what the sweep took and what is known after it; its state."""
+        sweep, sums, kept = going.sweep, going.sums, going.kept
         *root, tally = sums.result()
-        began = self.pool.begun[-1] if workers else began
-        self.pool.note("sweep_done", sweep=name, rows=rows, seconds=round(time.perf_counter() - began, 3))
+        began = self.pool.begun[-1] if going.workers else began
+        seconds = round(time.perf_counter() - began, 3)
+        self.pool.note("sweep_done", sweep=sweep.name, rows=going.rows, seconds=seconds)
         self._record(
             key,
             {
-                "name": name,
-                "source": "object-store" if kept and len(kept) == len(chunks) else source,
+                "name": sweep.name,
+                "source": "object-store" if kept and len(kept) == len(going.chunks) else sweep.source,
                 "examples": tally.status.get(OK, 0),
                 "tokens": tally.tokens,
-                "seconds": round(time.perf_counter() - began, 3),
-                "workers": workers,
+                "seconds": seconds,
+                "workers": going.workers,
                 **({"recomputed": tally.recomputed} if tally.recomputed else {}),
                 **({"smaller_batches": tally.smaller} if tally.smaller else {}),
             },
         )
-        self.tables = [tables[k] for k in sorted(tables)]
-        if scoring:
+        self.tables = [going.tables[k] for k in sorted(going.tables)]
+        if sweep.fold.scoring:
             *root, self.top = root
             self.status, self.problems = Counter(tally.status), list(tally.problems)
             self._kept = {}
         return tuple(value if k in sums.large else ray.put(value) for k, value in enumerate(root))
-
-    def each_block(self, function: Callable[..., Statistic], *states: State, **values: Any) -> State:
-        def shard(number: int) -> Any:
-            blocks = [self.blocks[name] for name in self.shards[number]]
-            references = [state[number] for state in states]
-            work = functools.partial(_apply, function, blocks, values)
-            return compute(work, references, self._bytes(number))
-
-        return tuple(shard(number) for number in range(len(self.shards)))
-
-    def remember(self, name: str, solve: Callable[[], dict[str, State]]) -> dict[str, State]:
-        """Keep states as safetensors in the run directory, a file per state and shard, the list of them last."""
-        directory, index = self.directory or self.spec.directory, f"{CHECKPOINTS}/{name}.json"
-        if directory.exists(index):
-            stored: dict[str, list[str]] = directory.read_json(index)
-            self.watcher.say(f"{name}: taken up from an earlier attempt")
-            return {
-                key: tuple(
-                    compute(functools.partial(read_shard, directory, file), [], self._bytes(k))
-                    for k, file in enumerate(files)
-                )
-                for key, files in stored.items()
-            }
-        solved = solve()
-        files: dict[str, list[str]] = {}
-        for key, state in solved.items():
-            files[key] = [f"{CHECKPOINTS}/{name}-{key}-{k:04d}.safetensors" for k in range(len(state))]
-            written = [
-                compute(functools.partial(write_shard, directory, file), [reference], self._bytes(k))
-                for k, (file, reference) in enumerate(zip(files[key], state, strict=True))
-            ]
-            got(written)
-        directory.write_json(index, files)
-        return solved
-
-    def collect(self, state: State) -> dict[str, dict[str, torch.Tensor]]:
-        """A small state in the driver's memory."""
-        return {block: statistic for shard in got(state) for block, statistic in tensors(shard).items()}
-
-    def spread(self, state: Mapping[str, Statistic]) -> State:
-        """A small state from the driver's memory: the inverse of `collect`."""
-        return tuple(ray.put(arrays({name: state[name] for name in shard})) for shard in self.shards)
-
-    def beside(self, chunks: Mapping[Over, list[Chunk]], directory: RunDirectory) -> ClusterSweeps:
-        """Sweeps by the same workers for the same queries over the gradient index, with scores in another directory."""
-        sizes = replace(self.sizes, gradients="recompute")
-        quiet = ClusterSweeps(
-            self.pool, self.spec, chunks, self.queries, sizes, Silent(), frozenset(), [], "index", directory
-        )
-        quiet.unusable = self.unusable
-        return quiet
-
-    def _bytes(self, shard: int) -> int:
-        """About what a shard of the curvature takes, at two nodes: more than that of any other statistic."""
-        return 4 * 2 * self.queries * sum(self.blocks[name].size for name in self.shards[shard])
 
     def _key(self, name: str, over: str) -> str:
         """What a sweep is called in files: the same in every attempt, because a method's program is."""
@@ -264,20 +236,22 @@ class ClusterSweeps:
         self.noted()
 
 
-def shard_blocks(blocks: Sequence[Block], queries: int) -> tuple[tuple[str, ...], ...]:
-    """The blocks' names in runs whose queries × d_l float32 take about `SHARD_BYTES`; a larger block is alone."""
-    shards: list[list[str]] = []
-    room = 0
-    for block in blocks:
-        size = 4 * queries * block.size
-        if not shards or size > room:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(block.name)
-        room -= size
-    return tuple(map(tuple, shards))
+@dataclass
+class _Going:
+    """A sweep that goes on."""
 
+    sweep: Sweep
+    chunks: list[Chunk]
+    kept: dict[int, tuple[Any, str]]  # by chunk: the reference to gradients kept by an earlier sweep, and their node
+    per_row: Mapping[str, np.ndarray]
+    sums: Sums
+    tables: dict[int, pa.Table] = field(default_factory=dict)  # by chunk: the facts of its rows, of queries only
+    workers: int = 0  # the most that were up
 
-def _apply(function: Callable[..., Statistic], blocks: list[Block], values: dict[str, Any], *shards: Shard) -> Shard:
-    states = [tensors(shard) for shard in shards]
-    return arrays({b.name: function(b, *(state[b.name] for state in states), **values) for b in blocks})
+    def __post_init__(self) -> None:
+        self.rows = sum(chunk.rows for chunk in self.chunks)
+        self.leaves = {chunk.number: leaf for leaf, chunk in enumerate(self.chunks)}
+
+    def where(self, chunk: Chunk) -> str | None:
+        """The node that a chunk's kept gradients lie on."""
+        return self.kept[chunk.number][1] if chunk.number in self.kept else None

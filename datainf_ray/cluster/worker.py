@@ -47,8 +47,9 @@ from datainf_ray.corpus.batches import collate
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.influence.folds import Curvature, Fold, Scores, Statistic
+from datainf_ray.influence.folds import Curvature, Fold, Statistic
 from datainf_ray.influence.projection import Projector
+from datainf_ray.influence.transform import Transform
 from datainf_ray.model.files import local_folder
 from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.inspect import load_tokenizer
@@ -78,6 +79,7 @@ class Worker:
         self._computing = ThreadPoolExecutor(1, "computing")
         self._at: _At | None = None
         self._free = time.monotonic()  # since when nothing is computed
+        self._transform: Transform | None = None  # in front of every fold: the identity
         self._projector: Projector | None = None
         with loading():
             importlib.import_module("peft")  # and transformers with it: while the driver still looks at the request
@@ -205,7 +207,7 @@ class Worker:
             trial = self._computed(_At(replace(current, keep=False, index=False), at.inputs), order, ordered)
             return (report_of(order.chunk, trial.facts, trial.timing), *[None] * current.outputs)
         done = self._committed(current, order) if order.committed else self._computed(at, order, ordered)
-        if done.swept is not None and current.fold is Scores:
+        if done.swept is not None and current.fold.scoring:
             directory, keep = current.directory or self.spec.directory, config.results.scores
             done.influence = commit_scores(directory, order.chunk, done.swept, current.unusable, keep)
         report = report_of(
@@ -299,7 +301,7 @@ class Worker:
         budget = batch_tokens
         while True:
             try:
-                swept = sweep_chunk(self.replica, examples, make_fold, budget, self.pad_id, recorders)
+                swept = sweep_chunk(self.replica, examples, make_fold, budget, self.pad_id, recorders, self._transform)
                 return swept, budget if budget < batch_tokens else None
             except torch.OutOfMemoryError as error:
                 if budget <= longest:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class Fold(ABC):
     `blocks` are all that will be seen, `rows` is the number of rows in the chunk, and `device` is where the gradients
     will be.
     """
+
+    scoring: ClassVar[bool] = False  #: it is a `Scores`, whose rows are committed, listed and written
+    keeps: ClassVar[bool] = False  #: a later sweep over the same rows will want the gradients that it is given
 
     def __init__(self, blocks: Sequence[Block], rows: int, device: torch.device | str = "cpu") -> None:
         self.blocks = {block.name: block for block in blocks}
@@ -180,6 +184,8 @@ class Curvature(Fold):
         tail = Σ_i  s_i / (λ_1 + s_i) · Π_j λ_j / (λ_j + s_i)    with s_i = ‖g_il‖²
     """
 
+    keeps = True
+
     def __init__(
         self,
         blocks: Sequence[Block],
@@ -249,9 +255,12 @@ class Curvature(Fold):
 class Scores(Fold):
     """− Σ_l x_ql · g_il: a row's influence on each query, for query vectors x (`vector`, m × d_l a block).
 
-    With x the iHVP this is DataInf; with x the query's own gradient it is Hessian-free. `scores` is rows × m, and
-    `block_scores` (kept if `by_block`) rows × m × blocks. A block's statistic is its `moments`.
+    With x the iHVP this is DataInf; with x the query's own gradient it is Hessian-free. `influence` gives them, and
+    `by_block` those of every block, kept if `by_block` is asked for. A block's statistic is its `moments`. A fold that
+    scores rows in another way derives from this one.
     """
+
+    scoring = True
 
     def __init__(
         self,
@@ -275,3 +284,11 @@ class Scores(Fold):
         self.scores[rows] += scores  # rows are distinct within a batch
         if self.block_scores is not None:
             self.block_scores[rows, :, self.position[block]] = scores
+
+    def influence(self) -> Tensor:
+        """Every row's influence on every query, rows × m, once all gradients have been taken in."""
+        return self.scores
+
+    def by_block(self) -> Tensor | None:
+        """The same through every block, rows × m × blocks; None where that was not asked for."""
+        return self.block_scores

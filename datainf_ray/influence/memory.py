@@ -10,19 +10,18 @@ from torch import Tensor
 
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.folds import Fold, Scores, State, Statistic, sqnorms_of
-from datainf_ray.influence.methods import Over
+from datainf_ray.influence.method import Over
 
 
 class InMemory:
     """`Sweeps` over gradient matrices.
 
-    `gradients` holds n × d_l per block; `batch` rows are folded at a time and `chunk` rows merged at a time. `sample`
-    is the number of rows drawn with `seed` for the sampled curvature. With a `pilot` of so many rows the damping is
-    interpolated, as where gradients have to be computed. `names` lists the sweeps that were done, and after a method
-    has run `scores` is n × m.
+    `gradients` holds n × d_l per block; `batch` rows are folded at a time and `chunk` rows merged at a time. `pilot` is
+    the number of rows of the pilot (None: all of them), and `sample` that of the sampled curvature, drawn with `seed`.
+    `names` lists the sweeps that were done, and after a method has run `scores` is n × m.
 
         sweeps = InMemory({"a": g_a, "b": g_b})
-        datainf(sweeps, sweeps.vectors({"a": v_a, "b": v_b}), damping=0.1)
+        datainf(sweeps, sweeps.vectors({"a": v_a, "b": v_b}), damping=0.1, norms_first=True)
         sweeps.scores
     """
 
@@ -37,18 +36,19 @@ class InMemory:
         seed: int = 0,
         groups: Sequence[tuple[int, int]] = ((0, 2**31),),
     ) -> None:
-        self.gradients, self.batch, self.chunk, self.groups = gradients, batch, chunk, groups
+        self.gradients, self.batch, self.chunk = gradients, batch, chunk
+        self.groups: Sequence[tuple[int, int]] = groups
         self.blocks = [Block(name, "", tuple(g.shape[1:])) for name, g in gradients.items()]
         n = len(next(iter(gradients.values())))
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         half = (sample or n) // 2
-        self.rows: dict[str, Tensor | None] = {
+        self.rows: dict[Over, Tensor | None] = {
             "train": None,
             "pilot": order[:pilot].sort().values,
             "half a": order[:half].sort().values,
             "half b": order[half : sample or n].sort().values,
         }
-        self.n, self.at_hand = n, pilot is None
+        self.n = n
         self.names: list[str] = []
         self.scores: Tensor | None = None
         self._sqnorms: dict[str, Tensor] = {}  # of all rows, by block
@@ -58,15 +58,23 @@ class InMemory:
         """The queries' gradients (m × d_l a block) as the state that methods take."""
         return {name: {"vector": vector} for name, vector in queries.items()}
 
-    def run(self, name: str, fold: type[Fold], over: Over = "train", **inputs: Any) -> State:
+    def run(
+        self,
+        name: str,
+        fold: type[Fold],
+        over: Over = "train",
+        values: Mapping[str, Any] | None = None,
+        **inputs: State,
+    ) -> State:
         self.names.append(name)
+        given: dict[str, Any] = {**inputs, **(values or {})}
         chosen = self.rows[over]
         total = self.n if chosen is None else len(chosen)
         merged: dict[str, Statistic] | None = None
         scores = []
         for start in range(0, total, self.chunk):
             rows = min(self.chunk, total - start)
-            part = fold(self.blocks, rows, **inputs)
+            part = fold(self.blocks, rows, **given)
             for first in range(0, rows, self.batch):
                 positions = torch.arange(first, min(first + self.batch, rows))
                 here = slice(start + first, start + first + len(positions))
@@ -77,7 +85,7 @@ class InMemory:
             result = part.result()
             merged = result if merged is None else {k: fold.merge(merged[k], result[k]) for k in merged}
             if isinstance(part, Scores):
-                scores.append(part.scores)
+                scores.append(part.influence())
         if scores:
             self.scores = torch.cat(scores)
         return merged or {}

@@ -72,7 +72,7 @@ def projected_size(block: Block, side: int | None) -> int:
 
 
 class Projector:
-    """Projects the gradients of blocks, M (a × b), to P M Qᵀ, with P (side × a) and Q (side × b) of ±1/√side.
+    """A `Transform`: the gradients of blocks, M (a × b), become P M Qᵀ, with P (side × a) and Q (side × b) of ±1/√side.
 
     Inner products are kept in expectation over seeds, whatever the shape:
 
@@ -83,6 +83,8 @@ class Projector:
     (4/side + 4/side²) · ‖M‖²‖N‖². A block's P and Q follow from the seed and its name, not from the other blocks. They
     are made here, once, on `device`: (a + b) · side float32 at most.
     """
+
+    own_norms = False
 
     def __init__(
         self, blocks: Sequence[Block], side: int | None, seed: int, device: torch.device | str = "cpu"
@@ -105,7 +107,7 @@ class Projector:
         """d'_l, the number of values in a projected gradient of the block."""
         return self.sizes[block]
 
-    def project(self, block: str, gradients: Tensor) -> Tensor:
+    def apply(self, block: str, gradients: Tensor) -> Tensor:
         """The block's gradients (b × d_l) projected: b × d'_l, float32, with the same values where nothing projects."""
         (left, right), (a, b) = self._matrices[block], self._shapes[block]
         out = gradients.float()
@@ -119,4 +121,4 @@ class Projector:
 def projected(block: Block, queries: Statistic, *, side: int | None, seed: int) -> Statistic:
     """The queries' vectors (`vector`, m × d_l) projected as an index's gradients are: m × d'_l."""
     vector = queries["vector"]
-    return {"vector": Projector([block], side, seed, vector.device).project(block.name, vector)}
+    return {"vector": Projector([block], side, seed, vector.device).apply(block.name, vector)}

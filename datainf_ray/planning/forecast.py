@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from datainf_ray.common.storage import configured
 from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
+from datainf_ray.influence.datainf import NODES
 from datainf_ray.planning.estimate import (
     activation_bytes,
     index_row_bytes,
@@ -27,7 +28,6 @@ from datainf_ray.planning.estimate import (
 from datainf_ray.planning.guess import guess_room
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
-    NODES,
     PLANNED_NODES,
     SHARE,
     Sizes,
@@ -35,7 +35,6 @@ from datainf_ray.planning.sizing import (
     choose_sizes,
     expected_batch_tokens,
     nodes_of,
-    pilot_rows,
     transport_seconds,
     transport_share,
 )
@@ -203,24 +202,15 @@ class _Sweep:
 
 
 def _sweeps(job: Job, sizes: Sizes) -> list[_Sweep]:
-    """The sweeps of a run, in order."""
-    rows, sampled, parameters = job.rows, job.sampled_rows, job.facts.parameters
-    again = sizes.gradients == "recompute"
-    scores = _Sweep("scores", rows, again, 2.0 * rows * job.queries * parameters)
-    begin = [_Sweep("queries", 0, False, 0.0)]
-    if job.config.method.name != "datainf":
-        return [*begin, scores]
-
-    def curvature(over: int, first: int, last: int, nodes: int, backward: bool) -> _Sweep:
-        return _Sweep("curvature", over, backward, (2.0 + 2 * nodes) * over * (last - first) * parameters)
-
-    if sampled is not None:  # in two halves, which tell the error
-        halves = [sampled - sampled // 2, sampled // 2]
-        moments = [_Sweep("moments", half, True, 0.0) for half in halves]
-        return [*begin, *moments, *(curvature(half, *g, 1, True) for g in sizes.groups for half in halves), scores]
-    first, *others = sizes.groups
-    curvatures = [curvature(rows, *first, nodes_of(job), True), *(curvature(rows, *g, 1, again) for g in others)]
-    return [*begin, _Sweep("pilot", pilot_rows(rows), True, 0.0), *curvatures, scores]
+    """The sweeps of a run, in order: the method's own, behind the one over the queries."""
+    planned = [_Sweep("queries", 0, False, 0.0)]
+    kept = False
+    for sweep in job.method.sweeps(job.extent(sizes.groups)):
+        operations = 2.0 * sweep.products * sweep.rows * sweep.queries * job.facts.parameters
+        whole = sweep.over == "train"
+        planned.append(_Sweep(sweep.name, sweep.rows, not (whole and kept), operations))
+        kept = kept or (whole and sizes.gradients == "keep")
+    return planned
 
 
 def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None) -> tuple[int, int | None]:

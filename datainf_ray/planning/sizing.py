@@ -16,6 +16,7 @@ from typing import Literal
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import byte_size
+from datainf_ray.influence.datainf import NODES
 from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST
 from datainf_ray.model.spread import HELD
 from datainf_ray.planning.estimate import (
@@ -30,7 +31,6 @@ from datainf_ray.planning.estimate import (
 from datainf_ray.planning.room import Room
 from datainf_ray.request.job import Job
 
-NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
 PLANNED_NODES = 4  #: what memory is reckoned with: two, and as much again for rows that wait to be added to their sums
 CPU_FLOPS = 60e9  #: a core's, in float32
 GPU_FLOPS = 100e12  #: a GPU's, in bfloat16
@@ -61,11 +61,6 @@ class Sizes:
     why: str  # gradients are kept, or not: a sentence
 
 
-def pilot_rows(rows: int) -> int:
-    """How many random rows of `rows` tell the damping well enough to put nodes around it: 1/32, 16 to 1024."""
-    return min(rows, max(16, min(1024, rows // 32)))
-
-
 def choose_sizes(job: Job, room: Room, batch_tokens: int) -> Sizes:
     """The portions of a run in `room` with batches of `batch_tokens`.
 
@@ -86,10 +81,8 @@ def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
     that leaves room, chunks are of equal size and even in number. Those of an index stay what they were.
     """
     config, facts, rows = job.config, job.facts, job.rows
-    if job.answers is not None:
-        return job.answers.chunk_rows
-    if config.cluster.chunk_rows != "auto":
-        return config.cluster.chunk_rows
+    if job.chunk_rows is not None:
+        return job.chunk_rows
     seconds = row_seconds(job, gpus)
     few = min(math.ceil(rows / _SPREAD), CHUNK_SECONDS / seconds)
     alike = min(_ALIKE_ROWS, _ALIKE_SECONDS / seconds)
@@ -131,7 +124,7 @@ def choose_groups(job: Job, room: Room, batch_tokens: int) -> tuple[tuple[tuple[
     """
     m, state = job.queries, 4 * job.queries * job.facts.parameters
     fits = room.device_bytes is None or state <= _ON_DEVICE * room.device_bytes
-    if job.config.method.name != "datainf":
+    if not nodes_of(job):
         return ((0, m),), fits
     by_host = _groups(job, PLANNED_NODES, room.worker_bytes / 2)
     if room.device_bytes is None:
@@ -150,9 +143,9 @@ def choose_gradients(job: Job, room: Room, chunk_rows: int) -> tuple[Literal["ke
     `RequestError` where `gradients: keep` is asked for and they do not fit.
     """
     config, parameters = job.config, job.facts.parameters
-    if job.answers is not None:
-        return "recompute", "gradients are read from the index"
-    if config.method.name != "datainf" or job.sampled_rows is not None:
+    if job.not_kept is not None:
+        return "recompute", job.not_kept
+    if sum(sweep.over == "train" for sweep in job.method.sweeps(job.extent(((0, job.queries),)))) < 2:
         return "recompute", "gradients are not kept: only one sweep needs those of all rows"
     if config.gradients == "recompute":
         return "recompute", "gradients are computed in both sweeps, as asked for"
@@ -196,10 +189,8 @@ def flops_per_second(job: Job, gpus: int) -> float:
 
 
 def nodes_of(job: Job) -> int:
-    """At how many values of the damping the curvature is summed: at one where it is known from a sample."""
-    if job.config.method.name != "datainf":
-        return 0
-    return NODES if job.sampled_rows is None else 1
+    """Vectors of all parameters that a chunk sends for a query: at how many dampings the curvature is summed, say."""
+    return job.method.sums(job.sampled_rows is not None)
 
 
 def row_seconds(job: Job, gpus: int) -> float:

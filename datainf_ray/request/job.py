@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ from datainf_ray.corpus.labels import check_labels
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Encoder, Example
 from datainf_ray.influence.folds import State
+from datainf_ray.influence.method import Extent, Method, Settings
+from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.request.identity import base_digest, difference, folder_digest, settings
@@ -36,36 +38,12 @@ _SAMPLE_ROWS = 64  # rows that are looked at to learn how long they are and whet
 _PORTION = 4096  # rows of the queries that are read at a time to group them
 
 
-@dataclass(frozen=True)
-class Answers:
-    """A finished run's gradient index, which answers new queries in place of the training rows."""
-
-    run: str  # the run's URL
-    index: Index
-    directory: RunDirectory
-    chunk_rows: int
-    blocks: pa.Table  # the run's blocks.parquet
-
-    @property
-    def facts(self) -> State:
-        """The blocks' `damping`, which is the run's."""
-        return {
-            block: {"damping": torch.tensor(value, dtype=torch.float64)}
-            for block, value in (self.index.damping or {}).items()
-        }
-
-    def chunks(self) -> list[Chunk]:
-        """The index's parts; their rows are not looked for in any file."""
-        rows, step = self.index.rows, self.chunk_rows
-        return [
-            Chunk(number, first, (Segment(0, first, min(first + step, rows)),))
-            for number, first in enumerate(range(0, rows, step))
-        ]
+Source = Literal["backward", "index"]  #: where the gradients of training rows come from
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, with every name resolved and every check passed."""
+    """What is to be done, with every name resolved and every check passed: a run over the rows of a corpus."""
 
     config: RunConfig
     directory: RunDirectory
@@ -74,35 +52,86 @@ class Job:
     examples: dict[str, list[Example]]  # the first rows of each
     groups: np.ndarray  # for every row of the queries, the number of its query
     names: list[str] | None  # of the queries; None: they are called by their rows' ids
-    answers: Answers | None = None  # the run whose gradient index stands in for the training rows
+
+    source: ClassVar[Source] = "backward"
+
+    @property
+    def method(self) -> Method:
+        return method_named(self.config.method.name)
 
     @property
     def rows(self) -> int:
         """The number of training rows."""
-        return self.corpora["train"].rows if self.answers is None else self.answers.index.rows
+        return self.corpora["train"].rows
+
+    @property
+    def train_digest(self) -> str:
+        """What the training rows are known by."""
+        return self.corpora["train"].fingerprint()
 
     @property
     def queries(self) -> int:
         return int(self.groups.max()) + 1
 
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows in a chunk of the training rows, where nobody has to choose."""
+        asked = self.config.cluster.chunk_rows
+        return None if asked == "auto" else asked
+
     def chunks(self, chunk_rows: int) -> list[Chunk]:
-        """The training rows in chunks; those of an index are what they were when it was made."""
-        if self.answers is not None:
-            return self.answers.chunks()
+        """The training rows in chunks."""
         return self.corpora["train"].chunks(chunk_rows)
 
     @property
     def sampled_rows(self) -> int | None:
         """How many rows the curvature is taken from, where those are not all."""
         asked = self.config.method.curvature_rows
-        return asked if self.answers is None and asked is not None and asked < self.rows else None
+        return asked if asked is not None and asked < self.rows else None
+
+    @property
+    def settings(self) -> Settings:
+        """What the method's program is asked."""
+        return Settings(self.config.method.damping, sampled=self.sampled_rows is not None)
+
+    def extent(self, groups: Sequence[tuple[int, int]]) -> Extent:
+        """What the method's program has to go over, with the queries in `groups`."""
+        return Extent(self.rows, groups, self.sampled_rows, known=self.known is not None)
 
     @property
     def index(self) -> RunDirectory | None:
         """Where the gradient index is read from or written to; None where there is none."""
-        if self.answers is not None:
-            return self.answers.directory
         return index_directory(self.config)
+
+    @property
+    def written_index(self) -> RunDirectory | None:
+        """Where this run writes a gradient index; None where it writes none."""
+        return self.index
+
+    @property
+    def projection(self) -> tuple[int, int] | None:
+        """Side and seed of the projection that training gradients come through; None where they come as they are."""
+        return None
+
+    @property
+    def known(self) -> State | None:
+        """The blocks' `damping`, where it is known before any sweep."""
+        return None
+
+    @property
+    def blocks(self) -> pa.Table | None:
+        """blocks.parquet, where it is known before any sweep."""
+        return None
+
+    @property
+    def not_kept(self) -> str | None:
+        """Why training gradients are not kept between sweeps, where there is no question of it."""
+        return None
+
+    @property
+    def earlier(self) -> dict[str, str] | None:
+        """The run, and its index, that answer this one's queries: `run` and `index`, two URLs."""
+        return None
 
     @property
     def sample(self) -> tuple[Example, ...]:
@@ -118,13 +147,80 @@ class Job:
             "settings": settings(self.config),
             "adapter": folder_digest(adapter_folder(self.config.model)),
             "base": base_digest(self.config.model.base),
-            "train": self.corpora["train"].fingerprint() if self.answers is None else self.answers.index.fingerprint,
+            "train": self.train_digest,
             "queries": self.corpora["queries"].fingerprint(),
         }
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class IndexJob(Job):
+    """New queries, answered from the gradient index of a finished run: no training row is looked at."""
+
+    run: str  # the run's URL
+    held: Index  # what the index holds
+    place: RunDirectory  # where it lies
+    part_rows: int  # rows in each of its parts, but for the last one
+    made: pa.Table  # the run's blocks.parquet
+
+    source: ClassVar[Source] = "index"
+
+    @property
+    def rows(self) -> int:
+        return self.held.rows
+
+    @property
+    def train_digest(self) -> str:
+        return self.held.fingerprint
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.part_rows
+
+    def chunks(self, chunk_rows: int) -> list[Chunk]:
+        """The index's parts; their rows are not looked for in any file."""
+        rows, step = self.rows, self.part_rows
+        return [
+            Chunk(number, first, (Segment(0, first, min(first + step, rows)),))
+            for number, first in enumerate(range(0, rows, step))
+        ]
+
+    @property
+    def sampled_rows(self) -> None:
+        return None
+
+    @property
+    def index(self) -> RunDirectory:
+        return self.place
+
+    @property
+    def written_index(self) -> None:
+        return None
+
+    @property
+    def projection(self) -> tuple[int, int] | None:
+        return None if self.held.projection is None else (self.held.projection, self.held.seed)
+
+    @property
+    def known(self) -> State:
+        """The run's own; no block has one where its method had none."""
+        dampings = self.held.damping or {}
+        return {block: {"damping": torch.tensor(value, dtype=torch.float64)} for block, value in dampings.items()}
+
+    @property
+    def blocks(self) -> pa.Table:
+        return self.made
+
+    @property
+    def not_kept(self) -> str:
+        return "gradients are read from the index"
+
+    @property
+    def earlier(self) -> dict[str, str]:
+        return {"run": self.run, "index": self.place.url}
 
 
 def prepare(config: RunConfig, writable: bool = True) -> Job:
@@ -138,6 +234,7 @@ def prepare(config: RunConfig, writable: bool = True) -> Job:
 def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = request.config, request.corpora
+    _check_method(config)
     facts = inspect_model(config.model)
     tokenizer = load_tokenizer(config.model)
     examples = {}
@@ -152,7 +249,14 @@ def complete(request: Request, writable: bool = True) -> Job:
     return job
 
 
-def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = lambda: None) -> Job:
+def _check_method(config: RunConfig) -> None:
+    """What would have no effect on the method that is asked for is a mistake."""
+    asked = config.method
+    if asked.curvature_rows is not None and not method_named(asked.name).damped:
+        raise RequestError(f"method.curvature_rows: {asked.curvature_rows}: {asked.name} has no curvature; use null")
+
+
+def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = lambda: None) -> IndexJob:
     """Understand a request to answer the queries of `config` from the gradient index of `run`.
 
     `meanwhile` is called when the quick checks are done and the slow ones begin, unless the output holds a run. The
@@ -166,8 +270,9 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if run.state != "done":
         raise RequestError(f"run: {run.url} is {run.state!r}; its gradient index is not complete")
     index = open_index(place)
-    if config.method.name != "hessian-free" and index.damping is None:
-        raise RequestError(f"method.name: {config.method.name}: {run.url} was hessian-free and knows no damping")
+    if method_named(config.method.name).damped and index.damping is None:
+        made_by = run.config["method"]["name"]
+        raise RequestError(f"method.name: {config.method.name}: {run.url} was {made_by} and knows no damping")
     directory = RunDirectory(config.output)
     config = absolute(config)
     queries = plan_corpus(config.queries, config.model.task, "queries")
@@ -181,8 +286,20 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         check_labels(queries, facts.num_labels, facts.label2id, "queries")
     examples = {"queries": _first(encoder_for(config, "queries", queries, facts, tokenizer), queries)}
     groups, names = _groups(config, queries)
-    answers = Answers(run.url, index, place, run.document["sizes"]["chunk_rows"], run.blocks())
-    job = Job(config, directory, facts, {"queries": queries}, examples, groups, names, answers)
+    job = IndexJob(
+        config,
+        directory,
+        facts,
+        {"queries": queries},
+        examples,
+        groups,
+        names,
+        run.url,
+        index,
+        place,
+        run.document["sizes"]["chunk_rows"],
+        run.blocks(),
+    )
     for part in ("adapter", "base"):
         if job.identity[part] != run.document["identity"][part]:
             raise RequestError(f"model.{part}: {getattr(config.model, part)}: has changed since {run.url} was made")

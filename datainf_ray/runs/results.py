@@ -186,7 +186,7 @@ class Run:
             "state": document["state"],
             "reason": document.get("reason"),
             "method": config["method"]["name"],
-            "damping": config["method"]["damping"],
+            "damping": config["method"]["damping"] if document.get("damped", True) else None,
             "sign": document.get("sign"),
             "rows": counts.get("rows"),
             "status": counts.get("status") or {},

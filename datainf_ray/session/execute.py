@@ -19,25 +19,26 @@ from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.start import Ahead, ClusterFacts, connected
-from datainf_ray.cluster.sweep import CHECKPOINTS, ClusterSweeps, State
+from datainf_ray.cluster.states import CHECKPOINTS, Shards
+from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.common.errors import RunFailedError, one_line
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.common.versions import versions
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.sample import sample_chunks
-from datainf_ray.influence.folds import GradientSums
-from datainf_ray.influence.methods import SIGN, datainf, error_by_query, hessian_free, mean_of_group
+from datainf_ray.influence.folds import GradientSums, State
+from datainf_ray.influence.method import SIGN, Over
 from datainf_ray.influence.projection import projected
+from datainf_ray.influence.queries import mean_of_group
 from datainf_ray.model.fit import CPU_BATCH_TOKENS
 from datainf_ray.model.replica import Verdict
 from datainf_ray.planning.sizing import (
+    FEWEST_ROWS,
     Sizes,
-    choose_groups,
     choose_query_rows,
     choose_sizes,
     equal_rows,
     held_bytes,
-    pilot_rows,
 )
 from datainf_ray.request.job import Job
 from datainf_ray.runs.events import Journal
@@ -48,7 +49,7 @@ from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import top_table
-from datainf_ray.session.outcome import blocks_table, curvature_facts, queries_table
+from datainf_ray.session.outcome import blocks_table, queries_table
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
 
@@ -159,25 +160,25 @@ def _sweep(
         with closing(pool):
             pool.start(job.rows)
             sizes = _sizes(job, cluster, pool, document)
-            if job.answers is None and job.index is not None:
+            if job.written_index is not None:
                 portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}
-                begin_index(job.index, job.fingerprint, portions)
+                begin_index(job.written_index, job.fingerprint, portions)
             job.directory.write_json("run.json", document)
             watcher.say(f"chunks of {sizes.chunk_rows:,} rows; {sizes.why}")
             query_rows = choose_query_rows(job, sizes.chunk_rows)
-            chunks = {"queries": job.corpora["queries"].chunks(query_rows), **_chunks(job, sizes)}
-            source = "backward" if job.answers is None else "index"
+            chunks = _chunks(job, sizes)
             for attempt in itertools.count(1):
                 sweeps = ClusterSweeps(
                     pool,
                     spec,
                     chunks,
+                    job.corpora["queries"].chunks(query_rows),
                     job.queries,
                     sizes,
                     watcher,
                     _committed(job),
                     document["sweeps"],
-                    source,
+                    job.source,
                     noted=note,
                     pulse=pulse,
                 )
@@ -224,13 +225,7 @@ def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, document: dict[str, Any]
         longest = max((e.tokens for examples in job.examples.values() for e in examples), default=1)
         asked = pool.first("largest_batch", longest, held_bytes(job, room.device_bytes))
     tokens = CPU_BATCH_TOKENS if asked == "auto" else asked
-    if job.answers is None:
-        sizes = choose_sizes(job, room, tokens)
-    else:
-        groups, resident = choose_groups(job, room, tokens)
-        sizes = Sizes(
-            job.answers.chunk_rows, tokens, groups, resident, "recompute", "gradients are read from the index"
-        )
+    sizes = choose_sizes(job, room, tokens)
     if earlier is not None:
         groups = tuple((first, last) for first, last in earlier["groups"])
         sizes = replace(sizes, chunk_rows=earlier["chunk_rows"], groups=groups, resident=earlier["resident"])
@@ -238,54 +233,41 @@ def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, document: dict[str, Any]
     return sizes
 
 
-def _chunks(job: Job, sizes: Sizes) -> dict[str, list[Chunk]]:
+def _chunks(job: Job, sizes: Sizes) -> dict[Over, list[Chunk]]:
     """The chunks of every set of training rows that the method sweeps over."""
-    chunks = {"train": job.chunks(sizes.chunk_rows)}
-    if job.answers is not None or job.config.method.name == "hessian-free":
-        return chunks
-    corpus, seed = job.corpora["train"], job.config.seed
-    if job.sampled_rows is None:
-        rows = pilot_rows(corpus.rows)
-        chunk_rows = equal_rows(rows, min(sizes.chunk_rows, max(16, rows // 8)))
-        (chunks["pilot"],) = sample_chunks(corpus, rows, seed, chunk_rows)
-    else:
-        chunk_rows = min(sizes.chunk_rows, max(16, job.sampled_rows // 64))  # something for every worker
-        halves = sample_chunks(corpus, job.sampled_rows, seed, chunk_rows, parts=2)
-        chunks["half a"], chunks["half b"] = halves
+    chunks: dict[Over, list[Chunk]] = {"train": job.chunks(sizes.chunk_rows)}
+    sample = job.method.sample(job.extent(sizes.groups))
+    if sample is not None:
+        most = min(sizes.chunk_rows, max(FEWEST_ROWS, sample.rows // sample.pieces))
+        chunk_rows = equal_rows(sample.rows, most) if sample.even else most
+        corpus, seed = job.corpora["train"], job.config.seed
+        parts = sample_chunks(corpus, sample.rows, seed, chunk_rows, parts=len(sample.parts))
+        chunks |= dict(zip(sample.parts, parts, strict=True))
     return chunks
 
 
-def _solve(job: Job, sweeps: ClusterSweeps, gradients: State, document: dict[str, Any]) -> None:
+def _solve(job: Job, sweeps: ClusterSweeps, gradients: Shards, document: dict[str, Any]) -> None:
     """Run the method, and write what came of it but for the rows: blocks.parquet, top.parquet, the index's end."""
-    config, answers = job.config, job.answers
-    if answers is not None:
-        side, seed = answers.index.projection, answers.index.seed
-        gradients = sweeps.each_block(projected, gradients, side=side, seed=seed)
-    if config.method.name == "hessian-free":
-        solved = hessian_free(sweeps, gradients)
-    elif answers is not None:
-        solved = datainf(sweeps, gradients, config.method.damping, known=sweeps.spread(answers.facts))
-    else:
-        sampled = job.sampled_rows is not None
-        solved = datainf(sweeps, gradients, config.method.damping, sampled=sampled)
-    if answers is not None:
-        blocks = answers.blocks
-    else:
-        facts, nodes = (sweeps.collect(solved[k]) if k in solved else None for k in ("facts", "nodes"))
-        assert facts is not None
-        blocks = blocks_table(job, facts, nodes)
-        document["curvature"] = curvature_facts(job, facts)
-        if "error" in solved:
-            errors = error_by_query(sweeps.collect(solved["error"]))
-            document["curvature"]["error"] = float(errors[errors > 0].mean()) if errors.any() else 0.0
+    method = job.method
+    queries = method.prepare(sweeps, gradients)
+    if job.projection is not None:
+        side, seed = job.projection
+        queries = sweeps.each_block(projected, queries, side=side, seed=seed)
+    known = sweeps.spread(job.known) if method.damped and job.known is not None else None
+    solved = method.program(sweeps, queries, job.settings, known)
+    blocks = job.blocks
+    if blocks is None:
+        found: dict[str, State] = {k: sweeps.collect(solved[k]) for k in ("facts", "nodes", "error") if k in solved}
+        blocks = blocks_table(job, found["facts"], found.get("nodes"))
+        document["curvature"] = method.tell(found, job.sampled_rows or job.rows)
     job.directory.write_table("blocks.parquet", blocks)
     assert sweeps.top is not None
     job.directory.write_table("top.parquet", top_table(sweeps.top))
-    if answers is None and job.index is not None:
-        document["index"] = finish_index(job, sweeps, gradients, blocks)
+    if job.written_index is not None:
+        document["index"] = finish_index(job, sweeps, queries, blocks)
 
 
-def _query_gradients(job: Job, sweeps: ClusterSweeps) -> dict[str, State]:
+def _query_gradients(job: Job, sweeps: ClusterSweeps) -> dict[str, Shards]:
     """The queries' gradients, from a sweep over their rows; writes queries.parquet on the way."""
     sums = sweeps.run("queries", GradientSums, "queries", per_row={"groups": job.groups})
     rows = pa.concat_tables(sweeps.tables)
@@ -307,7 +289,7 @@ def _committed(job: Job) -> frozenset[int]:
 
 
 def _document(job: Job) -> dict[str, Any]:
-    facts, answers = job.facts, job.answers
+    facts = job.facts
     return {
         "format": 1,
         "state": "running",
@@ -339,7 +321,8 @@ def _document(job: Job) -> dict[str, Any]:
         "crashed": {},
         "curvature": None,
         "index": None,
-        "answers": None if answers is None else {"run": answers.run, "index": answers.directory.url},
+        "damped": job.method.damped,
+        "answers": job.earlier,
     }
 
 

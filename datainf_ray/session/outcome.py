@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,18 +66,6 @@ def blocks_table(job: Job, facts: State, nodes: State | None) -> pa.Table:
         ],
         schema=blocks_schema(),
     )
-
-
-def curvature_facts(job: Job, facts: State) -> dict[str, Any] | None:
-    """What run.json says of the curvature: its rows, the largest error bound, how many blocks were swept once more."""
-    if any("damping" not in statistic for statistic in facts.values()):
-        return None
-    return {
-        "rows": job.sampled_rows or job.rows,
-        "bound": max(float(statistic.get("bound", 0)) for statistic in facts.values()),
-        "exact_blocks": sum(bool(statistic.get("again", False)) for statistic in facts.values()),
-        "error": None,
-    }
 
 
 def findings(run: Run) -> list[str]:

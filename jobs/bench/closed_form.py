@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bench.measure import Figure, Options, clock, cores, interleaved, median, say, spread
 from bench.models import RANK
+from datainf_ray.influence.datainf import datainf
 from datainf_ray.influence.memory import InMemory
-from datainf_ray.influence.methods import datainf
 
 DAMPING = 0.1
 #: SmolLM2-135M: 30 layers, hidden 576, 3 key-value heads of 64.
@@ -34,7 +34,7 @@ def closed_form(options: Options) -> Iterator[Figure]:
 
     def ours() -> None:
         sweeps = kept["ours"] = InMemory(train)
-        datainf(sweeps, sweeps.vectors(asked), DAMPING)
+        datainf(sweeps, sweeps.vectors(asked), DAMPING, norms_first=True)
 
     products = 3  # of rows × size with size × queries: v·g, the weighted sum of g, and the scores
     runs = interleaved(

@@ -18,9 +18,9 @@ from datainf_ray.influence.damping import (
     lagrange,
     tail,
 )
+from datainf_ray.influence.datainf import datainf, ihvp
 from datainf_ray.influence.folds import Curvature
 from datainf_ray.influence.memory import InMemory
-from datainf_ray.influence.methods import datainf, ihvp
 from tests import reference
 
 BLOCK = Block("a", "", (30,))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
+from datainf_ray.influence.cosine import Cosines, cosine, unit
 from datainf_ray.influence.damping import block_damping
+from datainf_ray.influence.datainf import datainf, error_by_query, ihvp
 from datainf_ray.influence.folds import COUNT, SMALLEST, TOTAL, Curvature, GradientSums, Moments, Scores, Statistic
+from datainf_ray.influence.hessian_free import hessian_free
 from datainf_ray.influence.memory import InMemory
-from datainf_ray.influence.methods import datainf, error_by_query, hessian_free, ihvp, mean_of_group
+from datainf_ray.influence.method import Extent, Settings
+from datainf_ray.influence.queries import mean_of_group
+from datainf_ray.influence.register import NAMES, method_named
 from tests import reference
 
 
@@ -89,6 +95,57 @@ def test_hessian_free_is_the_negative_dot_product() -> None:
     sweeps = InMemory(g)
     hessian_free(sweeps, sweeps.vectors(v))
     assert reference.worst(sweeps.scores, reference.hessian_free(doubled(g), doubled(v))) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [8, 1024])
+def test_cosine_is_that_of_whole_gradients_and_zero_where_there_is_none(chunk: int) -> None:
+    g, v = gradients(20, 5), gradients(3, 6)
+    for block in g.values():
+        block[4] = 0
+    for block in v.values():
+        block[1] = 0
+    sweeps = InMemory(g, batch=7, chunk=chunk)
+    cosine(sweeps, unit(sweeps, sweeps.vectors(v)))
+    want = reference.cosine(doubled(g), doubled(v))
+    np.testing.assert_allclose(sweeps.scores, want, rtol=1e-4, atol=0)
+    assert (want[4] == 0).all()
+    assert (want[:, 1] == 0).all()
+    assert want.abs().max() <= 1
+
+
+def test_cosines_by_block_add_up_to_the_cosine() -> None:
+    g, v = gradients(9, 17), gradients(2, 18)
+    blocks = [Block(n, "", tuple(x.shape[1:])) for n, x in g.items()]
+    fold = Cosines(blocks, 9, vectors=InMemory.vectors(v), by_block=True)
+    for name, x in g.items():
+        fold.update(name, x, torch.arange(9))
+    each = fold.by_block()
+    assert each is not None
+    torch.testing.assert_close(each.sum(2), fold.influence(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_makes_the_sweeps_that_it_says(name: str) -> None:
+    """Planning asks the method; what it answers is what its program does."""
+    method, g, v = method_named(name), gradients(50, 1), gradients(5, 2)
+    assert method.name == name
+    for groups in (((0, 5),), ((0, 2), (2, 5))):
+        for sampled in (None, 20) if method.damped else (None,):
+            sweeps = InMemory(g, pilot=16, sample=sampled, groups=groups)
+            extent = Extent(50, groups, sampled)
+            queries = method.prepare(sweeps, sweeps.vectors(v))
+            method.program(sweeps, queries, Settings(0.1, sampled is not None), None)
+            planned = method.sweeps(extent)
+            done = [n for n in sweeps.names if n != "curvature again"]
+            assert done == [sweep.name for sweep in planned]
+            assert planned[-1].products * planned[-1].queries == 5
+            sample = method.sample(extent)
+            wanted = {sweep.over for sweep in planned} - {"train"}
+            assert wanted == set(sample.parts if sample is not None else ())
+    known = {block: {"damping": torch.tensor(0.1, dtype=torch.float64)} for block in g}
+    sweeps = InMemory(g)
+    method.program(sweeps, sweeps.vectors(v), Settings(), known)
+    assert sweeps.names == [sweep.name for sweep in method.sweeps(Extent(50, ((0, 5),), known=True))]
 
 
 def test_a_block_without_gradient_adds_nothing_and_no_nan() -> None:

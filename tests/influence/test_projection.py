@@ -55,7 +55,7 @@ def test_a_gpu_projects_with_the_same_matrices() -> None:
     eye = {b.name: torch.eye(b.size)[:: max(1, b.size // 50)] for b in blocks}  # so that P and Q themselves come out
     here, there = Projector(blocks, 48, 3), Projector(blocks, 48, 3, "cuda")
     for name, g in eye.items():
-        assert torch.equal(here.project(name, g), there.project(name, g.cuda()).cpu())
+        assert torch.equal(here.apply(name, g), there.apply(name, g.cuda()).cpu())
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (30, 50), (90,), (6, 5, 8)])
@@ -68,7 +68,7 @@ def test_inner_products_are_unbiased_and_vary_as_stated(shape: tuple[int, ...]) 
     exact = float(g[0].double() @ g[1].double())
     products = []
     for seed in range(seeds):
-        p = Projector([block], side, seed).project("block", g)
+        p = Projector([block], side, seed).apply("block", g)
         assert p.shape == (2, projected_size(block, side))
         products.append(float(p[0] @ p[1]))
     found = torch.tensor(products, dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_the_variance_of_a_one_sided_projection_is_the_formulas() -> None:
     s = (n.T @ m + m.T @ n) / 2
     want = 2 / side * float(s.square().sum() - s.diagonal().square().sum())
     g = torch.stack([m.flatten(), n.flatten()])
-    products = [Projector([block], side, seed).project("block", g) for seed in range(3000)]
+    products = [Projector([block], side, seed).apply("block", g) for seed in range(3000)]
     found = torch.tensor([float(p[0] @ p[1]) for p in products])
     assert float(found.var()) == pytest.approx(want, rel=0.12)  # the standard error of a variance: √(2/3000) = 2.6 %
 
@@ -97,7 +97,7 @@ def test_a_projection_is_the_product_with_both_matrices() -> None:
     g = torch.randn(3, 600, generator=torch.Generator().manual_seed(3))
     p = random_signs("block", side, 20, which=0, seed=seed) / 4
     q = random_signs("block", side, 30, which=1, seed=seed) / 4
-    got = Projector([block], side, seed).project("block", g)
+    got = Projector([block], side, seed).apply("block", g)
     for row in range(3):
         want = (p @ g[row].view(20, 30) @ q.T).flatten()
         assert float((got[row] - want).norm() / want.norm()) < 1e-6
@@ -109,8 +109,8 @@ def test_what_is_not_larger_than_the_side_is_left_as_it_is() -> None:
     assert [projector.size(b.name) for b in blocks] == [128, 16, 128, 1]
     for block in blocks:
         g = torch.randn(5, block.size)
-        assert torch.equal(projector.project(block.name, g), g) == (block.name != "c")
-        assert torch.equal(Projector(blocks, None, seed=0).project(block.name, g), g)
+        assert torch.equal(projector.apply(block.name, g), g) == (block.name != "c")
+        assert torch.equal(Projector(blocks, None, seed=0).apply(block.name, g), g)
 
 
 def test_a_block_of_any_dimensions_is_a_matrix() -> None:
@@ -120,15 +120,15 @@ def test_a_block_of_any_dimensions_is_a_matrix() -> None:
 def test_gradients_of_any_precision_come_out_as_float32() -> None:
     block = Block("a", "", (4, 40))
     for dtype in (torch.float64, torch.bfloat16):
-        assert Projector([block], 8, 0).project("a", torch.ones(2, 160, dtype=dtype)).dtype == torch.float32
+        assert Projector([block], 8, 0).apply("a", torch.ones(2, 160, dtype=dtype)).dtype == torch.float32
 
 
 def test_a_blocks_projection_depends_on_no_other_block() -> None:
     blocks = [Block(name, "", (20, 30)) for name in "abc"]
     g = torch.randn(4, 600, generator=torch.Generator().manual_seed(4))
-    alone = Projector([blocks[1]], 8, seed=9).project("b", g)
+    alone = Projector([blocks[1]], 8, seed=9).apply("b", g)
     among = Projector(blocks, 8, seed=9)
-    assert torch.equal(among.project("b", g), alone)
-    assert not torch.equal(among.project("a", g), alone)
-    assert not torch.equal(Projector([blocks[1]], 8, seed=10).project("b", g), alone)
+    assert torch.equal(among.apply("b", g), alone)
+    assert not torch.equal(among.apply("a", g), alone)
+    assert not torch.equal(Projector([blocks[1]], 8, seed=10).apply("b", g), alone)
     assert torch.equal(projected(blocks[1], {"vector": g}, side=8, seed=9)["vector"], alone)

@@ -12,6 +12,7 @@ from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import SourceFile
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.block import Block
+from datainf_ray.influence.datainf import pilot_rows
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
@@ -25,7 +26,6 @@ from datainf_ray.planning.sizing import (
     equal_rows,
     expected_batch_tokens,
     held_bytes,
-    pilot_rows,
     transport_share,
 )
 from datainf_ray.request.job import Job
@@ -42,9 +42,7 @@ MODELS = {
 }
 
 
-def job(
-    model: str = "small", rows: int = 600, queries: int = 50, tokens: int = 55, answers: Any = None, **settings: Any
-) -> Job:
+def job(model: str = "small", rows: int = 600, queries: int = 50, tokens: int = 55, **settings: Any) -> Job:
     """A job over files that are not there: enough to choose sizes for."""
     hidden, layers, parameters, trainable = MODELS[model]
     blocks = tuple(
@@ -71,7 +69,6 @@ def job(
         {"train": [example], "queries": [example]},
         np.arange(queries),
         None,
-        answers,
     )
 
 

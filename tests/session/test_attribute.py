@@ -73,6 +73,28 @@ def test_hessian_free_equals_the_dot_product(tmp_path: Path, tiny_llama: dict[st
     assert run.blocks()["mean_sqnorm"].null_count == 0
 
 
+def test_cosine_equals_the_loop_planned_resumed_and_from_an_index(
+    tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method of one file and a line in the register: nothing else knows it by name."""
+    settings = {"method": {"name": "cosine"}, "index": True, "index_dtype": "float32", "results": {"blocks": True}}
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", **settings)
+    planned = datainf_ray.plan(config)
+    run = attribute(config)
+    want = reference.cosine(*exact(tiny_llama, tmp_path))
+    np.testing.assert_allclose(scores(run), want, rtol=1e-3, atol=0)
+    assert reference.worst(scores(run), want) < 1e-5
+    assert planned.sweeps == [s["name"] for s in run.summary()["sweeps"]] == ["queries", "scores"]
+    assert run.blocks()["damping"].null_count == len(run.blocks())
+    two = attribute(config, output=str(tmp_path / "two"), **{"cluster.max_workers": 2, "cluster.min_workers": 2})
+    assert tables(two) == tables(run)
+    answers = datainf_ray.query(
+        run.url, queries={"path": str(tmp_path / "queries.jsonl"), "id": "name"}, output=str(tmp_path / "answers"),
+        progress=False,
+    )  # fmt: skip
+    assert reference.worst(scores(answers), want) < 1e-5
+
+
 def test_groups_are_means_of_their_rows(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     lines = (tmp_path / "queries.jsonl").read_text().splitlines()
     topics = ["x", "y", "x", "x"]

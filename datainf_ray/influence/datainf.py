@@ -1,17 +1,15 @@
-"""The methods, each a short program of sweeps. With the notation of Kwon, Wu, Wu and Zou (ICLR 2024):
+"""DataInf: the inverse of a mean replaced by the mean of inverses, each of which has a closed form.
 
-    damping      λ_l  = c · (1 / (n d_l)) Σ_i ‖g_il‖²
-    curvature    h_ql = (1/n) Σ_i  (v_ql·g_il) / (λ_l + ‖g_il‖²) · g_il
-    iHVP         r_ql = (v_ql − h_ql) / λ_l
-    influence    I(q,k) = − Σ_l r_ql · g_kl
-
-A row of positive influence is harmful: giving it more weight in training raises the query's loss.
+damping      λ_l  = c · (1 / (n d_l)) Σ_i ‖g_il‖²
+curvature    h_ql = (1/n) Σ_i  (v_ql·g_il) / (λ_l + ‖g_il‖²) · g_il
+iHVP         r_ql = (v_ql − h_ql) / λ_l
+influence    I(q,k) = − Σ_l r_ql · g_kl
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,49 +24,31 @@ from datainf_ray.influence.damping import (
     nodes_again,
 )
 from datainf_ray.influence.folds import Curvature, Fold, Moments, Norms, Scores, Statistic
+from datainf_ray.influence.method import Extent, Handle, Method, Over, PlannedSweep, Sample, Settings, Sweeps
 
-SIGN = (
-    "positive influence: upweighting the row raises the query's loss (harmful); "
-    "negative influence: it lowers the query's loss (helpful)"
-)
-
-Handle = TypeVar("Handle")
-
-#: Which rows a sweep goes over: all, a small random sample, or two disjoint halves of a larger one.
-Over = Literal["train", "pilot", "half a", "half b"]
-
-
-class Sweeps(Protocol[Handle]):
-    """Where a method's program runs. A handle is a statistic for every block, wherever it lies."""
-
-    groups: Sequence[tuple[int, int]]  #: first..last-1 of the queries whose curvature one sweep can hold
-    at_hand: bool  #: gradients are not computed: one more sweep, for their norms alone, costs next to nothing
-
-    def run(self, name: str, fold: type[Fold], over: Over = "train", **inputs: Any) -> Handle:
-        """One sweep over training rows: the fold's merged statistics. Inputs are handles or plain values."""
-
-    def each_block(self, function: Callable[..., Statistic], *states: Handle, **values: Any) -> Handle:
-        """`function(block, *statistics, **values)` for every block, where the states lie."""
-
-    def collect(self, state: Handle) -> Mapping[str, Statistic]:
-        """A small state, here."""
-
-    def remember(self, name: str, solve: Callable[[], dict[str, Handle]]) -> dict[str, Handle]:
-        """What `solve` gives, kept with the run, so that a run that is picked up again need not solve twice."""
+NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
 
 
 def datainf(
-    sweeps: Sweeps[Handle], queries: Handle, damping: float, *, sampled: bool = False, known: Handle | None = None
+    sweeps: Sweeps[Handle],
+    queries: Handle,
+    damping: float,
+    *,
+    sampled: bool = False,
+    known: Handle | None = None,
+    norms_first: bool = False,
 ) -> dict[str, Handle]:
     """DataInf in two sweeps: the curvature from one, the scores from another.
 
     `queries` are the queries' gradients (`vector`, m × d_l a block) and `damping` is c. The curvature's damping is
     interpolated (see `damping`); blocks where that might be wrong by more than `damping.TOLERANCE` are swept once more.
-    Gradients that are at hand are swept for the damping first. With `sampled` the curvature and the damping are those
-    of a random sample, swept twice; with `known` (`damping` and `moments` a block) the damping is given. Returns
-    `facts` (`damping` and `moments` a block; where it was interpolated, `bound` too, and `again` where the block was
-    swept once more), `nodes` where it was interpolated or sampled, and with `sampled` `error`; the scores are with the
-    rows.
+    With `norms_first` a sweep of its own finds the damping, which costs next to nothing where gradients are at hand.
+    With `sampled` the curvature and the damping are those of a random sample, swept twice; with `known` (`damping` and
+    `moments` a block) the damping is given.
+
+    Returns `facts` (`damping` and `moments` a block; where it was interpolated, `bound` too, and `again` where the
+    block was swept once more), `nodes` where it was interpolated or sampled, and with `sampled` `error`; the scores are
+    with the rows.
     """
 
     def solve() -> dict[str, Handle]:
@@ -76,7 +56,7 @@ def datainf(
             return {"facts": known, "vectors": _exact(sweeps, queries, known, sweeps.groups)}
         if sampled:
             return _from_sample(sweeps, queries, damping)
-        if sweeps.at_hand:
+        if norms_first:
             facts = sweeps.each_block(block_damping, sweeps.run("moments", Moments), c=damping)
             return {"facts": facts, "vectors": _exact(sweeps, queries, facts, sweeps.groups)}
         return _interpolated(sweeps, queries, damping)
@@ -84,11 +64,6 @@ def datainf(
     solved = sweeps.remember("ihvp", solve)
     sweeps.run("scores", Scores, vectors=solved["vectors"])
     return {name: state for name, state in solved.items() if name != "vectors"}
-
-
-def hessian_free(sweeps: Sweeps[Handle], queries: Handle) -> dict[str, Handle]:
-    """Hessian-free: the identity in place of the inverse curvature, − v_q · g_k. One sweep, no damping."""
-    return {"facts": sweeps.run("scores", Scores, vectors=queries)}
 
 
 def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str, Handle]:
@@ -167,13 +142,6 @@ def ihvp(block: Block, queries: Statistic, swept: Statistic, nodes: Statistic, f
     return {"vector": (v - interpolated(swept, nodes["nodes"], lam)).div_(lam.to(v))}
 
 
-def mean_of_group(block: Block, swept: Statistic, *, counts: Tensor) -> Statistic:
-    """The queries' gradients from the sums over their rows, and the number of rows (m); zero where there is none."""
-    vector = swept["sums"].new_zeros(len(counts), swept["sums"].shape[1])
-    vector[swept["ids"]] = swept["sums"] / counts[swept["ids"]].clamp(min=1).to(vector)[:, None]
-    return {"vector": vector}
-
-
 def error_by_query(error: Mapping[str, Statistic]) -> Tensor:
     """The estimated relative error of each query's iHVP (m float64), over all blocks, from what `sampled` gave.
 
@@ -209,3 +177,60 @@ def _without_bound(block: Block, facts: Statistic, again: Statistic) -> Statisti
     swept = len(again["nodes"]) > 0
     bound = torch.zeros_like(facts["bound"]) if swept else facts["bound"]
     return {**facts, "bound": bound, "again": torch.tensor(float(swept))}
+
+
+def pilot_rows(rows: int) -> int:
+    """How many random rows of `rows` tell the damping well enough to put nodes around it: 1/32, 16 to 1024."""
+    return min(rows, max(16, min(1024, rows // 32)))
+
+
+def _program(sweeps: Sweeps[Handle], queries: Handle, settings: Settings, known: Handle | None) -> dict[str, Handle]:
+    return datainf(sweeps, queries, settings.damping, sampled=settings.sampled, known=known)
+
+
+def _sweeps(extent: Extent) -> list[PlannedSweep]:
+    """Those of `datainf`, less the one for blocks that must be swept once more."""
+
+    def curvature(rows: int, group: tuple[int, int], nodes: int, over: Over = "train") -> PlannedSweep:
+        return PlannedSweep("curvature", rows, over, group[1] - group[0], products=1 + nodes, sums=nodes)
+
+    scores = PlannedSweep("scores", extent.rows, queries=extent.queries, products=1)
+    if extent.known:
+        return [*(curvature(extent.rows, group, 1) for group in extent.groups), scores]
+    if extent.sampled is not None:
+        halves: list[tuple[int, Over]] = [
+            (extent.sampled - extent.sampled // 2, "half a"),
+            (extent.sampled // 2, "half b"),
+        ]
+        moments = [PlannedSweep("moments", rows, over) for rows, over in halves]
+        return [*moments, *(curvature(n, group, 1, over) for group in extent.groups for n, over in halves), scores]
+    first, *others = extent.groups
+    pilot = PlannedSweep("pilot", pilot_rows(extent.rows), "pilot")
+    curvatures = [curvature(extent.rows, first, NODES), *(curvature(extent.rows, group, 1) for group in others)]
+    return [pilot, *curvatures, scores]
+
+
+def _sample(extent: Extent) -> Sample | None:
+    if extent.known:
+        return None
+    if extent.sampled is not None:
+        return Sample(extent.sampled, ("half a", "half b"), pieces=64)
+    return Sample(pilot_rows(extent.rows), ("pilot",), pieces=8, even=True)
+
+
+def _tell(solved: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str, Any]:
+    """The rows of the curvature, the largest error bound, how many blocks were swept once more; the sample's error."""
+    facts = solved["facts"].values()
+    error = None
+    if "error" in solved:
+        errors = error_by_query(solved["error"])
+        error = float(errors[errors > 0].mean()) if errors.any() else 0.0
+    return {
+        "rows": rows,
+        "bound": max(float(statistic.get("bound", 0)) for statistic in facts),
+        "exact_blocks": sum(bool(statistic.get("again", False)) for statistic in facts),
+        "error": error,
+    }
+
+
+METHOD = Method("datainf", _program, _sweeps, _sample, damped=True, tell=_tell)

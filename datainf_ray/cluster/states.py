@@ -1,0 +1,105 @@
+"""States on the cluster: a statistic for every block, in the object store, and the run directory as their backup.
+
+A state lies in shards: portions of consecutive blocks that together are of a size that the store likes. The driver
+holds references to it, never a large state itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from datainf_ray.cluster.reduce import Shard, arrays, compute, tensors
+from datainf_ray.cluster.sums import got, read_shard, write_shard
+from datainf_ray.influence.block import Block
+from datainf_ray.influence.folds import Statistic
+from datainf_ray.runs.directory import RunDirectory
+
+SHARD_BYTES = 64 * 2**20
+CHECKPOINTS = "checkpoints"  #: where a run keeps what it has solved until it is done
+
+Shards = tuple[Any, ...]  #: a state: a reference per shard to {block name: {name: numpy array}}
+
+
+class States:
+    """What is done with states between sweeps: the half of `influence.method.Sweeps` that needs no worker.
+
+    `queries` is the number of queries, which the size of a shard follows from; `directory` is where `remember` keeps
+    states, and `say` receives a line when it finds them there.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Block], queries: int, directory: RunDirectory, say: Callable[[str], None]
+    ) -> None:
+        self.blocks = {block.name: block for block in blocks}
+        self.shards = shard_blocks(blocks, queries)
+        self.queries, self.directory, self.say = queries, directory, say
+
+    def each_block(self, function: Callable[..., Statistic], *states: Shards, **values: Any) -> Shards:
+        def shard(number: int) -> Any:
+            blocks = [self.blocks[name] for name in self.shards[number]]
+            references = [state[number] for state in states]
+            work = functools.partial(_apply, function, blocks, values)
+            return compute(work, references, self.bytes_of(number))
+
+        return tuple(shard(number) for number in range(len(self.shards)))
+
+    def remember(self, name: str, solve: Callable[[], dict[str, Shards]]) -> dict[str, Shards]:
+        """Keep states as safetensors in the run directory, a file per state and shard, the list of them last."""
+        directory, index = self.directory, f"{CHECKPOINTS}/{name}.json"
+        if directory.exists(index):
+            stored: dict[str, list[str]] = directory.read_json(index)
+            self.say(f"{name}: taken up from an earlier attempt")
+            return {
+                key: tuple(
+                    compute(functools.partial(read_shard, directory, file), [], self.bytes_of(k))
+                    for k, file in enumerate(files)
+                )
+                for key, files in stored.items()
+            }
+        solved = solve()
+        files: dict[str, list[str]] = {}
+        for key, state in solved.items():
+            files[key] = [f"{CHECKPOINTS}/{name}-{key}-{k:04d}.safetensors" for k in range(len(state))]
+            written = [
+                compute(functools.partial(write_shard, directory, file), [reference], self.bytes_of(k))
+                for k, (file, reference) in enumerate(zip(files[key], state, strict=True))
+            ]
+            got(written)
+        directory.write_json(index, files)
+        return solved
+
+    def collect(self, state: Shards) -> dict[str, dict[str, torch.Tensor]]:
+        """A small state in the driver's memory."""
+        return {block: statistic for shard in got(state) for block, statistic in tensors(shard).items()}
+
+    def spread(self, state: Mapping[str, Statistic]) -> Shards:
+        """A small state from the driver's memory: the inverse of `collect`."""
+        return tuple(ray.put(arrays({name: state[name] for name in shard})) for shard in self.shards)
+
+    def bytes_of(self, shard: int) -> int:
+        """About what a shard of the curvature takes, at two nodes: more than that of any other statistic."""
+        return 4 * 2 * self.queries * sum(self.blocks[name].size for name in self.shards[shard])
+
+
+def shard_blocks(blocks: Sequence[Block], queries: int) -> tuple[tuple[str, ...], ...]:
+    """The blocks' names in runs whose queries × d_l float32 take about `SHARD_BYTES`; a larger block is alone."""
+    shards: list[list[str]] = []
+    room = 0
+    for block in blocks:
+        size = 4 * queries * block.size
+        if not shards or size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(block.name)
+        room -= size
+    return tuple(map(tuple, shards))
+
+
+def _apply(function: Callable[..., Statistic], blocks: list[Block], values: dict[str, Any], *shards: Shard) -> Shard:
+    states = [tensors(shard) for shard in shards]
+    return arrays({b.name: function(b, *(state[b.name] for state in states), **values) for b in blocks})

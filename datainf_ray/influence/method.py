@@ -1,0 +1,131 @@
+"""What a method is: a short program of sweeps, and what it says of itself so that nobody else has to know it by name.
+
+With the notation of Kwon, Wu, Wu and Zou (ICLR 2024), v_ql is the gradient of query q in block l, g_kl that of row k,
+and I(q,k) the influence of row k on query q. A row of positive influence is harmful: giving it more weight in training
+raises the query's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+from datainf_ray.influence.folds import Fold, Statistic
+
+SIGN = (
+    "positive influence: upweighting the row raises the query's loss (harmful); "
+    "negative influence: it lowers the query's loss (helpful)"
+)
+
+Handle = TypeVar("Handle")
+
+#: Which rows a sweep goes over: all, a small random sample, or two disjoint halves of a larger one.
+Over = Literal["train", "pilot", "half a", "half b"]
+
+
+class Sweeps(Protocol[Handle]):
+    """Where a method's program runs. A handle stands for a state: a statistic for every block, wherever it lies."""
+
+    @property
+    def groups(self) -> Sequence[tuple[int, int]]:
+        """first..last-1 of the queries whose curvature one sweep can hold."""
+
+    def run(
+        self,
+        name: str,
+        fold: type[Fold],
+        over: Over = "train",
+        values: Mapping[str, Any] | None = None,
+        **inputs: Handle,
+    ) -> Handle:
+        """One sweep over training rows: the fold's merged statistics.
+
+        The fold is made with `inputs`, which are states, and `values`, which are plain and the same for every chunk.
+        """
+
+    def each_block(self, function: Callable[..., Statistic], *states: Handle, **values: Any) -> Handle:
+        """`function(block, *statistics, **values)` for every block, where the states lie."""
+
+    def collect(self, state: Handle) -> Mapping[str, Statistic]:
+        """A small state, here."""
+
+    def remember(self, name: str, solve: Callable[[], dict[str, Handle]]) -> dict[str, Handle]:
+        """What `solve` gives, kept with the run, so that a run that is picked up again need not solve twice."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a program is asked: the configuration's `method`, less its name and its loss."""
+
+    damping: float = 0.1  #: c
+    sampled: bool = False  #: the curvature is that of the rows "half a" and "half b"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a program has to go over; its sweeps are planned from this."""
+
+    rows: int  #: of the corpus
+    groups: Sequence[tuple[int, int]]  #: first..last-1 of the queries, as `Sweeps.groups`
+    sampled: int | None = None  #: rows that the curvature is taken from, where those are not all
+    known: bool = False  #: the damping is known already
+
+    @property
+    def queries(self) -> int:
+        return self.groups[-1][1]
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep that a program will make, in figures of n rows, q queries and D parameters in all blocks."""
+
+    name: str
+    rows: int  #: n
+    over: Over = "train"
+    queries: int = 0  #: q
+    products: int = 0  #: matrix products of n × D with D × q, or of that size
+    sums: int = 0  #: vectors of D float32 that a chunk sends for every query
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Random rows that a program sweeps beside the corpus, dealt into disjoint `parts` of equal size."""
+
+    rows: int
+    parts: tuple[Over, ...]
+    pieces: int  #: chunks that they are cut into, where a chunk then has 16 rows at least
+    even: bool = False  #: chunks are of equal size and even in number, else the last one may be smaller
+
+
+#: What a program solved: states by name. `facts` has the `moments` of every block, and what else is known of it.
+Solved = dict[str, Handle]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to compute influence. A new one is a file that makes such a record, and a line in `register`.
+
+    `program(sweeps, queries, settings, known)` makes the sweeps, the last of which gives the scores, and returns what
+    it solved. `queries` are the queries' gradients (`vector`, m × d_l a block), as `prepare` left them; `known` is
+    a state with the `damping` and the `moments` of every block where they are known, as from a gradient index, else
+    None.
+
+    `sweeps` tells which sweeps that makes, `sample` which random rows it needs beside the corpus.
+    `prepare(sweeps, gradients)` is what becomes of the queries' gradients first, before any projection. `tell(solved,
+    rows)` is what run.json says of the curvature, from what was solved (collected) and the number of rows that it was
+    taken from; None where there was none.
+    """
+
+    name: str
+    program: Callable[[Sweeps[Any], Any, Settings, Any | None], dict[str, Any]]
+    sweeps: Callable[[Extent], list[PlannedSweep]]
+    sample: Callable[[Extent], Sample | None] = lambda extent: None
+    damped: bool = False  #: `method.damping` and `method.curvature_rows` mean something to it
+    prepare: Callable[[Sweeps[Any], Any], Any] = lambda sweeps, gradients: gradients
+    tell: Callable[[Mapping[str, Mapping[str, Statistic]], int], dict[str, Any] | None] = lambda solved, rows: None
+
+    def sums(self, sampled: bool) -> int:
+        """The most vectors of D float32 that a chunk sends for every query; 0: it sends no sums."""
+        extent = Extent(1, ((0, 1),), sampled=1 if sampled else None)
+        return max(sweep.sums for sweep in self.sweeps(extent))

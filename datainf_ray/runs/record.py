@@ -1,0 +1,150 @@
+"""run.json: what a run is, how far it is, and what it took. `write_record` is the only writer.
+
+A field that a run does not know yet is null. What an earlier version of this package did not write has a default, so
+that its runs can be read, and picked up again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datainf_ray.common.errors import RequestError
+from datainf_ray.runs.directory import RunDirectory
+
+FILE = "run.json"
+FORMAT = 1
+
+State = Literal["starting", "running", "done", "failed", "interrupted"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(validate_assignment=True, extra="ignore", protected_namespaces=())
+
+
+class Counts(_Part):
+    """How much there is of what."""
+
+    rows: int
+    tokens: int | None = None  #: of the rows that have a score
+    queries: int
+    blocks: int
+    parameters: int
+    status: dict[str, int] = Field(default_factory=dict)  #: rows by status
+
+
+class Trainable(_Part):
+    """Trainable parameters: those that are attributed, of all there are."""
+
+    attributed: int
+    total: int
+
+
+class Capture(_Part):
+    """How losses and gradients were taken, and how they compare with plain autograd on single rows."""
+
+    path: Literal["hooks", "one by one"]
+    cosine: float | None = None
+    reason: str | None = None
+    loss: Literal["chunked", "whole"]
+    loss_reason: str | None = None
+
+
+class Portions(_Part):
+    """How the work was cut; a run that is picked up again takes them from here, because its bits depend on them."""
+
+    chunk_rows: int = Field(ge=1)
+    batch_tokens: int = Field(ge=1)
+    groups: tuple[tuple[int, int], ...]
+    resident: bool
+    gradients: Literal["keep", "recompute"]
+    why: str = ""
+
+
+class SweepRecord(_Part):
+    """What a sweep took. `id` is its name in files, the same in every attempt."""
+
+    id: str
+    name: str
+    source: Literal["backward", "object-store", "index"]
+    examples: int
+    tokens: int
+    seconds: float
+    workers: int
+    recomputed: int = 0  #: chunks whose gradients had been kept, and were lost
+    smaller_batches: dict[int, int] = Field(default_factory=dict)  #: chunk: tokens, where there was no room for more
+
+
+class IndexRecord(_Part):
+    """The gradient index that the run wrote, and how well a projected one answers the run's own queries."""
+
+    url: str
+    projection: int | None = None
+    dtype: str
+    bytes: int
+    correlation: float | None = None
+    correlation_rows: int = 0
+
+
+class Earlier(_Part):
+    """The run, and its gradient index, that this one's queries were answered from."""
+
+    run: str
+    index: str
+
+
+class Problem(_Part):
+    """A row without a score."""
+
+    id: str
+    status: str
+    detail: str
+
+
+class RunRecord(_Part):
+    """The whole of run.json."""
+
+    format: Literal[1] = FORMAT
+    state: State
+    reason: str | None = None  #: why it failed or was interrupted
+    config: dict[str, Any]  #: without credentials
+    fingerprint: str | None = None
+    identity: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    sign: str | None = None
+    created: str | None = None
+    finished: str | None = None
+    seconds: float = 0.0  #: of the last attempt
+    startup: float | None = None  #: seconds until the first chunk was handed out
+    counts: Counts | None = None
+    trainable: Trainable | None = None
+    device: str | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    capture: Capture | None = None
+    sizes: Portions | None = None
+    sweeps: list[SweepRecord] = Field(default_factory=list)
+    crashed: dict[str, list[int]] = Field(default_factory=dict)  #: by corpus, rows that ended every worker
+    damped: bool = True  #: the method has a damping
+    curvature: dict[str, Any] | None = None  #: what the method says of it
+    index: IndexRecord | None = None
+    answers: Earlier | None = None
+    problems: list[Problem] = Field(default_factory=list)  #: the first rows without a score
+
+
+def write_record(directory: RunDirectory, record: RunRecord) -> None:
+    """Write run.json, in one step."""
+    directory.write_json(FILE, record.model_dump(mode="json"))
+
+
+def read_record(directory: RunDirectory) -> RunRecord:
+    """Read run.json. Raises `RequestError` where there is none, or where a field of it is not what it should be."""
+    document = directory.document(FILE, FORMAT, "is not a run directory: there is no run.json in it")
+    try:
+        return RunRecord.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        where = f"{directory.key}: {directory.path(FILE)}"
+        raise RequestError(f"{where}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
