@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from contextlib import closing
 
+from datainf_ray.cluster.connect import connected
+from datainf_ray.cluster.facts import ClusterFacts
 from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
-from datainf_ray.cluster.start import ClusterFacts, connected
 from datainf_ray.corpus.sample import sample_chunks
 from datainf_ray.planning.forecast import Calibration
 from datainf_ray.planning.room import Room

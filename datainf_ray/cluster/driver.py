@@ -16,7 +16,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from datainf_ray.cluster.background import LocalDriver
-from datainf_ray.cluster.start import join, worker_environment
+from datainf_ray.cluster.environment import worker_environment
+from datainf_ray.cluster.join import join
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.config import RunConfig

@@ -6,7 +6,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datainf_ray.cluster.start import resources_said
+from datainf_ray.cluster.facts import resources_said
 from datainf_ray.common.errors import one_line
 from datainf_ray.common.versions import versions
 

@@ -19,18 +19,17 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from datainf_ray.cluster.backlog import Backlog, Work, said
 from datainf_ray.cluster.chunk import ChunkReport
+from datainf_ray.cluster.facts import resources_said, said_labels, wants
+from datainf_ray.cluster.hiring import IN_FLIGHT, hire
 from datainf_ray.cluster.metrics import DONE, FAILED, RETRIED, DriverMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
+from datainf_ray.cluster.private import draining_nodes
 from datainf_ray.cluster.reduce import StateLostError, is_lost
-from datainf_ray.cluster.start import draining_nodes, resources_said, said_labels, wants, worker_environment
-from datainf_ray.cluster.worker import Worker
 from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.common.redaction import redacted
-from datainf_ray.config import ClusterConfig
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.runs.events import Note, forget
 
-IN_FLIGHT = 2  #: chunks that a worker has at a time: it computes one, and reads or writes the other
 STARTS = 3  #: workers that may fail to start, one after another, for every worker that is wanted
 IDLE = 60.0  #: seconds after which a worker that has nothing to do is let go
 _TICK = 0.5  # seconds between looks, so that progress is shown while nothing finishes
@@ -73,20 +72,6 @@ class _Call:
     work: Work
     results: list[Any]
     sweep: str  # its name
-
-
-def hire(config: ClusterConfig, gpus_per_worker: int, labels: dict[str, str] | None = None) -> ActorHandle:
-    """A worker that is on its way, without a model yet; `labels` in place of those that are asked for first."""
-    actor = ray.remote(
-        num_cpus=config.cpus_per_worker,
-        num_gpus=gpus_per_worker,
-        label_selector=(config.label_selector if labels is None else labels) or None,
-        max_restarts=0,
-        max_task_retries=0,
-        max_concurrency=IN_FLIGHT,
-        runtime_env=worker_environment(),
-    )(Worker)
-    return actor.remote()
 
 
 class Pool:

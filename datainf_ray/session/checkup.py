@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from datainf_ray.cluster.calibrate import measured
+from datainf_ray.cluster.connect import connected
+from datainf_ray.cluster.facts import ClusterFacts, wants
 from datainf_ray.cluster.nodes import differences, said
 from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
-from datainf_ray.cluster.start import ClusterFacts, connected, wants
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.storage import AT_FIRST, configured, patience
 from datainf_ray.common.versions import versions

@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from datainf_ray.cluster.ahead import Ahead
+from datainf_ray.cluster.connect import connected
+from datainf_ray.cluster.facts import ClusterFacts
 from datainf_ray.cluster.gather import consolidate_parts
 from datainf_ray.cluster.indexing import finish_index
 from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
-from datainf_ray.cluster.start import Ahead, ClusterFacts, connected
 from datainf_ray.cluster.states import CHECKPOINTS, Shards
 from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.common.errors import RunFailedError, one_line

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.background import LocalDriver
-from datainf_ray.cluster.start import Ahead
 from datainf_ray.common.libraries import load_pandas, loading
 from datainf_ray.common.storage import AT_FIRST, configured, patience
 from datainf_ray.config import RunConfig, load_config

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from datainf_ray.cluster.start import has_labels
+from datainf_ray.cluster.facts import has_labels
 from datainf_ray.config import load_config, parse_assignment
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datainf_ray.cluster.start import has_labels
+from datainf_ray.cluster.facts import has_labels
 
 
 @pytest.mark.parametrize(

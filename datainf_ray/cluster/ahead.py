@@ -1,0 +1,92 @@
+"""A local Ray that comes up while the request is being understood."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import ray
+
+from datainf_ray.cluster.facts import ClusterFacts, cluster_facts
+from datainf_ray.cluster.join import address_of, join
+from datainf_ray.config import ClusterConfig
+
+_LEAVE = 2.0  # seconds that an interrupted command gives a Ray of its own to end
+_GLANCE = 0.2  # seconds between looks at whether a Ray is still wanted that waits for another one to end
+
+#: A process can be in one Ray at a time. Whoever starts a local one holds this until that is gone: other runs of the
+#: process, in a notebook, may neither join it, as it ends with its run, nor start theirs beside it.
+_LOCAL = threading.Lock()
+
+
+class Ahead:
+    """A local Ray, and workers that load their libraries, in the background while the request is being understood.
+
+    Nothing is started where a cluster is to be joined. Ray's processes end with the thread that started them, so that
+    thread stays until Ray is not needed any more, and ends it. Runs of one process have their Ray one after another:
+    `behind` says that there is another one, which may be about to end.
+    """
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+        self.behind = not address_of(config) and _LOCAL.locked()
+        self.wanted = self.behind or not (ray.is_initialized() or address_of(config))
+        self._thread: threading.Thread | None = None
+        self._up, self._over = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+        self._facts: ClusterFacts | None = None
+
+    def begin(self) -> None:
+        """Start, and go on at once."""
+        if self.wanted and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ray.init", daemon=True)
+            self._thread.start()
+
+    def taken(self) -> ClusterFacts | None:
+        """Wait for it; None if it was not begun. Raises what went wrong."""
+        if self._thread is None:
+            return None
+        self._up.wait()
+        if self._error is not None:
+            raise self._error
+        return self._facts
+
+    def end(self) -> None:
+        """End Ray, and go on at once."""
+        self._over.set()
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.end()
+        if self._thread is not None:  # whoever interrupts us does not wait for long
+            self._thread.join(_LEAVE if kind is KeyboardInterrupt else None)
+
+    def _run(self) -> None:
+        while not _LOCAL.acquire(timeout=_GLANCE):
+            if self._over.is_set():
+                self._up.set()
+                return
+        try:
+            self._have()
+        finally:
+            _LOCAL.release()
+
+    def _have(self) -> None:
+        """Start Ray, and end it when it is not needed any more."""
+        ours = False
+        try:
+            ours = join(self.config)
+            facts = cluster_facts(self.config, local=True)
+            from datainf_ray.cluster.hiring import hire  # here, because it loads torch
+
+            count = 0 if self._over.is_set() else facts.room.workers
+            actors = tuple(hire(self.config, facts.room.gpus_per_worker) for _ in range(count))
+            self._facts = replace(facts, actors=actors)
+        except Exception as error:  # told when it is taken, in the thread of the one who takes it
+            self._error = error
+        self._up.set()
+        self._over.wait()
+        if ours:  # else the session has started one of its own meanwhile
+            ray.shutdown()

@@ -1,0 +1,52 @@
+"""Ray for as long as it is needed: the session's own, the cluster's, or a local one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from datainf_ray.cluster.ahead import Ahead
+from datainf_ray.cluster.facts import ClusterFacts, cluster_facts
+from datainf_ray.cluster.join import address_of, join
+from datainf_ray.common.errors import RequestError
+from datainf_ray.config import ClusterConfig
+
+
+@contextmanager
+def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) -> Iterator[ClusterFacts]:
+    """Inside, Ray is up: the session's own, the cluster's, or one that is started here and ended on leaving.
+
+    What was started `ahead` is ended in the background, which whoever leaves `ahead` waits for. Raises `RequestError`
+    where the cluster cannot be reached, is too small, or where its workers cannot reach `output`.
+    """
+    if output.startswith("memory://"):
+        raise RequestError(
+            f"output: {output} lies in the memory of one process, and workers are others; use a path or a store's URL"
+        )
+    if ahead is not None:
+        ahead.begin()  # if it has not been yet
+    facts = ahead.taken() if ahead is not None else None
+    ours = facts is None and join(config)
+    try:
+        if facts is None:
+            facts = cluster_facts(config, local=ours and not address_of(config))
+            if not facts.local:
+                _check_reach(output)
+        yield facts
+    finally:
+        if ours:
+            ray.shutdown()
+        elif ahead is not None:
+            ahead.end()
+
+
+def _check_reach(output: str) -> None:
+    """A path is a place on one machine: where there are several, results would be strewn over them."""
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) > 1 and "://" not in output:
+        raise RequestError(
+            f"output: {output} is a path on one machine, and the cluster has {len(hosts)}; use a URL that all of "
+            "them reach, or file:// with a path that they share"
+        )
