@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datainf_ray.common.errors import RequestError, RunFailedError
     from datainf_ray.config import RunConfig
-    from datainf_ray.planning.forecast import plan
     from datainf_ray.runs.results import Run, open_run
     from datainf_ray.session.checkup import check
     from datainf_ray.session.front import attribute, query
+    from datainf_ray.session.plan import plan
 
 __all__ = ["RequestError", "Run", "RunConfig", "RunFailedError", "attribute", "check", "open_run", "plan", "query"]
 
@@ -30,7 +30,7 @@ _HOMES = {
     "attribute": "session.front",
     "check": "session.checkup",
     "open_run": "runs.results",
-    "plan": "planning.forecast",
+    "plan": "session.plan",
     "query": "session.front",
 }
 

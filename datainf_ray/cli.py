@@ -62,8 +62,8 @@ def plan(
     ] = False,
 ) -> None:
     """What a run would take: rows, tokens, blocks, chunks, sweeps, memory, bytes, time. Touches no GPU."""
-    from datainf_ray.planning.forecast import plan as forecast
     from datainf_ray.planning.forecast import render
+    from datainf_ray.session.plan import plan as forecast
 
     with _terminable():
         expected = forecast(config, calibrate=calibrate, **_overrides(assignments))

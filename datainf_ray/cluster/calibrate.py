@@ -10,7 +10,7 @@ from datainf_ray.cluster.facts import ClusterFacts
 from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.corpus.sample import sample_chunks
-from datainf_ray.planning.forecast import Calibration
+from datainf_ray.planning.calibration import Calibration
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import choose_groups, expected_batch_tokens
 from datainf_ray.request.job import Job

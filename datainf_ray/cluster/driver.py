@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -30,10 +31,10 @@ _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node a
 
 
 class Attribution:
-    """Does one run, in the background, as soon as it is made."""
+    """Does one run by `work`, in the background, as soon as it is made."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._driver = LocalDriver(config, lambda: _attribute_and_linger(config))
+    def __init__(self, config: RunConfig, work: Callable[[RunConfig], Any]) -> None:
+        self._driver = LocalDriver(config, lambda: _work_and_linger(config, work))
 
     def result(self) -> None:
         """Wait until the run is over. Raises what it ended with, if that was an error."""
@@ -42,11 +43,9 @@ class Attribution:
             raise error
 
 
-def _attribute_and_linger(config: RunConfig) -> None:
-    from datainf_ray.session.front import attribute  # here: it is the front door, and leads to this room
-
+def _work_and_linger(config: RunConfig, work: Callable[[RunConfig], Any]) -> None:
     try:
-        attribute(config)
+        work(config)
     finally:
         me = ray.get_runtime_context().current_actor
         threading.Timer(LINGER, lambda: ray.kill(me, no_restart=True)).start()
@@ -82,11 +81,11 @@ class ClusterDriver:
             return False if lost else RunFailedError(f"its driver is gone: {error}")
 
 
-def drive(config: RunConfig) -> ClusterDriver:
+def drive(config: RunConfig, work: Callable[[RunConfig], Any]) -> ClusterDriver:
     """Start the driver of a run on the cluster that this session is in, or that `config` names, and go on at once.
 
-    The session is in the cluster afterwards. Raises `RequestError` where that cannot be reached, or where there is a
-    driver for this output already.
+    `work` does the run there: a function that can be pickled. The session is in the cluster afterwards. Raises
+    `RequestError` where that cannot be reached, or where there is a driver for this output already.
     """
     join(config.cluster)
     directory = RunDirectory(config.output)
@@ -103,10 +102,10 @@ def drive(config: RunConfig) -> ClusterDriver:
     }
     make = ray.remote(**options)(Attribution)
     try:
-        actor = make.remote(config)
+        actor = make.remote(config, work)
     except ValueError:  # Ray's, for a name that is in use
         _take_leave(name, directory.url)
-        actor = make.remote(config)
+        actor = make.remote(config, work)
     return ClusterDriver(config, actor)
 
 

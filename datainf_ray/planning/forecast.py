@@ -1,4 +1,4 @@
-"""What a run would take, before anything is started: `plan`."""
+"""What a run would take, as a function of the prepared job and of the room that there is: `Plan`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import textwrap
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from datainf_ray.common.storage import configured
 from datainf_ray.common.words import byte_size, counted, estimate
-from datainf_ray.config import RunConfig, load_config
 from datainf_ray.influence.datainf import NODES
+from datainf_ray.planning.calibration import Calibration
 from datainf_ray.planning.estimate import (
     activation_bytes,
     index_row_bytes,
@@ -38,7 +36,7 @@ from datainf_ray.planning.sizing import (
     transport_seconds,
     transport_share,
 )
-from datainf_ray.request.job import Job, prepare
+from datainf_ray.request.job import Job
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
@@ -46,17 +44,6 @@ _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's o
 _START_SECONDS = 10.0  # Ray and a worker with its libraries; a large model takes longer
 _PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
 _PLACE_BYTES = 14  # a place among a query's top rows, compressed, without its text
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a worker was seen to do with a few random rows of the corpus."""
-
-    tokens_per_second: float  # of one worker in a curvature sweep at two nodes, with reading and tokenising
-    worker_bytes: int  # its peak memory then, all queries and their sums included: the GPU's on a GPU, else the host's
-    start_seconds: float  # from asking for it until it was ready
-    device: str  # a GPU's name, or cpu
-    tokens_per_row: float | None = None  # of those rows; None: as the first rows have it
 
 
 class Plan(BaseModel):
@@ -96,22 +83,6 @@ class Plan(BaseModel):
     seconds: float
     assumption: str = Field(description="what the seconds rest on, and the memory where a cluster was not asked")
     output: str
-
-
-def plan(config: str | Path | dict[str, Any] | RunConfig, calibrate: bool = False, **overrides: Any) -> Plan:
-    """What a run of this configuration would take. Reads metadata and a few rows; touches no GPU and starts nothing.
-
-    With `calibrate` a worker is started, on the cluster that the run would use, and timed on a few rows. Raises
-    `RequestError` for everything that `attribute` would refuse before it starts a worker.
-    """
-    asked = load_config(config, **overrides)
-    with configured(asked.storage_options):
-        job = prepare(asked, writable=False)
-        if not calibrate:
-            return forecast(job)
-        from datainf_ray.cluster.calibrate import measure  # only here: a plan needs no Ray
-
-        return forecast(job, *measure(job))
 
 
 def forecast(job: Job, calibration: Calibration | None = None, room: Room | None = None) -> Plan:

@@ -45,7 +45,7 @@ def _begin(config: RunConfig) -> Run:
     else:
         from datainf_ray.cluster.driver import drive
 
-        driver = drive(portable(config))
+        driver = drive(portable(config), attribute)
     return Run(directory, driver)
 
 

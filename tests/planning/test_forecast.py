@@ -17,8 +17,9 @@ import pytest
 from datainf_ray import attribute, plan
 from datainf_ray.common.words import byte_size
 from datainf_ray.config import load_config
+from datainf_ray.planning.calibration import Calibration
 from datainf_ray.planning.estimate import activation_bytes
-from datainf_ray.planning.forecast import Calibration, forecast, render
+from datainf_ray.planning.forecast import forecast, render
 from datainf_ray.planning.room import Room
 from datainf_ray.request.job import Job, prepare
 from tests import tiny

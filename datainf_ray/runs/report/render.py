@@ -18,7 +18,7 @@ def render(template: str, **context: Any) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("datainf_ray.runs.report"),
+        loader=PackageLoader("datainf_ray.runs.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
