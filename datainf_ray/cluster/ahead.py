@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import ray
 
 from datainf_ray.cluster.facts import ClusterFacts, cluster_facts
 from datainf_ray.cluster.join import address_of, join
+from datainf_ray.cluster.release import end_ray, forget_frames
 from datainf_ray.config import ClusterConfig
 
 _LEAVE = 2.0  # seconds that an interrupted command gives a Ray of its own to end
@@ -33,7 +33,7 @@ class Ahead:
         self.wanted = self.behind or not (ray.is_initialized() or address_of(config))
         self._thread: threading.Thread | None = None
         self._up, self._over = threading.Event(), threading.Event()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._facts: ClusterFacts | None = None
 
     def begin(self) -> None:
@@ -52,7 +52,7 @@ class Ahead:
         return self._facts
 
     def end(self) -> None:
-        """End Ray, and go on at once."""
+        """End Ray, and go on at once. Whoever calls it has let go of every reference."""
         self._over.set()
 
     def __enter__(self) -> Ahead:
@@ -64,29 +64,36 @@ class Ahead:
             self._thread.join(_LEAVE if kind is KeyboardInterrupt else None)
 
     def _run(self) -> None:
-        while not _LOCAL.acquire(timeout=_GLANCE):
-            if self._over.is_set():
-                self._up.set()
-                return
         try:
-            self._have()
+            while not _LOCAL.acquire(timeout=_GLANCE):
+                if self._over.is_set():
+                    return
+            try:
+                self._have()
+            finally:
+                _LOCAL.release()
         finally:
-            _LOCAL.release()
+            self._up.set()  # whatever has happened, nobody waits for a thread that is gone
 
     def _have(self) -> None:
         """Start Ray, and end it when it is not needed any more."""
         ours = False
         try:
             ours = join(self.config)
-            facts = cluster_facts(self.config, local=True)
-            from datainf_ray.cluster.hiring import hire  # here, because it loads torch
-
-            count = 0 if self._over.is_set() else facts.room.workers
-            actors = tuple(hire(self.config, facts.room.gpus_per_worker) for _ in range(count))
-            self._facts = replace(facts, actors=actors)
-        except Exception as error:  # told when it is taken, in the thread of the one who takes it
+            self._facts = cluster_facts(self.config, local=True)
+            self._hire(self._facts)
+        except BaseException as error:  # raised when it is taken, in the thread of the one who takes it
+            forget_frames(error)
             self._error = error
         self._up.set()
         self._over.wait()
+        if self._facts is not None:
+            self._facts.actors.clear()  # those that nobody has taken
         if ours:  # else the session has started one of its own meanwhile
-            ray.shutdown()
+            end_ray()
+
+    def _hire(self, facts: ClusterFacts) -> None:
+        from datainf_ray.cluster.hiring import hire  # here, because it loads torch
+
+        while len(facts.actors) < facts.room.workers and not self._over.is_set():
+            facts.actors.append(hire(self.config, facts.room.gpus_per_worker))

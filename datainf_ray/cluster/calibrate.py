@@ -24,10 +24,12 @@ def measure(job: Job) -> tuple[Calibration, Room]:
     Also gives the room that there is. Raises what the run would where the cluster cannot be reached or the worker
     cannot start.
     """
-    with (
-        connected(job.config.cluster, job.config.output) as cluster,
-        closing(Pool(worker_spec(job), 1, 1, cluster.room.gpus_per_worker)) as pool,
-    ):
+    with connected(job.config.cluster, job.config.output) as cluster:
+        return _by_one_worker(job, cluster)  # its frame holds references into Ray, this one not
+
+
+def _by_one_worker(job: Job, cluster: ClusterFacts) -> tuple[Calibration, Room]:
+    with closing(Pool(worker_spec(job), 1, 1, cluster.room.gpus_per_worker)) as pool:
         return measured(job, cluster, pool)
 
 

@@ -10,6 +10,7 @@ import ray
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.facts import ClusterFacts, cluster_facts
 from datainf_ray.cluster.join import address_of, join
+from datainf_ray.cluster.release import collect_references, end_ray, forget_frames
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ClusterConfig
 
@@ -17,6 +18,9 @@ from datainf_ray.config import ClusterConfig
 @contextmanager
 def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) -> Iterator[ClusterFacts]:
     """Inside, Ray is up: the session's own, the cluster's, or one that is started here and ended on leaving.
+
+    No reference into Ray may be held by the block when that is left: not by its own frame either, if Ray is ended. So
+    it closes what it has opened, and leaves all else to functions. An error that it raises loses what its frames hold.
 
     What was started `ahead` is ended in the background, which whoever leaves `ahead` waits for. Raises `RequestError`
     where the cluster cannot be reached, is too small, or where its workers cannot reach `output`.
@@ -29,15 +33,22 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
         ahead.begin()  # if it has not been yet
     facts = ahead.taken() if ahead is not None else None
     ours = facts is None and join(config)
+    ends = ours or facts is not None
     try:
         if facts is None:
             facts = cluster_facts(config, local=ours and not address_of(config))
             if not facts.local:
                 _check_reach(output)
         yield facts
+    except BaseException as error:
+        if ends:
+            forget_frames(error)
+        raise
     finally:
+        if ends:
+            collect_references()
         if ours:
-            ray.shutdown()
+            end_ray()
         elif ahead is not None:
             ahead.end()
 

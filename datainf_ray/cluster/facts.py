@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import deque
+from dataclasses import dataclass, field, replace
 
 import ray
+from ray.actor import ActorHandle
 
 from datainf_ray.cluster.private import wrong_selector
 from datainf_ray.common.errors import RequestError, one_line
@@ -21,7 +22,7 @@ class ClusterFacts:
 
     local: bool  # started by us, on this machine
     room: Room  # as far as it is known before a worker is up
-    actors: tuple[Any, ...] = ()  # workers without a model that are on their way already
+    actors: deque[ActorHandle] = field(default_factory=deque)  # workers without a model, on their way; taken from here
 
     def with_device(self, device_bytes: int | None) -> Room:
         """The room, with what a worker says of its GPU."""

@@ -78,9 +78,10 @@ class Pool:
     """Workers of one run, at most `limit` of them, and never more than there are chunks left.
 
     `minimum` must be up before a sweep begins, and that many are kept when there is nothing to do. `actors` are workers
-    that are on their way already; with `grows` false none can come up later that cannot come up now. `say` is told in a
-    line of what goes wrong and is borne, `note` of everything that happens. `crashed` are the rows, by corpus, that end
-    their workers: those that are known, and those that are found, which `found` is called for.
+    that are on their way already, and are taken from there; with `grows` false none can come up later that cannot come
+    up now. `say` is told in a line of what goes wrong and is borne, `note` of everything that happens. `crashed` are
+    the rows, by corpus, that end their workers: those that are known, and those that are found, which `found` is called
+    for.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Pool:
         limit: int,
         minimum: int,
         gpus_per_worker: int,
-        actors: Sequence[ActorHandle] = (),
+        actors: deque[ActorHandle] | None = None,
         *,
         grows: bool = True,
         say: Callable[[str], None] = lambda text: None,
@@ -104,9 +105,9 @@ class Pool:
         self.infos: list[WorkerInfo] = []  # of every worker that ever came up
         self.numbers = itertools.count()  # of sweeps; workers know them by it
         self.begun: list[float] = []  # when each sweep's first chunk was handed out, by time.perf_counter
-        self._hired = deque(actors)
+        self._hired = deque() if actors is None else actors
         self._names = itertools.count()
-        self._shared = ray.put(spec)
+        self._shared: Any = ray.put(spec)
         self._members: list[_Member] = []
         self._flying: dict[Any, _Call] = {}  # second starts may be in flight when their sweep is over
         self._patience = STARTS * (limit if grows else 1)
@@ -116,7 +117,6 @@ class Pool:
         self._stranded: float | None = None  # since when there is something to do, and no worker
         self._draining: frozenset[str] = frozenset()
         self._looked = 0.0
-        self._lock = threading.RLock()
         self._timer: threading.Timer | None = None
 
     @property
@@ -272,13 +272,14 @@ class Pool:
             self._rest()
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and let go of every reference into Ray."""
         self._awake()
         for actor in [*(member.actor for member in self._members), *self._hired]:
             ray.kill(actor)
         self._members.clear()
         self._hired.clear()
         self._flying.clear()
+        self._shared = None
 
     def _give(
         self, member: _Member, backlog: Backlog, work: Work, sweep: Sweep, shared: list[Any], order: Order
@@ -388,16 +389,15 @@ class Pool:
 
     def _let_go(self, waiting: int) -> None:
         """Let workers go that have had nothing to do for a while, or that are leaving and have done what they had."""
-        with self._lock:
-            spare = len(self._members) - self.minimum
-            for member in [m for m in self._members if m.info is not None and not m.calls]:
-                bored = not waiting and spare > 0 and time.monotonic() - member.idle > IDLE
-                if bored or self._leaves(member):
-                    spare -= 1
-                    self._members.remove(member)
-                    ray.kill(member.actor)
-                    self.note("worker_released", **_who(member), detail="idle" if bored else "its node is drained")
-                    self.metrics.workers(self.ready)
+        spare = len(self._members) - self.minimum
+        for member in [m for m in self._members if m.info is not None and not m.calls]:
+            bored = not waiting and spare > 0 and time.monotonic() - member.idle > IDLE
+            if bored or self._leaves(member):
+                spare -= 1
+                self._members.remove(member)
+                ray.kill(member.actor)
+                self.note("worker_released", **_who(member), detail="idle" if bored else "its node is drained")
+                self.metrics.workers(self.ready)
 
     def _rest(self) -> None:
         """Between sweeps workers wait for the next one, for a while."""
@@ -411,8 +411,8 @@ class Pool:
     def _awake(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            with self._lock:  # if it is at work already, it comes to its end
-                self._timer = None
+            self._timer.join()  # if it is at work already, it comes to its end
+            self._timer = None
 
     def _lose(self, member: _Member, error: RayActorError) -> None:
         """A worker is gone: what it had goes back, in order; only what it had alone is held against it."""

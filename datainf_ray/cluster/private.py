@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ray._private.label_utils import validate_label_selector
 from ray._private.state import state
+from ray._private.worker import global_worker
 
 
 def wrong_selector(selector: dict[str, str] | None) -> str | None:
@@ -20,3 +21,13 @@ def draining_nodes() -> frozenset[str]:
     `ray.nodes()` does not tell of them. Ray's own libraries (Train, Serve) learn of them here.
     """
     return frozenset(state.get_draining_nodes())
+
+
+def reference_count() -> int:
+    """How many objects and actors this process holds references to; 0 where it is in no Ray.
+
+    Ray offers it to nobody, though it is what decides whether Ray can be ended (see `cluster.release`).
+    """
+    core_worker = getattr(global_worker, "core_worker", None)
+    counts = {} if core_worker is None else core_worker.get_all_reference_counts()
+    return sum(count["local"] > 0 for count in counts.values())

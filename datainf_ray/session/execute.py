@@ -135,8 +135,20 @@ def _sweep(
     journal: Journal,
 ) -> None:
     """All that needs the cluster, and the files that come of it; fills in `document` of the run that `began` then."""
-    config = job.config
-    spec = worker_spec(job)
+    with connected(job.config.cluster, job.config.output, ahead) as cluster:
+        _on_cluster(job, document, watcher, cluster, began, lease, journal)  # its frame holds references, this one not
+
+
+def _on_cluster(
+    job: Job,
+    document: dict[str, Any],
+    watcher: Watcher,
+    cluster: ClusterFacts,
+    began: float,
+    lease: Lease,
+    journal: Journal,
+) -> None:
+    """The same, with Ray up."""
 
     def note() -> None:
         job.directory.write_json("run.json", document)
@@ -146,67 +158,75 @@ def _sweep(
         lease.check()
         journal.tick()
 
-    with connected(config.cluster, config.output, ahead) as cluster:
-        pool = Pool(
-            spec,
-            cluster.room.workers,
-            config.cluster.min_workers,
-            cluster.room.gpus_per_worker,
-            cluster.actors,
-            grows=not cluster.local,
-            say=watcher.say,
-            crashed=document["crashed"],
-            found=note,
-            note=journal.note,
-        )
-        with closing(pool):
-            pool.start(job.rows)
-            sizes = _sizes(job, cluster, pool, document)
-            if job.written_index is not None:
-                portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}
-                begin_index(job.written_index, job.fingerprint, portions)
-            job.directory.write_json("run.json", document)
-            watcher.say(f"chunks of {sizes.chunk_rows:,} rows; {sizes.why}")
-            query_rows = choose_query_rows(job, sizes.chunk_rows)
-            chunks = _chunks(job, sizes)
-            for attempt in itertools.count(1):
-                sweeps = ClusterSweeps(
-                    pool,
-                    spec,
-                    chunks,
-                    job.corpora["queries"].chunks(query_rows),
-                    job.queries,
-                    sizes,
-                    watcher,
-                    _committed(job),
-                    document["sweeps"],
-                    job.source,
-                    noted=note,
-                    pulse=pulse,
-                )
-                try:
-                    gradients = sweeps.remember("queries", lambda sweeps=sweeps: _query_gradients(job, sweeps))[
-                        "gradients"
-                    ]
-                    queries = job.directory.read_table("queries.parquet")
-                    status = queries["status"].to_pylist()
-                    sweeps.unusable = tuple(k for k, one in enumerate(status) if one != OK)
-                    _solve(job, sweeps, gradients, document)
-                    break
-                except StateLostError as error:
-                    if attempt == _LOSSES:
-                        raise RunFailedError(f"sums were lost with their nodes {attempt} times: {error}") from None
-                    watcher.say("sums were lost with their node; going on from the last checkpoint")
-            consolidate_parts(job, [chunk.rows for chunk in chunks["train"]])
-            if pool.begun:  # else all had been done by an earlier attempt
-                document["startup"] = round(pool.begun[0] - began, 3)
-            if pool.infos:
-                info = pool.infos[0]
-                document["device"], document["dtype"], document["attention"] = info.device, info.dtype, info.attention
-                document["capture"] = asdict(info.verdict)
-                _tell(job, info.verdict, watcher)
+    pool = Pool(
+        worker_spec(job),
+        cluster.room.workers,
+        job.config.cluster.min_workers,
+        cluster.room.gpus_per_worker,
+        cluster.actors,
+        grows=not cluster.local,
+        say=watcher.say,
+        crashed=document["crashed"],
+        found=note,
+        note=journal.note,
+    )
+    with closing(pool):
+        pool.start(job.rows)
+        sizes = _sizes(job, cluster, pool, document)
+        if job.written_index is not None:
+            portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}
+            begin_index(job.written_index, job.fingerprint, portions)
+        job.directory.write_json("run.json", document)
+        watcher.say(f"chunks of {sizes.chunk_rows:,} rows; {sizes.why}")
+        query_rows = choose_query_rows(job, sizes.chunk_rows)
+        chunks = _chunks(job, sizes)
+        for attempt in itertools.count(1):
+            sweeps = ClusterSweeps(
+                pool,
+                pool.spec,
+                chunks,
+                job.corpora["queries"].chunks(query_rows),
+                job.queries,
+                sizes,
+                watcher,
+                _committed(job),
+                document["sweeps"],
+                job.source,
+                noted=note,
+                pulse=pulse,
+            )
+            try:
+                _attempt(job, sweeps, document)
+                break
+            except StateLostError as error:
+                if attempt == _LOSSES:
+                    raise RunFailedError(f"sums were lost with their nodes {attempt} times: {error}") from None
+                watcher.say("sums were lost with their node; going on from the last checkpoint")
+        consolidate_parts(job, [chunk.rows for chunk in chunks["train"]])
+    _note_outcome(job, pool, sweeps, document, began, watcher)
+
+
+def _note_outcome(
+    job: Job, pool: Pool, sweeps: ClusterSweeps, document: dict[str, Any], began: float, watcher: Watcher
+) -> None:
+    """What run.json says of workers and rows."""
+    if pool.begun:  # else all had been done by an earlier attempt
+        document["startup"] = round(pool.begun[0] - began, 3)
+    if pool.infos:
+        info = pool.infos[0]
+        document["device"], document["dtype"], document["attention"] = info.device, info.dtype, info.attention
+        document["capture"] = asdict(info.verdict)
+        _tell(job, info.verdict, watcher)
     document["counts"].update(status=dict(sweeps.status), tokens=sweeps.records[-1]["tokens"])
     document["problems"] = [dict(zip(("id", "status", "detail"), p, strict=True)) for p in sweeps.problems[:100]]
+
+
+def _attempt(job: Job, sweeps: ClusterSweeps, document: dict[str, Any]) -> None:
+    """The method from its first sweep to its last, from what the run directory has of it."""
+    gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps))["gradients"]
+    status = job.directory.read_table("queries.parquet")["status"].to_pylist()
+    sweeps.unusable = tuple(k for k, one in enumerate(status) if one != OK)
+    _solve(job, sweeps, gradients, document)
 
 
 def _tell(job: Job, verdict: Verdict, watcher: Watcher) -> None:

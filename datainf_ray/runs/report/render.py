@@ -18,7 +18,7 @@ def render(template: str, **context: Any) -> str:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("datainf_ray.runs.report.page"),
+        loader=PackageLoader("datainf_ray.runs.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
