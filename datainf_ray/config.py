@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.redaction import keep_secret
+from datainf_ray.common.storage import Options, store_of
 from datainf_ray.influence.register import NAMES as METHODS
 
 Task = Literal["causal-lm", "sequence-classification", "text-to-image"]
@@ -203,6 +205,7 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
     """A `RunConfig` from a YAML file (a path or any fsspec URL), a dict or another `RunConfig`.
 
     `overrides` replace keys: nested dicts are merged, and a key may be dotted (`{"cluster.max_workers": 2}`).
+    A file in a store is opened with the `storage_options` among them.
     Raises `RequestError` with one line that names the key, its value and what would be right.
     """
     where = ""
@@ -215,7 +218,8 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
     else:
         where = f"{source}: "
         try:
-            with fsspec.open(str(source), "rt", encoding="utf-8") as file:
+            fs, path = store_of(str(source), options_among(overrides))
+            with fs.open(path, "rt", encoding="utf-8") as file:
                 tree = yaml.safe_load(file)
         except FileNotFoundError:
             raise RequestError(f"{source}: no such configuration file") from None
@@ -225,12 +229,24 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
             raise RequestError(f"{source}: cannot be read: {one_line(error)}") from None
         if not isinstance(tree, dict):
             raise RequestError(f"{source}: a configuration is a mapping of keys such as model, train, queries, output")
+    keep_secret({"storage_options": tree.get("storage_options")})
     for key, value in overrides.items():
         tree = _replaced(tree, key.split("."), value, key)
+    keep_secret({"storage_options": tree.get("storage_options")})  # before any of it could be named in an error
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise RequestError(where + _explain(error)) from None
+
+
+def options_among(overrides: dict[str, Any]) -> Options:
+    """The `storage_options` among what replaces a configuration's keys; {} where those are none."""
+    tree: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key.partition(".")[0] == "storage_options":
+            tree = _replaced(tree, key.split("."), value, key)
+    given = tree.get("storage_options")
+    return given if isinstance(given, dict) and all(isinstance(of, dict) for of in given.values()) else {}
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -59,17 +59,56 @@ def _refused(start_response: Callable[..., Any], status: str, code: bytes) -> It
     return [body]
 
 
+class Guarded:
+    """An S3 server that lets those into a bucket who sign with the bucket's own access key, and nobody else.
+
+    `closed` buckets let nobody in.
+    """
+
+    def __init__(self, inner: Wsgi, keys: dict[str, str]) -> None:
+        self.inner, self.keys = inner, keys  # bucket: access key
+        self.closed: set[str] = set()
+        self.refused = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        bucket = environ["PATH_INFO"].split("/")[1]
+        signed = environ.get("HTTP_AUTHORIZATION", "")
+        if bucket in self.closed or f"Credential={self.keys.get(bucket)}/" not in signed:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            self.refused += 1
+            return _refused(start_response, *DENIED)
+        return self.inner(environ, start_response)
+
+
 @contextmanager
 def unwell_s3(seed: int = 0) -> Iterator[tuple[str, Unwell]]:
     """The URL of an S3 server (moto), and what decides how it fails; it is well at first."""
+    app = Unwell(_moto(), seed)
+    with _served(app) as url:
+        yield url, app
+
+
+@contextmanager
+def guarded_s3(keys: dict[str, str]) -> Iterator[tuple[str, Guarded]]:
+    """The URL of an S3 server (moto), and what guards its buckets, each by an access key."""
+    app = Guarded(_moto(), keys)
+    with _served(app) as url:
+        yield url, app
+
+
+def _moto() -> Wsgi:
     from moto.server import DomainDispatcherApplication, create_backend_app
 
-    app = Unwell(DomainDispatcherApplication(create_backend_app), seed)
+    return DomainDispatcherApplication(create_backend_app)
+
+
+@contextmanager
+def _served(app: Wsgi) -> Iterator[str]:
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.port}", app
+        yield f"http://127.0.0.1:{server.port}"
     finally:
         server.shutdown()
         thread.join()

@@ -23,7 +23,6 @@ import yaml
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.storage import configured
 from datainf_ray.corpus.files import find_files, open_file
 from datainf_ray.model.files import local_folder
 from datainf_ray.runs.directory import RunDirectory
@@ -55,10 +54,9 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def directory(store: Store, request: pytest.FixtureRequest) -> Iterator[RunDirectory]:
+def directory(store: Store, request: pytest.FixtureRequest) -> RunDirectory:
     """An empty run directory."""
-    with configured(store.options):
-        yield RunDirectory(f"{store.url}/{request.node.originalname}")
+    return RunDirectory(f"{store.url}/{request.node.originalname}", options=store.options)
 
 
 @dataclass(frozen=True)
@@ -205,8 +203,8 @@ def test_a_bucket_that_is_not_there_is_one_line(scene: Scene) -> None:
         assert refused.stderr.startswith(f"error: {key}: {absent}")
         assert refused.stderr.count("\n") == 1
         assert refused.returncode == 2
-    with configured(scene.store.options), pytest.raises(RequestError, match=rf"^model.base: {absent}: ") as caught:
-        local_folder(absent, "model.base")
+    with pytest.raises(RequestError, match=rf"^model.base: {absent}: ") as caught:
+        local_folder(absent, "model.base", options=scene.store.options)
     assert "\n" not in str(caught.value)
 
 
@@ -220,40 +218,39 @@ def test_a_wrong_key_is_one_line(scene: Scene) -> None:
     assert "authenticate" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert refused.returncode == 2
-    with configured(wrong.options):
-        for key, ask in {
-            "train.path": lambda: find_files([f"{wrong.url}/given/rows/*.jsonl"], "train.path"),
-            "model.base": lambda: local_folder(f"{wrong.url}/given/base", "model.base"),
-            "output": lambda: RunDirectory(f"{wrong.url}/nothing").check_writable(),
-        }.items():
-            with pytest.raises(RequestError, match=rf"^{key}: {wrong.url}/.*authenticate") as caught:
-                ask()
-            assert "\n" not in str(caught.value)
+    options = wrong.options
+    for key, ask in {
+        "train.path": lambda: find_files([f"{wrong.url}/given/rows/*.jsonl"], "train.path", options),
+        "model.base": lambda: local_folder(f"{wrong.url}/given/base", "model.base", options=options),
+        "output": lambda: RunDirectory(f"{wrong.url}/nothing", options=options).check_writable(),
+    }.items():
+        with pytest.raises(RequestError, match=rf"^{key}: {wrong.url}/.*authenticate") as caught:
+            ask()
+        assert "\n" not in str(caught.value)
 
 
 def test_credentials_that_are_none_are_one_line(store: Store) -> None:
     protocol = store.url.partition("://")[0]
     nonsense = {"gs": {"token": {"client_email": "x"}}, "az": {"connection_string": "nonsense"}}
-    with configured({protocol: nonsense[protocol]}):
-        for key, ask in {
-            "train.path": lambda: find_files([f"{store.url}/a"], "train.path"),
-            "model.base": lambda: local_folder(f"{store.url}/a", "model.base"),
-            "output": lambda: RunDirectory(f"{store.url}/a"),
-        }.items():
-            told = rf"^{key}: {store.url}/a:? cannot be opened: .* storage_options\.{protocol}"
-            with pytest.raises(RequestError, match=told):
-                ask()
+    options = {protocol: nonsense[protocol]}
+    for key, ask in {
+        "train.path": lambda: find_files([f"{store.url}/a"], "train.path", options),
+        "model.base": lambda: local_folder(f"{store.url}/a", "model.base", options=options),
+        "output": lambda: RunDirectory(f"{store.url}/a", options=options),
+    }.items():
+        told = rf"^{key}: {store.url}/a:? cannot be opened: .* storage_options\.{protocol}"
+        with pytest.raises(RequestError, match=told):
+            ask()
 
 
 def test_an_account_may_stand_in_the_address(scene: Scene) -> None:
     if not scene.store.url.startswith("az"):
         pytest.skip("only Azure's addresses have accounts")
-    with configured(scene.store.options):
-        where = f"abfss://runs@{stores.ACCOUNT}.dfs.core.windows.net/given/rows"
-        (file,) = find_files([f"{where}/*.jsonl"], "train.path")
-        assert file.path == f"{where}/b.jsonl"
-        with open_file(file) as stream:
-            assert len(stream.readlines()) == 40
+    where = f"abfss://runs@{stores.ACCOUNT}.dfs.core.windows.net/given/rows"
+    (file,) = find_files([f"{where}/*.jsonl"], "train.path", scene.store.options)
+    assert file.path == f"{where}/b.jsonl"
+    with open_file(file) as stream:
+        assert len(stream.readlines()) == 40
 
 
 @pytest.mark.parametrize(("protocol", "module", "extra"), [("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure")])

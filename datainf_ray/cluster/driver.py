@@ -88,7 +88,7 @@ def drive(config: RunConfig, work: Callable[[RunConfig], Any]) -> ClusterDriver:
     `RequestError` where that cannot be reached, or where there is a driver for this output already.
     """
     join(config.cluster)
-    directory = RunDirectory(config.output)
+    directory = RunDirectory(config.output, options=config.storage_options)
     name = f"datainf-{hashlib.sha256(directory.url.encode()).hexdigest()[:16]}"
     options: dict[str, Any] = {
         "name": name,

@@ -53,7 +53,7 @@ def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.
     if index.projection is None or not config.results.scores:
         return {**said, "correlation": None, "correlation_rows": 0}
     chosen = chunks[:: -(-len(chunks) // _SAMPLE)]
-    place = RunDirectory(f"{job.directory.url}/{CHECKPOINTS}/projected")
+    place = RunDirectory(f"{job.directory.url}/{CHECKPOINTS}/projected", options=job.directory.options)
     asked = sweeps.beside({"train": chosen}, place)
     vectors = asked.each_block(projected, gradients, side=index.projection, seed=index.seed)
     known = None

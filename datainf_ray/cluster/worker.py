@@ -41,8 +41,7 @@ from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
 from datainf_ray.common.errors import RunFailedError, one_line
 from datainf_ray.common.libraries import load_pandas, loading
-from datainf_ray.common.redaction import redacted
-from datainf_ray.common.storage import configure
+from datainf_ray.common.redaction import keep_secret, redacted
 from datainf_ray.corpus.batches import collate
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
@@ -102,9 +101,11 @@ class Worker:
     def _load(self, spec: WorkerSpec, name: str) -> WorkerInfo:
         began = time.perf_counter()
         config = spec.config
-        configure(config.storage_options)
+        options = config.storage_options
+        keep_secret(options)  # from this process' logs and errors too
         self.metrics = WorkerMetrics(redacted(spec.directory.url), name)
-        local_folder(config.model.base, "model.base")  # by one worker of every machine; the others wait for it
+        # By one worker of every machine; the others wait for it.
+        local_folder(config.model.base, "model.base", options=options)
         fetched = time.perf_counter() - began
         # For this thread: sums depend on the number of threads, and so does the speed.
         torch.set_num_threads(config.cluster.cpus_per_worker)
@@ -112,10 +113,10 @@ class Worker:
         self.spec = spec
         self.device = torch.device("cuda" if use_gpu else "cpu")
         gpus = config.cluster.gpus_per_worker or 1
-        self.replica = load_replica(config.model, self.device, config.method.loss, devices=gpus)
+        self.replica = load_replica(config.model, self.device, config.method.loss, devices=gpus, options=options)
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
-        self.tokenizer = load_tokenizer(config.model)
+        self.tokenizer = load_tokenizer(config.model, options)
         ids = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         room = spec.facts.vocabulary or 1  # a padding token that was added to the tokenizer may have no embedding
         self.pad_id = next((i for i in ids if i is not None and i < room), 0)

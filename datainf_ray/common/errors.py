@@ -1,8 +1,14 @@
-"""The two ways in which a run ends without a result. Their messages hold no credentials."""
+"""The two ways in which a run ends without a result, and how any error is told. The messages hold no credentials."""
 
 from __future__ import annotations
 
 from datainf_ray.common.redaction import redacted
+
+
+def one_line(error: object) -> str:
+    """An exception's message without credentials, its line breaks and indents folded into single spaces."""
+    text = redacted(" ".join(str(error).split()))
+    return text or type(error).__name__
 
 
 class RequestError(ValueError):

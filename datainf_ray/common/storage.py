@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import fsspec
 import tenacity
 from fsspec import AbstractFileSystem
-from fsspec.config import conf
+from fsspec.config import apply_config
+from fsspec.utils import get_protocol
 
-from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.common.redaction import keep_secret
 
 SECONDS = 120.0  #: for which one operation is tried again
@@ -77,30 +78,35 @@ _patience: ContextVar[float] = ContextVar("patience", default=SECONDS)
 Options = Mapping[str, Mapping[str, Any]]  # by protocol: what fsspec's filesystem of that name is made with
 
 
-def configure(options: Options) -> None:
-    """From now on, and in the whole process, filesystems are opened with these options beside fsspec's own settings."""
+class StoreError(OSError):
+    """A storage library's own error that is no `OSError`, such as botocore's NoCredentialsError, on one line."""
+
+
+def store_of(url: str, options: Options) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a path or fsspec URL, opened with `options` beside fsspec's own settings, and the path in it.
+
+    Of the options, those of the URL's protocols are taken (`simplecache::s3://b/rows` has two), by whichever of its
+    names a protocol is called there: s3 or s3a, az or abfs. What the URL itself says, such as an account, comes first.
+    Nothing is kept in this process but the credentials' redaction. Raises what fsspec and its libraries raise.
+    """
     keep_secret(options)
-    for protocol, given in options.items():
-        conf[protocol] = {**conf.get(protocol, {}), **given}
+    given: dict[str, dict[str, Any]] = {}
+    rest = url if options else ""
+    while rest:
+        part, _, rest = rest.partition("::")
+        protocol = part if "://" not in part and part in fsspec.available_protocols() else get_protocol(part)
+        kind = fsspec.get_filesystem_class(protocol)
+        said = kind._get_kwargs_from_urls(part)
+        given[protocol] = {name: value for name, value in apply_config(kind, {}, options).items() if name not in said}
+    fs, path = fsspec.core.url_to_fs(url, **given)
+    return fs, path
 
 
-@contextmanager
-def configured(options: Options) -> Iterator[None]:
-    """The same within the block. Filesystems that were opened there keep their options."""
-    before = dict(conf)
-    configure(options)
-    try:
-        yield
-    finally:
-        conf.clear()
-        conf.update(before)
-
-
-def open_store(url: str, where: str) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a path or fsspec URL, and the path in it. Raises `RequestError`, whose line begins `where`."""
+def open_store(url: str, where: str, options: Options) -> tuple[AbstractFileSystem, str]:
+    """The same as `store_of`. Raises `RequestError`, whose line begins `where`."""
     protocols = re.findall(r"([\w.+-]+)://", url)  # several where URLs are chained: simplecache::s3://b/rows
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = store_of(url, options)
     except ImportError as error:
         extra = next((_EXTRAS[p] for p in protocols if p in _EXTRAS), None)
         remedy = f"pip install 'datainf-ray[{extra}]'" if extra else one_line(error)
@@ -139,6 +145,8 @@ def is_passing(error: BaseException) -> bool:
     A server that is slow, overloaded or out of reach, and S3's 409 (two requests at the same time). Not what is
     missing, forbidden, full, read-only, or there already.
     """
+    if isinstance(error, StoreError) and error.__cause__ is not None:
+        return is_passing(error.__cause__)
     status = next(
         (s for name in ("status_code", "status", "code") if isinstance(s := getattr(error, name, None), int)), 0
     )
@@ -148,14 +156,14 @@ def is_passing(error: BaseException) -> bool:
         return False
     if isinstance(error, TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in _PASSING):
         return True
-    of_client = type(error).__module__.partition(".")[0] in _CLIENTS and not status
-    return of_client and any(word in type(error).__name__.lower() for word in _TROUBLE)
+    return _of_client(error) and not status and any(word in type(error).__name__.lower() for word in _TROUBLE)
 
 
 def persistently(operation: Callable[[], Result]) -> Result:
     """What `operation` gives, tried again while it fails in a way that passes, for `SECONDS` at most (see `patience`).
 
-    It may have had its effect although it failed: only operations that may be repeated are for this.
+    It may have had its effect although it failed: only operations that may be repeated are for this. What it raises at
+    last is an `OSError` whatever the storage library.
     """
     trying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_passing),
@@ -163,4 +171,25 @@ def persistently(operation: Callable[[], Result]) -> Result:
         stop=tenacity.stop_after_delay(_patience.get()),
         reraise=True,
     )
-    return trying(operation)
+    try:
+        return trying(operation)
+    except Exception as error:
+        if isinstance(error, OSError) or not _of_client(error):
+            raise
+        raise StoreError(reason(error)) from error
+
+
+@contextmanager
+def failing(what: str = "") -> Iterator[None]:
+    """What files and stores raise within it becomes a `RunFailedError` of one line, which begins `what`."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever reads our output has left; a store's is another class, or is tried again
+        raise
+    except OSError as error:
+        raise RunFailedError(f"{what}{type(error).__name__}: {one_line(error)[:500]}") from error
+
+
+def _of_client(error: BaseException) -> bool:
+    """Whether an error is a storage library's own."""
+    return any(kind.__module__.partition(".")[0] in _CLIENTS for kind in type(error).__mro__)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from datainf_ray.common.errors import RequestError, one_line
-from datainf_ray.common.storage import persistently
+from datainf_ray.common.storage import Options, persistently
 from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus.columns import choose_columns, require_column
 from datainf_ray.corpus.files import SourceFile, find_files
@@ -102,13 +102,13 @@ class Corpus:
             yield pending
 
 
-def plan_corpus(rows: RowsConfig, task: str, key: str) -> Corpus:
+def plan_corpus(rows: RowsConfig, task: str, key: str, options: Options | None = None) -> Corpus:
     """The corpus that `rows` means to `task`, from file metadata; text files are read once to find their rows.
 
-    `key` ("train" or "queries") is named in errors. Raises `RequestError` where no file matches, a file cannot be
-    read, there is no row, or a column that is needed is absent.
+    `key` ("train" or "queries") is named in errors; `options` are what the files' stores are opened with. Raises
+    `RequestError` where no file matches, a file cannot be read, there is no row, or a column that is needed is absent.
     """
-    found = find_files(rows.paths, f"{key}.path")
+    found = find_files(rows.paths, f"{key}.path", options)
     with ThreadPoolExecutor(min(_THREADS, len(found))) as pool:
         surveyed = list(pool.map(lambda file: _survey(file, f"{key}.path"), found))
     known: dict[tuple[str, ...], tuple[str, ...]] = {}  # files of one corpus share their columns: keep them once

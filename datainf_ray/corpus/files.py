@@ -15,19 +15,18 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.redaction import redacted
-from datainf_ray.common.storage import open_store, persistently, reason
+from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
 
 #: File name suffix: format.
 FORMATS = {
@@ -65,6 +64,7 @@ class SourceFile:
     groups: tuple[int, ...] = ()  #: Parquet, Arrow: the first row of every row group or record batch
     stride: int = 0  #: text: rows between two offsets
     offsets: tuple[int, ...] = ()  #: text: byte at which row k·stride begins, in the decompressed stream
+    options: Options = field(default_factory=dict, repr=False, compare=False)  #: what its store is opened with
 
     @property
     def delimiter(self) -> str:
@@ -72,8 +72,10 @@ class SourceFile:
         return "\t" if ".tsv" in PurePosixPath(self.path.lower()).suffixes[-2:] else ","
 
 
-def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
+def find_files(entries: Sequence[str], key: str, options: Options | None = None) -> tuple[SourceFile, ...]:
     """The files that `entries` name, in order of first mention, sorted by path within a glob or directory.
+
+    Their stores are opened with `options`, now and whenever one of the files is.
 
     A file that is named twice is taken once. A file's name is its path below the entry's directory; files whose
     names would be the same are called by their full path. Raises `RequestError` naming `key` where nothing matches,
@@ -82,7 +84,7 @@ def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
     found: dict[str, SourceFile] = {}
     for entry in entries:
         try:
-            files = persistently(lambda entry=entry: list(_expand(entry, key)))
+            files = persistently(lambda entry=entry: list(_expand(entry, key, options or {})))
         except RequestError:
             raise
         except Exception as error:  # every store raises errors of its own
@@ -95,8 +97,8 @@ def find_files(entries: Sequence[str], key: str) -> tuple[SourceFile, ...]:
     return tuple(file if uses[file.name] == 1 else replace(file, name=redacted(file.path)) for file in found.values())
 
 
-def _expand(entry: str, key: str) -> Iterator[SourceFile]:
-    fs, path = open_store(entry, f"{key}: {entry}:")
+def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
+    fs, path = open_store(entry, f"{key}: {entry}:", options)
     path = path.rstrip("/") or path
     glob = any(c in path for c in _MAGIC)
     try:
@@ -125,7 +127,8 @@ def _expand(entry: str, key: str) -> Iterator[SourceFile]:
             raise RequestError(f"{key}: {p}: unknown kind of file; known are {_known()}")
         size = int(infos[p].get("size") or 0)
         name = redacted(_below(p, directory))  # it stands in tables, and an address may be signed
-        yield SourceFile(_url(entry, fs, p), name, *kind, size, _identity(fs, p, size, infos[p]))
+        url = _url(entry, fs, p, options)
+        yield SourceFile(url, name, *kind, size, _identity(fs, p, size, infos[p]), options=options)
 
 
 def open_file(file: SourceFile) -> BinaryIO:
@@ -133,7 +136,7 @@ def open_file(file: SourceFile) -> BinaryIO:
 
     Raises OSError where the file cannot be opened, or is not of the size it was planned with.
     """
-    fs, path = url_to_fs(file.path)
+    fs, path = store_of(file.path, file.options)
     raw = fs.open(path, "rb", block_size=_FETCH)
     _unchanged(file, getattr(raw, "size", None))
     content = raw if file.compression is None else _DECOMPRESS[file.compression](raw)
@@ -151,7 +154,7 @@ def open_seekable(file: SourceFile) -> pa.NativeFile:
             shutil.copyfileobj(stream, unpacked, _BLOCK)
         unpacked.seek(0)
         return pa.PythonFile(unpacked, mode="r")
-    fs, path = url_to_fs(file.path)
+    fs, path = store_of(file.path, file.options)
     if isinstance(fs, LocalFileSystem) and file.size > 0:
         local = pa.memory_map(path) if file.format == "arrow" else pa.OSFile(path)
         _unchanged(file, local.size())
@@ -204,14 +207,14 @@ def _identity(fs: AbstractFileSystem, path: str, size: int, info: dict[str, Any]
     return f"changed {info.get('mtime') or info.get('created') or ''}"
 
 
-def _url(entry: str, fs: AbstractFileSystem, path: str) -> str:
+def _url(entry: str, fs: AbstractFileSystem, path: str, options: Options) -> str:
     """The address under which a worker finds `path`, whatever its working directory."""
     outer, chained, inner = entry.partition("::")
     if chained and "://" in outer:  # zip://*.jsonl::s3://b/rows.zip
         return f"{outer.partition('://')[0]}://{path.lstrip('/')}::{inner}"
     if chained:  # simplecache::s3://b/rows/*.jsonl
-        inner_fs, _ = url_to_fs(inner)
-        return f"{outer}::{_url(inner, inner_fs, path)}"
+        inner_fs, _ = store_of(inner, options)
+        return f"{outer}::{_url(inner, inner_fs, path, options)}"
     if isinstance(fs, LocalFileSystem):
         return path
     protocol, _, rest = entry.partition("://")

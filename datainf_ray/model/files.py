@@ -16,7 +16,7 @@ from filelock import FileLock
 from fsspec import AbstractFileSystem
 
 from datainf_ray.common.errors import RequestError, one_line
-from datainf_ray.common.storage import open_store, persistently, reason
+from datainf_ray.common.storage import Options, open_store, persistently, reason
 from datainf_ray.config import ModelConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -30,14 +30,15 @@ def is_remote(reference: str) -> bool:
     return "://" in reference and not reference.startswith("file://")
 
 
-def local_folder(reference: str, key: str, weights: bool = True) -> str:
+def local_folder(reference: str, key: str, weights: bool = True, options: Options | None = None) -> str:
     """The local directory of a model, or its hub id unchanged, where transformers fetches it itself.
 
     An fsspec URL is copied to the cache directory (`DATAINF_CACHE`, else ~/.cache/datainf_ray), whole or not at all;
-    `weights=False` leaves the weight files out, which is enough to know the shapes. Raises `RequestError` naming `key`.
+    `weights=False` leaves the weight files out, which is enough to know the shapes. A store is opened with `options`.
+    Raises `RequestError` naming `key`.
     """
     if is_remote(reference):
-        return _fetched(reference, key, weights)
+        return _fetched(reference, key, weights, options or {})
     path = Path(reference.removeprefix("file://")).expanduser()
     if path.is_dir():
         return str(path)
@@ -49,9 +50,9 @@ def local_folder(reference: str, key: str, weights: bool = True) -> str:
     return reference
 
 
-def adapter_folder(model: ModelConfig) -> str:
+def adapter_folder(model: ModelConfig, options: Options | None = None) -> str:
     """The adapter's local directory, fetched where it is elsewhere. Pickled weights are refused."""
-    folder = local_folder(model.adapter, "model.adapter")
+    folder = local_folder(model.adapter, "model.adapter", options=options)
     if not Path(folder).is_dir():  # a hub id
         from huggingface_hub import snapshot_download
 
@@ -70,14 +71,14 @@ def adapter_folder(model: ModelConfig) -> str:
     return folder
 
 
-def listing_digest(url: str, key: str) -> str:
+def listing_digest(url: str, key: str, options: Options | None = None) -> str:
     """What the store says of the files below an fsspec URL (names, sizes, tags), without reading them."""
-    _, root, found = _listed(url, key)
+    _, root, found = _listed(url, key, options or {})
     return hashlib.sha256(_marks(root, found).encode()).hexdigest()
 
 
-def _listed(url: str, key: str) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
-    fs, root = open_store(url, f"{key}: {url}:")
+def _listed(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
+    fs, root = open_store(url, f"{key}: {url}:", options)
     try:
         listed = persistently(lambda: fs.find(root, detail=True))
         found = {path: info for path, info in listed.items() if info["type"] == "file"}
@@ -96,8 +97,8 @@ def _marks(root: str, files: dict[str, Any]) -> str:
     )
 
 
-def _fetched(url: str, key: str, weights: bool) -> str:
-    fs, root, found = _listed(url, key)
+def _fetched(url: str, key: str, weights: bool, options: Options) -> str:
+    fs, root, found = _listed(url, key, options)
     wanted = {p: i for p, i in found.items() if weights or not p.endswith(_WEIGHTS)}
     digest = hashlib.sha256(f"{url}\n{_marks(root, wanted)}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("DATAINF_CACHE") or Path.home() / ".cache" / "datainf_ray") / "models"

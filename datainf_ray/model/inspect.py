@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.files import ADAPTER_WEIGHTS, adapter_folder, local_folder
@@ -86,11 +87,13 @@ def head_size(shapes: dict[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-def base_config(model: ModelConfig, num_labels: int | None, weights: bool = False) -> tuple[Any, str]:
+def base_config(
+    model: ModelConfig, num_labels: int | None, weights: bool = False, options: Options | None = None
+) -> tuple[Any, str]:
     """The base model's transformers configuration and the folder (or hub id) that it was read from."""
     from transformers import AutoConfig
 
-    folder = local_folder(model.base, "model.base", weights=weights)
+    folder = local_folder(model.base, "model.base", weights, options)
     labels = {"num_labels": num_labels} if num_labels is not None else {}
     try:
         with quiet():
@@ -145,13 +148,16 @@ def kind_of(model: nn.Module, parameter: nn.Parameter) -> str:
     return "bias" if name.endswith(".bias") else "other"
 
 
-def inspect_model(model: ModelConfig) -> ModelFacts:
-    """The facts of base and adapter, or a `RequestError` that says what does not fit. Loads no weights."""
-    folder = adapter_folder(model)
+def inspect_model(model: ModelConfig, options: Options | None = None) -> ModelFacts:
+    """The facts of base and adapter, or a `RequestError` that says what does not fit. Loads no weights.
+
+    Here as in the functions below, `options` are what a store is opened with.
+    """
+    folder = adapter_folder(model, options)
     shapes = adapter_shapes(folder)
     adapter = peft_config(folder)
     labelled = model.task == "sequence-classification"
-    config, _ = base_config(model, head_size(shapes) if labelled else None)
+    config, _ = base_config(model, head_size(shapes) if labelled else None, options=options)
     if labelled and getattr(config, "problem_type", None) == "multi_label_classification":
         raise RequestError(f"model.base: {model.base}: rows with several labels are not supported")
     adapter.init_lora_weights = True  # some initialisations read the base's weights, which are not here
@@ -210,15 +216,16 @@ def _longest(config: Any) -> int | None:
     return limit
 
 
-def load_tokenizer(model: ModelConfig) -> Any:
+def load_tokenizer(model: ModelConfig, options: Options | None = None) -> Any:
     """The adapter's tokenizer where it brings one (chat templates and added tokens are saved there), else the base's.
 
     None where neither has one, which is fine for rows of token ids.
     """
     from transformers import AutoTokenizer
 
-    own = Path(adapter_folder(model))
-    folder = own if (own / "tokenizer_config.json").is_file() else local_folder(model.base, "model.base", weights=False)
+    own = Path(adapter_folder(model, options))
+    has_one = (own / "tokenizer_config.json").is_file()
+    folder = own if has_one else local_folder(model.base, "model.base", weights=False, options=options)
     if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in _TOKENIZERS):
         return None
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupported
@@ -279,13 +280,15 @@ def load_replica(
     *,
     devices: int = 1,
     device_map: Mapping[str, int | str | torch.device] | None = None,
+    options: Options | None = None,
 ) -> Replica:
     """Base and adapter, loaded and checked: what the base's checkpoint lacks the adapter must bring.
 
     With more than one of `devices` the base is spread over the first so many CUDA devices (see `spread`), and `device`,
     where batches and gradients are, is the first of them. A `device_map` of one's own, by accelerate's rules, is taken
-    instead; what it offloads is fetched again for every batch, and all of it is held until the batch is done. Raises
-    `RequestError` where base and adapter cannot be loaded, or where there are not so many GPUs.
+    instead; what it offloads is fetched again for every batch, and all of it is held until the batch is done. A store
+    that they lie in is opened with `options`. Raises `RequestError` where base and adapter cannot be loaded, or where
+    there are not so many GPUs.
     """
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
@@ -296,11 +299,11 @@ def load_replica(
             f"cluster.gpus_per_worker: {devices}: torch sees {seen} GPU{'s' * (seen != 1)} in the worker; use no more "
             "than its node has"
         )
-    folder = adapter_folder(model)
+    folder = adapter_folder(model, options)
     shapes = adapter_shapes(folder)
     adapter = peft_config(folder)
     labelled = model.task == "sequence-classification"
-    config, base_folder = base_config(model, head_size(shapes) if labelled else None, weights=True)
+    config, base_folder = base_config(model, head_size(shapes) if labelled else None, True, options)
     extra: dict[str, Any] = {}
     if model.quantization is not None:
         if device.type != "cuda":

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from datainf_ray.common.storage import Options
 from datainf_ray.config import RunConfig
 from datainf_ray.model.files import is_remote, listing_digest, local_folder
 
@@ -54,10 +55,10 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return flat
 
 
-def base_digest(base: str) -> str:
+def base_digest(base: str, options: Options | None = None) -> str:
     """The base's digest. One in a store is known by what the store says of it: its weights are not on the driver."""
     if is_remote(base):
-        return listing_digest(base, "model.base")
+        return listing_digest(base, "model.base", options)
     return folder_digest(local_folder(base, "model.base"))
 
 

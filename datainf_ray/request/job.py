@@ -143,10 +143,11 @@ class Job:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What makes this run this run, part by part: the settings that matter, and the content of model and rows."""
+        model, options = self.config.model, self.config.storage_options
         return {
             "settings": settings(self.config),
-            "adapter": folder_digest(adapter_folder(self.config.model)),
-            "base": base_digest(self.config.model.base),
+            "adapter": folder_digest(adapter_folder(model, options)),
+            "base": base_digest(model.base, options),
             "train": self.train_digest,
             "queries": self.corpora["queries"].fingerprint(),
         }
@@ -235,8 +236,8 @@ def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = request.config, request.corpora
     _check_method(config)
-    facts = inspect_model(config.model)
-    tokenizer = load_tokenizer(config.model)
+    facts = inspect_model(config.model, config.storage_options)
+    tokenizer = load_tokenizer(config.model, config.storage_options)
     examples = {}
     for name, corpus in corpora.items():
         if facts.num_labels is not None:
@@ -263,7 +264,8 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     training rows need not be there any more. Raises `RequestError` where the run has no index, is not done, or
     where its index was made by another model.
     """
-    made = load_config(run.config, output=run.url)  # it may have been moved since
+    options = config.storage_options
+    made = load_config(run.config, output=run.url, storage_options=options)  # it may have been moved since
     place = index_directory(made)
     if place is None:
         raise RequestError(f"run: {run.url} has no gradient index; run it with index: true to ask it more queries")
@@ -273,15 +275,15 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if method_named(config.method.name).damped and index.damping is None:
         made_by = run.config["method"]["name"]
         raise RequestError(f"method.name: {config.method.name}: {run.url} was {made_by} and knows no damping")
-    directory = RunDirectory(config.output)
+    directory = RunDirectory(config.output, options=options)
     config = absolute(config)
-    queries = plan_corpus(config.queries, config.model.task, "queries")
+    queries = plan_corpus(config.queries, config.model.task, "queries", options)
     if not begun(directory):
         meanwhile()
-    facts = inspect_model(config.model)
+    facts = inspect_model(config.model, options)
     if facts.blocks != index.blocks:
         raise RequestError(f"model.adapter: {config.model.adapter}: is not the one that {run.url} was made with")
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, options)
     if facts.num_labels is not None:
         check_labels(queries, facts.num_labels, facts.label2id, "queries")
     examples = {"queries": _first(encoder_for(config, "queries", queries, facts, tokenizer), queries)}

@@ -33,14 +33,15 @@ def begun(directory: RunDirectory) -> bool:
 
 def understand(config: RunConfig) -> Request:
     """Find the rows, their columns, the adapter and the place of the output. Raises `RequestError`."""
-    directory = RunDirectory(config.output)
+    options = config.storage_options
+    directory = RunDirectory(config.output, options=options)
     index_directory(config)  # an index at an impossible place is found out now
     config = absolute(config)
     corpora = {
-        "train": plan_corpus(config.train, config.model.task, "train"),
-        "queries": plan_corpus(config.queries, config.model.task, "queries"),
+        "train": plan_corpus(config.train, config.model.task, "train", options),
+        "queries": plan_corpus(config.queries, config.model.task, "queries", options),
     }
-    adapter_folder(config.model)
+    adapter_folder(config.model, options)
     return Request(config, directory, corpora)
 
 
@@ -48,7 +49,8 @@ def index_directory(config: RunConfig) -> RunDirectory | None:
     """Where a run's gradient index is: beside its tables, or where the configuration says."""
     if not config.index:
         return None
-    return RunDirectory(f"{config.output.rstrip('/')}/index" if config.index is True else config.index, key="index")
+    url = f"{config.output.rstrip('/')}/index" if config.index is True else config.index
+    return RunDirectory(url, "index", config.storage_options)
 
 
 def portable(config: RunConfig) -> RunConfig:

@@ -20,7 +20,8 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from datainf_ray.common.errors import RequestError, one_line
-from datainf_ray.common.storage import open_store, persistently, reason
+from datainf_ray.common.redaction import keep_secret
+from datainf_ray.common.storage import Options, open_store, persistently, reason
 from datainf_ray.runs.schemas import read_parquet, table_bytes
 
 _TEMPORARY = ".tmp"
@@ -28,24 +29,30 @@ _TEMPORARY = ".tmp"
 
 class RunDirectory:
     """A directory of files that are written atomically; small, and safe to pickle: the options that its filesystem was
-    opened with go with it.
+    opened with go with it, and whoever unpickles it keeps their credentials secret.
 
     `url` is a path or fsspec URL; it need not exist yet. `key` is the configuration key that `RequestError`s name.
+    `options` are the configuration's `storage_options`, with which a directory below it is opened too.
     A file's `name` is its path in the directory, with "/" on every system; names that begin with "." are no files
-    of the run. What the storage raises (`OSError`, and `FileNotFoundError` for a missing file) is passed on, except
+    of the run. What the storage raises is an `OSError`, and `FileNotFoundError` for a missing file, except
     by the constructor and `check_writable`, which raise `RequestError`.
     """
 
-    def __init__(self, url: str | os.PathLike[str], key: str = "output") -> None:
+    def __init__(self, url: str | os.PathLike[str], key: str = "output", options: Options | None = None) -> None:
         url = os.fspath(url)
         self.key = key
-        self.fs, root = open_store(url, f"{key}: {url}")
+        self.options: Options = options or {}
+        self.fs, root = open_store(url, f"{key}: {url}", self.options)
         self.root: str = root.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
         self.url: str = self.root if self.local else url.rstrip("/")  # absolute: a worker's own directory is another
 
     def __repr__(self) -> str:
         return f"RunDirectory({self.url!r})"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        keep_secret(self.options)
 
     def path(self, name: str) -> str:
         """The URL (or the local path) of a file, for people and for other libraries."""

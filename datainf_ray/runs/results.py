@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datainf_ray.common.errors import RequestError, RunFailedError
-from datainf_ray.common.storage import Options, configured
+from datainf_ray.common.storage import Options, failing
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import read_events
 from datainf_ray.runs.lease import Pulse, driver_of, request_stop
@@ -32,8 +32,7 @@ def open_run(url: str, storage_options: Options | None = None) -> Run:
 
     `storage_options` as in the configuration: by protocol, what fsspec opens it with.
     """
-    with configured(storage_options or {}):
-        return Run(RunDirectory(url, key="run"))
+    return Run(RunDirectory(url, "run", storage_options))
 
 
 class Driver(Protocol):
@@ -109,16 +108,19 @@ class Run:
         `attribute(..., block=False)` raised; `TimeoutError` after `timeout` seconds. An interrupt ends the waiting and
         not the run: for that there is `stop`.
         """
-        began, pulse = time.monotonic(), Pulse(self.directory)
-        with watching(progress) as watcher:
+        began, pulse, late = time.monotonic(), Pulse(self.directory), False
+        with failing(f"{self.url}: cannot be read: "), watching(progress) as watcher:
             shown = Shown(watcher, self._finished)
             while self._at_work(pulse, there := driver_of(self.directory)):
                 if self.state == "running" and there:
                     shown.show(Progress(**there.get("progress", {"state": "running"})))
-                if timeout is not None and time.monotonic() - began > timeout:
-                    raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
+                late = timeout is not None and time.monotonic() - began > timeout
+                if late:
+                    break
                 time.sleep(_LOOK)
             shown.end()
+        if late:
+            raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
         if self._driver and (error := self._driver.error()):
             raise error
         if self.state == "running":  # a driver that ends by itself says so first

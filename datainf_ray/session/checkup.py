@@ -16,7 +16,7 @@ from datainf_ray.cluster.nodes import differences, said
 from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.common.errors import RequestError, RunFailedError
-from datainf_ray.common.storage import AT_FIRST, configured, patience
+from datainf_ray.common.storage import AT_FIRST, patience
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
@@ -76,7 +76,6 @@ class _Checks(ExitStack):
 
     def request(self) -> str:
         config = load_config(self._asked[0], **self._asked[1])
-        self.enter_context(configured(config.storage_options))
         with patience(AT_FIRST):
             self.job = job = prepare(config, writable=False)
         return (

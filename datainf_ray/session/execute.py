@@ -68,7 +68,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
     """
     document = _document(job)
     if job.directory.exists("run.json"):
-        run = open_run(job.directory.url)
+        run = open_run(job.directory.url, job.directory.options)
         if run.state == "done":
             _finish(job, run)  # it may have been cut off just before the very end
             watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
@@ -102,7 +102,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         journal.note("run_done", seconds=document["seconds"])
         journal.flush()
         job.directory.write_json("run.json", document)
-        run = open_run(job.directory.url)
+        run = open_run(job.directory.url, job.directory.options)
         write_report(run)
         _finish(job, run)
     return run

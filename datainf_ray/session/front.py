@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.background import LocalDriver
 from datainf_ray.common.libraries import load_pandas, loading
-from datainf_ray.common.storage import AT_FIRST, configured, patience
-from datainf_ray.config import RunConfig, load_config
+from datainf_ray.common.storage import AT_FIRST, failing, patience
+from datainf_ray.config import RunConfig, load_config, options_among
 from datainf_ray.request.understand import begun, portable, understand
 from datainf_ray.runs.results import Driver, Run, open_run
 
@@ -33,13 +33,14 @@ def attribute(
     raises.
     """
     asked = load_config(config, **overrides)
-    with configured(asked.storage_options):
+    with failing():
         return _attribute(asked, progress) if block else _begin(asked)
 
 
 def _begin(config: RunConfig) -> Run:
     with patience(AT_FIRST):
         directory = understand(config).directory
+        begun(directory)  # a store that lets nobody in is told now
     if Ahead(config.cluster).wanted:
         driver: Driver = LocalDriver(config, lambda: attribute(config, progress=False))
     else:
@@ -69,12 +70,12 @@ def query(run: str, *, queries: Any, output: str, progress: bool = True, **overr
     `run` is its URL; `queries` a path, a list of paths or the keys of the configuration's `queries`; `output` the new
     run directory. What else the run was configured with holds here too, but for `overrides`. Raises as `attribute`.
     """
-    earlier = open_run(run, overrides.get("storage_options"))
+    earlier = open_run(run, options_among(overrides))
     asked = queries if isinstance(queries, dict) else {"path": queries}
     changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
     made_without = {"index": None, "index_projection": None}
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)
-    with configured(config.storage_options), Ahead(config.cluster) as ahead:
+    with failing(), Ahead(config.cluster) as ahead:
         with loading(), patience(AT_FIRST):
             from datainf_ray.request.job import prepare_query
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datainf_ray.common.storage import configured
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.planning.forecast import Plan, forecast
 from datainf_ray.request.job import prepare
@@ -17,11 +16,9 @@ def plan(config: str | Path | dict[str, Any] | RunConfig, calibrate: bool = Fals
     With `calibrate` a worker is started, on the cluster that the run would use, and timed on a few rows. Raises
     `RequestError` for everything that `attribute` would refuse before it starts a worker.
     """
-    asked = load_config(config, **overrides)
-    with configured(asked.storage_options):
-        job = prepare(asked, writable=False)
-        if not calibrate:
-            return forecast(job)
-        from datainf_ray.cluster.calibrate import measure  # only here: a plan needs no Ray
+    job = prepare(load_config(config, **overrides), writable=False)
+    if not calibrate:
+        return forecast(job)
+    from datainf_ray.cluster.calibrate import measure  # only here: a plan needs no Ray
 
-        return forecast(job, *measure(job))
+    return forecast(job, *measure(job))

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import fsspec
 import pytest
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.redaction import HIDDEN, redacted, redacted_tree
-from datainf_ray.common.storage import configured
 from datainf_ray.config import load_config
 from tests import tiny
 from tests.runs_of import COMMAND
@@ -49,13 +47,6 @@ def test_credentials_of_the_environment_are_not_told(monkeypatch: pytest.MonkeyP
 def test_the_key_in_a_connection_string_is_not_told_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"AccountName=a;AccountKey={SECRET};BlobEndpoint=http://b")
     assert redacted(f"signed by {SECRET}") == f"signed by {HIDDEN}"
-
-
-def test_options_hold_within_a_block_and_reach_fsspec(tmp_path: Path) -> None:
-    with configured({"file": {"auto_mkdir": True}}):
-        fs, _ = fsspec.url_to_fs(str(tmp_path))
-        assert fs.auto_mkdir
-    assert not fsspec.url_to_fs(str(tmp_path))[0].auto_mkdir
 
 
 def test_options_are_in_no_dump_and_in_no_error() -> None:
