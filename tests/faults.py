@@ -43,18 +43,18 @@ class Unwell:
             answer = self.chance.choice(PASSING if writes else PASSING[:2])  # 409 is an answer to writes alone
             self.failed += fails
         if self.read_only and environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):
-            return _refused(start_response, *DENIED)
+            return _refused(environ, start_response, *DENIED)
         if not fails:
             return self.inner(environ, start_response)
         if after:
             list(self.inner(environ, lambda *values: None))
         else:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        return _refused(start_response, *answer)
+        return _refused(environ, start_response, *answer)
 
 
-def _refused(start_response: Callable[..., Any], status: str, code: bytes) -> Iterable[bytes]:
-    body = _BODY % code
+def _refused(environ: dict[str, Any], start_response: Callable[..., Any], status: str, code: bytes) -> Iterable[bytes]:
+    body = _BODY % code if environ["REQUEST_METHOD"] != "HEAD" else b""  # to which no answer has a body
     start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
     return [body]
 
@@ -76,7 +76,7 @@ class Guarded:
         if bucket in self.closed or f"Credential={self.keys.get(bucket)}/" not in signed:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             self.refused += 1
-            return _refused(start_response, *DENIED)
+            return _refused(environ, start_response, *DENIED)
         return self.inner(environ, start_response)
 
 

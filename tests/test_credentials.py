@@ -32,6 +32,7 @@ from datainf_ray.common.storage import StoreError, failing, store_of
 from datainf_ray.config import RowsConfig, load_config
 from datainf_ray.corpus.chunks import plan_corpus
 from datainf_ray.corpus.files import open_file
+from datainf_ray.model.files import listing_digest
 from datainf_ray.runs.directory import RunDirectory
 from tests import tiny
 from tests.faults import Guarded, guarded_s3
@@ -154,6 +155,20 @@ def test_the_files_of_a_corpus_take_their_options_with_them(scene: Scene) -> Non
     assert here.fingerprint() == bare.fingerprint()
     with pytest.raises(RequestError, match=r"^train.path: s3://yours/train.jsonl: cannot be listed: .*Forbidden"):
         plan_corpus(RowsConfig(path="s3://yours/train.jsonl"), "causal-lm", "train", options)
+
+
+def test_what_was_put_into_a_store_since_is_seen(scene: Scene) -> None:
+    """Storage libraries keep listings for as long as the process lives; a session puts an adapter there again."""
+    options, at = scene.options("mine"), "s3://mine/since"
+    elsewhere = boto3.client("s3", endpoint_url=scene.url, aws_access_key_id=KEYS["mine"], aws_secret_access_key=SECRET)
+    rows, digests = [], []
+    for number in range(2):
+        elsewhere.put_object(Bucket="mine", Key=f"since/{number}.jsonl", Body=b'{"text": "a"}\n')
+        elsewhere.put_object(Bucket="mine", Key="since/weights", Body=b"%d" % number)
+        rows.append(plan_corpus(RowsConfig(path=at), "causal-lm", "train", options).rows)
+        digests.append(listing_digest(at, "model.base", options))
+    assert rows == [1, 2]
+    assert digests[0] != digests[1]
 
 
 def test_the_places_of_one_request_are_opened_with_its_options(scene: Scene) -> None:

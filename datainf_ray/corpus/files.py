@@ -99,6 +99,7 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
 
 def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
     fs, path = open_store(entry, f"{key}: {entry}:", options)
+    fs.invalidate_cache()  # a listing that an earlier request of this process left
     path = path.rstrip("/") or path
     glob = any(c in path for c in _MAGIC)
     try:

@@ -79,6 +79,7 @@ def listing_digest(url: str, key: str, options: Options | None = None) -> str:
 
 def _listed(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
     fs, root = open_store(url, f"{key}: {url}:", options)
+    fs.invalidate_cache()  # a listing that an earlier request of this process left: the model may be another by now
     try:
         listed = persistently(lambda: fs.find(root, detail=True))
         found = {path: info for path, info in listed.items() if info["type"] == "file"}
