@@ -7,9 +7,10 @@ far as its header. So a mistake is found in seconds on the driver, whatever the 
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from datainf_ray.model.files import ADAPTER_WEIGHTS, adapter_folder, local_folde
 HEADS = ("classifier", "score")  #: what transformers calls the layer on top of a sequence classifier
 _ADAPTER = "default"
 _KINDS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "modules_to_save")
+_QUIET, _within, _loud = threading.Lock(), 0, ExitStack()  # what `quiet` shares; _loud puts the settings back
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 
 
@@ -49,19 +51,42 @@ class ModelFacts:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' and peft's advice and progress bars out of our output; their errors still raise."""
+    """Keep transformers' and peft's advice and progress bars out of our output; their errors still raise.
+
+    These are settings of the process, and runs may overlap: the first thread within changes them, and the last one to
+    leave puts them back.
+    """
+    global _within
+    with _QUIET:
+        if _within == 0:
+            _loud.enter_context(_silenced())
+        _within += 1
+    try:
+        yield
+    finally:
+        with _QUIET:
+            _within -= 1
+            if _within == 0:
+                _loud.close()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    peft = logging.getLogger("peft")
+    before = peft.level
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("peft").setLevel(logging.ERROR)
+    peft.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # between the libraries: nothing that a user could mend
             yield
     finally:
         transformers_logging.set_verbosity(level)
+        peft.setLevel(before)
         if bars:
             transformers_logging.enable_progress_bar()
 
