@@ -27,9 +27,3 @@ class RunFailedError(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(redacted(message))
-
-
-def one_line(error: object) -> str:
-    """An exception's message without credentials, its line breaks and indents folded into single spaces."""
-    text = redacted(" ".join(str(error).split()))
-    return text or type(error).__name__
