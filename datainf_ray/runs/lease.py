@@ -3,7 +3,14 @@
 It also says how far the run is, and whoever wants the run to stop puts another small file beside it.
 
 A driver that is gone may have left its file behind. On the same machine its process is looked for; elsewhere the file
-is watched for a few beats, which needs no two clocks to agree.
+is watched for a few beats, which needs no two clocks to agree. Only time in which the store answered counts: while it
+does not, a driver that lives cannot renew its file either.
+
+At most one driver has the run, although no store can replace a file on the condition that it is still the same. The
+first driver creates the file, which one alone can do. Whoever succeeds a driver first creates a marker that bears that
+driver's name, which again one alone can do, once and for all; then it replaces the file. So the drivers form a chain,
+and its last one has the run. A driver that was taken for dead and lives finds the marker before its next beat, and
+before it writes run.json.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -21,12 +29,14 @@ from types import TracebackType
 from typing import Any
 
 from datainf_ray.common.errors import RequestError, RunFailedError, one_line
+from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
 
 FILE = ".driver.json"
 STOP = ".stop"
 BEAT = 5.0  #: seconds between two renewals
 _PATIENCE = 3  # beats without a sign of life after which a driver is taken for dead
+_TRIES = 0.2  # of a beat: how long one is tried again where the store fails; the next one comes soon
 
 
 class Lease:
@@ -47,20 +57,14 @@ class Lease:
             "started": _started(os.getpid()),
         }
         self._beats = 0
+        self._markers: list[str] = []  # of drivers that this one has succeeded, and that are dead for certain
+        self._doubted = False  # it has succeeded one that may be alive, and will look for its marker
         self._over, self._news = False, threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        while not self.directory.commit(FILE, self._content()):
-            there = driver_of(self.directory)
-            if there is None:
-                continue
-            if self._alive(there):
-                raise RequestError(
-                    f"output: {self.directory.url}: a run is at work there (process {there.get('pid')} on "
-                    f"{there.get('host')}); wait until it ends, or use another output"
-                )
-            self.directory.remove(FILE)
+        while not self._taken():
+            pass
         self.directory.remove(STOP)  # meant for an earlier driver
         self._thread.start()
         return self
@@ -73,7 +77,12 @@ class Lease:
         if self.lost is None:
             self._thread.join()  # else a beat might write the file again
             try:
-                self.directory.remove(FILE)
+                if self._taken_over() is None:
+                    if self._doubted:  # that one may write the file once more, and would seem to be succeeded by us
+                        ended = {"owner": f"{self._mine['owner']}-ended", "ended": True}
+                        self.directory.commit(_marker(self._mine), json.dumps(ended).encode())
+                    for name in (FILE, *self._markers):
+                        self.directory.remove(name)
             except Exception as error:  # what ended the run is told, and may be the same; the file is soon out of date
                 self._complain(error)
 
@@ -86,15 +95,80 @@ class Lease:
         if self.stopped:
             raise KeyboardInterrupt("stopped on request")
 
+    def write_json(self, name: str, value: Any) -> None:
+        """`RunDirectory.write_json` for what only the driver writes: run.json.
+
+        Raises `RunFailedError`, and writes nothing, where another driver has taken the run over.
+        """
+        self.lost = self.lost or self._taken_over()
+        if self.lost is not None:
+            raise RunFailedError(self.lost)
+        self.directory.write_json(name, value)
+
+    def _taken(self) -> bool:
+        """Take the run if nobody has it; False: try again. Raises `RequestError` where another driver is alive."""
+        if self.directory.commit(FILE, self._content()):
+            return True
+        pulse = Pulse(self.directory)
+        there = holder_of(self.directory)
+        while there is not None and (alive := pulse.alive(there)) is None:
+            time.sleep(BEAT / 2)
+            if not self._can_write():  # nor can the other driver
+                pulse = Pulse(self.directory)
+            there = holder_of(self.directory)
+        if there is None:  # it has ended meanwhile
+            return False
+        if alive:
+            raise RequestError(
+                f"output: {self.directory.url}: a run is at work there (process {there.get('pid')} on "
+                f"{there.get('host')}); wait until it ends, or use another output"
+            )
+        return self._succeeds(there)
+
+    def _succeeds(self, there: dict[str, Any]) -> bool:
+        """Take the run over from a driver that is taken for dead; False where that is not ours to do any more."""
+        marker = _marker(there)
+        if not self.directory.commit(marker, json.dumps(self._mine).encode()):
+            return False  # another driver was quicker
+        if self._is_mine(holder_of(self.directory)):
+            self.directory.write(FILE, self._content())
+        elif (driver_of(self.directory) or {}).get("owner") != there.get("owner"):
+            self.directory.remove(marker)  # that driver has ended by itself, and somebody else may have begun
+        if self._taken_over() is not None:  # or all this took so long that we were taken for dead
+            self._mine["owner"] = uuid.uuid4().hex  # another one: the markers tell of the first for good
+            return False
+        if not there or there.get("ended") or (there.get("host") == self._mine["host"] and there.get("started")):
+            self._markers.append(marker)
+        else:
+            self._doubted = True
+        return True
+
+    def _taken_over(self) -> str | None:
+        """Why the run is another driver's; None: it is ours."""
+        there = holder_of(self.directory)
+        if self._is_mine(there):
+            return None
+        if there is None:
+            return f"{self.directory.url}: {FILE} is gone: another driver has taken the run over, or it was removed"
+        return (
+            f"{self.directory.url}: another driver (process {there.get('pid')} on {there.get('host')}) "
+            "has taken the run over"
+        )
+
+    def _is_mine(self, there: dict[str, Any] | None) -> bool:
+        return there is not None and there.get("owner") == self._mine["owner"]
+
+    def _can_write(self) -> bool:
+        """Whether the store takes a file now."""
+        try:
+            with patience(0):
+                self.directory.check_writable()
+        except RequestError:
+            return False
+        return True
+
     def _content(self) -> bytes:
         return json.dumps({**self._mine, "beat": self._beats, "progress": self._progress()}).encode()
-
-    def _alive(self, there: dict[str, Any]) -> bool:
-        pulse = Pulse(self.directory)
-        while (alive := pulse.alive(there)) is None:
-            time.sleep(BEAT / 2)
-            there = driver_of(self.directory) or {}
-        return alive
 
     def tell(self) -> None:
         """There is news of the progress: the file is written now, not at the next beat."""
@@ -107,17 +181,13 @@ class Lease:
             if self._over:
                 return
             try:
-                there = driver_of(self.directory)
-                if there is None or there.get("owner") == self._mine["owner"]:
+                with patience(_TRIES * BEAT):
+                    self.lost = self._taken_over()
+                    if self.lost is not None:
+                        return
                     self._beats += 1
                     self.directory.write(FILE, self._content())
                     self.stopped = self.stopped or self.directory.exists(STOP)
-                else:
-                    self.lost = (
-                        f"{self.directory.url}: another driver (process {there.get('pid')} on {there.get('host')}) "
-                        "has taken the run over"
-                    )
-                    return
             except Exception as error:  # a store that is away for a while; the work itself tells if it stays away
                 self._complain(error)
 
@@ -126,27 +196,33 @@ class Lease:
 
 
 class Pulse:
-    """Finds out whether a driver is alive, from its file as it is read now and again. No two clocks need to agree."""
+    """Finds out whether a driver is alive, from its file as it is read now and again. No two clocks need to agree.
+
+    Between two readings at most half a beat counts as silence: if they are further apart the store did not answer, or
+    this process slept, and the other driver may have had the same trouble.
+    """
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
         self._seen: dict[str, Any] | None = None
-        self._since = 0.0  # when the file was first seen as it is
+        self._when = self._silence = 0.0  # when the file was read last, and seconds for which it has been as it is
 
     def alive(self, there: dict[str, Any] | None) -> bool | None:
         """Whether the driver of the file's content `there` lives; None: ask again in a moment."""
-        if not there:
+        if not there or there.get("ended"):
             return False
         if there.get("host") == socket.gethostname() and there.get("started"):
             return _started(there.get("pid")) == there["started"]
         now = time.monotonic()
         before, self._seen = self._seen, there
+        since, self._when = now - self._when, now
         if before is None:
-            self._since = now
-        elif before != there:
-            self._since = now
+            return None
+        if before != there:
+            self._silence = 0.0
             return before.get("owner") == there.get("owner") or None
-        return False if now - self._since > _PATIENCE * BEAT else None
+        self._silence += min(since, BEAT / 2)
+        return False if self._silence > _PATIENCE * BEAT else None
 
 
 def driver_of(directory: RunDirectory) -> dict[str, Any] | None:
@@ -158,6 +234,26 @@ def driver_of(directory: RunDirectory) -> dict[str, Any] | None:
     except ValueError:
         found = {}
     return found if isinstance(found, dict) else {}
+
+
+def holder_of(directory: RunDirectory) -> dict[str, Any] | None:
+    """Who has the run, None where nobody has: the driver of the file, or who has succeeded it by a marker.
+
+    A driver that has succeeded another writes the file a moment later; and one that was taken for dead may have written
+    it once more.
+    """
+    there = driver_of(directory)
+    while there is not None:
+        try:
+            there = json.loads(directory.read(_marker(there)))
+        except FileNotFoundError:
+            break
+    return there
+
+
+def _marker(there: dict[str, Any]) -> str:
+    """The file that says who has succeeded the driver of the file's content `there`."""
+    return f".driver-{re.sub(r'[^0-9A-Za-z]', '-', str(there.get('owner', '')))}.over"
 
 
 def request_stop(directory: RunDirectory) -> None:
