@@ -366,8 +366,14 @@ def check_output(job: Job) -> None:
     except Exception:  # every storage library has its own classes; check_writable says what is wrong
         there = None
     directory.check_writable()
-    if there is not None and there.get("fingerprint") != job.fingerprint:
+    if there is not None:
+        refuse_another(job, there)
+
+
+def refuse_another(job: Job, there: dict[str, Any]) -> None:
+    """Raises `RequestError` where the run whose run.json is `there` is not this one."""
+    if there.get("fingerprint") != job.fingerprint:
         raise RequestError(
-            f"output: {directory.url} holds another run: {difference(there.get('identity') or {}, job.identity)}; "
-            "use another output, or remove that one"
+            f"output: {job.directory.url} holds another run: "
+            f"{difference(there.get('identity') or {}, job.identity)}; use another output, or remove that one"
         )

@@ -42,7 +42,7 @@ from datainf_ray.planning.sizing import (
     equal_rows,
     held_bytes,
 )
-from datainf_ray.request.job import Job
+from datainf_ray.request.job import Job, refuse_another
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.lease import Lease
@@ -66,21 +66,22 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
     `ahead` is a Ray that may be coming up already.
     Raises `RunFailedError` where it cannot be finished; run.json says so too, as it does of an interrupt.
     """
-    document = _document(job)
-    if job.directory.exists("run.json"):
-        run = open_run(job.directory.url, job.directory.options)
-        if run.state == "done":
-            _finish(job, run)  # it may have been cut off just before the very end
-            watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
-            return run
-        document |= {key: run.document.get(key, document[key]) for key in _CARRIED}
     began = time.perf_counter()
     journal = Journal(job.directory)
     lease = Lease(job.directory, lambda: asdict(meter.progress))
     meter = Meter(watcher, lease.tell)
     with lease:
+        document = _document(job)
+        if job.directory.exists("run.json"):  # looked at now: a driver that was waited for may have ended the run
+            run = Run(job.directory)
+            refuse_another(job, run.document)
+            if run.state == "done":
+                _finish(job, run)  # it may have been cut off just before the very end
+                watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
+                return run
+            document |= {key: run.document.get(key, document[key]) for key in _CARRIED}
         journal.note("run_begun", rows=job.rows, detail=job.fingerprint)
-        job.directory.write_json("run.json", document)
+        lease.write_json("run.json", document)
         watcher.say(
             f"{job.rows:,} rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}, "
             f"{len(job.facts.blocks)} blocks with all {job.facts.parameters:,} trainable parameters"
@@ -93,7 +94,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
             document["seconds"] = round(time.perf_counter() - began, 3)
             journal.note(f"run_{document['state']}", detail=document["reason"])
             if lease.lost is None:  # else the document is another driver's by now
-                _write_last(job, document, journal, watcher)
+                _write_last(lease, document, journal, watcher)
             if isinstance(error, OSError):  # files and stores: the user's to mend
                 cause = getattr(error, "cause", error)  # under what Ray puts around it
                 raise RunFailedError(f"{type(cause).__name__}: {one_line(cause)[:500]}") from error
@@ -101,7 +102,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         document.update(state="done", finished=_now(), seconds=round(time.perf_counter() - began, 3))
         journal.note("run_done", seconds=document["seconds"])
         journal.flush()
-        job.directory.write_json("run.json", document)
+        lease.write_json("run.json", document)
         run = open_run(job.directory.url, job.directory.options)
         write_report(run)
         _finish(job, run)
@@ -116,13 +117,13 @@ def _finish(job: Job, run: Run) -> None:
     job.directory.remove_temporaries()
 
 
-def _write_last(job: Job, document: dict[str, Any], journal: Journal, watcher: Watcher) -> None:
+def _write_last(lease: Lease, document: dict[str, Any], journal: Journal, watcher: Watcher) -> None:
     """run.json and the last events of a run that has gone wrong, if they can be written: that may be what is wrong."""
     try:
-        job.directory.write_json("run.json", document)
+        lease.write_json("run.json", document)
         journal.flush()
     except Exception as error:  # every storage library has its own classes
-        watcher.say(f"{job.directory.path('run.json')} could not be written: {one_line(error)}")
+        watcher.say(f"{lease.directory.path('run.json')} could not be written: {one_line(error)}")
 
 
 def _sweep(
@@ -151,7 +152,7 @@ def _on_cluster(
     """The same, with Ray up."""
 
     def note() -> None:
-        job.directory.write_json("run.json", document)
+        lease.write_json("run.json", document)
         journal.flush()
 
     def pulse() -> None:
@@ -176,7 +177,7 @@ def _on_cluster(
         if job.written_index is not None:
             portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}
             begin_index(job.written_index, job.fingerprint, portions)
-        job.directory.write_json("run.json", document)
+        lease.write_json("run.json", document)
         watcher.say(f"chunks of {sizes.chunk_rows:,} rows; {sizes.why}")
         query_rows = choose_query_rows(job, sizes.chunk_rows)
         chunks = _chunks(job, sizes)

@@ -1,0 +1,74 @@
+"""What a driver finds when it comes to a run that another one is at work on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datainf_ray.progress import Silent
+
+from datainf_ray.common.errors import RequestError
+from datainf_ray.config import load_config
+from datainf_ray.request.job import Job, prepare
+from datainf_ray.runs import lease
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.lease import FILE
+from datainf_ray.session.execute import execute
+from tests import tiny
+
+
+class Ended(Silent):
+    """Ends the test where a computation begins."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        assert "trainable parameters" not in text, "it is computed again"
+        self.said.append(text)
+
+
+class Watched(RunDirectory):
+    """A driver elsewhere is at work here. When it is looked at for the second time it has ended."""
+
+    looks = 0
+    last: dict[str, Any]  # its last run.json
+
+    def read(self, name: str) -> bytes:
+        self.looks += name == FILE
+        if name == FILE and self.looks == 2:
+            self.write_json("run.json", self.last)
+            self.remove(FILE)
+        return super().read(name)
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A run on which another driver is at work, which is done, with its report, when it is waited for."""
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    job = prepare(load_config(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")))
+    directory = Watched(str(tmp_path / "run"))
+    document = {"format": 1, "config": {}, "fingerprint": job.fingerprint, "identity": job.identity}
+    directory.last = {**document, "state": "done"}
+    directory.write_json("run.json", {**document, "state": "running"})
+    directory.write_json(FILE, {"owner": "other", "host": "elsewhere", "pid": 1, "beat": 0})
+    directory.write("report.html", b"")
+    return replace(job, directory=directory)
+
+
+def test_a_driver_that_waited_while_another_finished_computes_nothing(job: Job) -> None:
+    watcher = Ended()
+    run = execute(job, watcher)
+    assert run.state == "done"
+    assert "already done" in watcher.said[0]
+    assert not job.directory.exists(FILE)
+
+
+def test_a_driver_that_waited_while_another_run_was_made_is_told(job: Job) -> None:
+    assert isinstance(job.directory, Watched)
+    job.directory.last |= {"fingerprint": "f00", "identity": {**job.identity, "adapter": "f00"}}
+    with pytest.raises(RequestError, match="holds another run: the adapter's files are others"):
+        execute(job, Ended())
+    assert job.directory.read_json("run.json") == job.directory.last
