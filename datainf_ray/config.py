@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
@@ -21,7 +22,7 @@ from datainf_ray.influence.register import NAMES as METHODS
 
 Task = Literal["causal-lm", "sequence-classification", "text-to-image"]
 
-#: What a column can be to the model; the combinations that make sense are in `corpus.chunks`.
+#: What a column can be to the model; the combinations that make sense are in `corpus.columns`.
 ROLES = (
     "text",
     "text_pair",
@@ -37,11 +38,20 @@ ROLES = (
 
 _STORES = ("s3", "gs", "az", "abfs", "https", "hdfs", "file")  # fsspec's protocols that are named in an error
 
+#: A key that changes neither a result nor its meaning: where work is done, where it is put, what is kept meanwhile.
+Incidental = partial(Field, json_schema_extra={"incidental": True})
+#: A key that is no more than the place of something that a run knows by its content.
+Place = partial(Field, json_schema_extra={"place": True})
+
 Auto = Union[Literal["auto"], Annotated[int, Field(ge=1)]]  # noqa: UP007 - pydantic evaluates it
 
 
 class _Part(BaseModel):
-    """A part of the configuration: unknown keys are refused, and so are values of another type."""
+    """A part of the configuration: unknown keys are refused, and so are values of another type.
+
+    A run is known by its keys that are neither `Incidental` nor a `Place`, and differ from their defaults. So a key may
+    be added, and an earlier run is still the same; but a default, once it is there, goes on to mean what it means.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -49,8 +59,8 @@ class _Part(BaseModel):
 class ModelConfig(_Part):
     """The fine-tuned model: a base and a PEFT adapter."""
 
-    base: str = Field(min_length=1, description="hub id, local path or fsspec URL of the base model")
-    adapter: str = Field(min_length=1, description="hub id, local path or fsspec URL of the PEFT adapter's directory")
+    base: str = Place(min_length=1, description="hub id, local path or fsspec URL of the base model")
+    adapter: str = Place(min_length=1, description="hub id, local path or fsspec URL of the PEFT adapter's directory")
     task: Task = Field("causal-lm", description="what the model was trained for")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the base weights; auto: the checkpoint's own on a GPU, float32 on a CPU"
@@ -64,7 +74,7 @@ class ModelConfig(_Part):
 class RowsConfig(_Part):
     """A set of rows: files, and which of their columns mean what."""
 
-    path: str | tuple[str, ...] = Field(description="path, glob or list of them, on any fsspec filesystem")
+    path: str | tuple[str, ...] = Place(description="path, glob or list of them, on any fsspec filesystem")
     columns: dict[str, str] = Field(default_factory=dict, description="role: column; empty: the roles' own names")
     id: str | None = Field(None, description="column that names a row; default <file>#<row in file>")
     max_length: int | None = Field(None, ge=2, description="in tokens; longer rows are cut; default the model's own")
@@ -109,25 +119,29 @@ class MethodConfig(_Part):
 class ClusterConfig(_Part):
     """Where the work is done, and in what portions."""
 
-    address: str | None = Field(None, description="null: join the cluster at RAY_ADDRESS, else start a local one")
-    min_workers: int = Field(0, ge=0, description="workers that must be up before the first sweep begins")
-    max_workers: int | None = Field(None, ge=1, description="null: as many as the cluster has room for at the start")
-    start_timeout: float | None = Field(
+    address: str | None = Incidental(None, description="null: join the cluster at RAY_ADDRESS, else start a local one")
+    min_workers: int = Incidental(0, ge=0, description="workers that must be up before the first sweep begins")
+    max_workers: int | None = Incidental(
+        None, ge=1, description="null: as many as the cluster has room for at the start"
+    )
+    start_timeout: float | None = Incidental(
         1800, gt=0, description="seconds to wait, with no worker up, before the run fails; null: for ever"
     )
-    checkpoint_seconds: float = Field(120, ge=0, description="seconds between two checkpoints of a sweep's sums")
-    gpus_per_worker: int | None = Field(
+    checkpoint_seconds: float = Incidental(120, ge=0, description="seconds between two checkpoints of a sweep's sums")
+    gpus_per_worker: int | None = Incidental(
         None, ge=0, description="null: 1 where a node that is up has a GPU, else 0; more: the model is spread over them"
     )
-    cpus_per_worker: int = Field(1, ge=1, description="also the number of threads a worker computes with")
-    label_selector: dict[str, str] = Field(
+    cpus_per_worker: int = Incidental(1, ge=1, description="also the number of threads a worker computes with")
+    label_selector: dict[str, str] = Incidental(
         default_factory=dict,
         description="labels of the nodes that workers may run on, as Ray's actors take them: value, !value, in(a, b)",
     )
-    fallback_selector: dict[str, str] | None = Field(
+    fallback_selector: dict[str, str] | None = Incidental(
         None, description="labels to ask for when there is no such node in time, as with spot machines; null: wait on"
     )
-    fallback_after: float = Field(300, ge=0, description="seconds to wait for a node before fallback_selector counts")
+    fallback_after: float = Incidental(
+        300, ge=0, description="seconds to wait for a node before fallback_selector counts"
+    )
     chunk_rows: Auto = Field("auto", description="rows in a chunk: the unit of work, of retry and of commit")
     batch_tokens: Auto = Field("auto", description="padded tokens in a batch; one longer row is a batch of its own")
 
@@ -157,18 +171,18 @@ class RunConfig(_Part):
     queries: QueriesConfig
     method: MethodConfig = Field(default_factory=MethodConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
-    gradients: Literal["auto", "recompute", "keep"] = Field("auto", description="what the second sweep reads")
+    gradients: Literal["auto", "recompute", "keep"] = Incidental("auto", description="what the second sweep reads")
     index: bool | str | None = Field(None, description="fsspec URL or true: write a gradient index for later queries")
     index_projection: int | None = Field(None, ge=1, description="per side of a block, in the index; null: as it is")
     index_dtype: Literal["float32", "bfloat16", "float16"] = Field("float16", description="of the gradient index")
     results: ResultsConfig = Field(default_factory=ResultsConfig)
-    storage_options: dict[str, dict[str, Any]] = Field(
+    storage_options: dict[str, dict[str, Any]] = Incidental(
         default_factory=dict,
         exclude=True,  # credentials: in no run.json, report or log
         repr=False,
         description="by protocol (s3, gs, az): what fsspec opens it with; empty: the environment's credentials",
     )
-    output: str = Field(min_length=1, description="the run directory: a path or fsspec URL")
+    output: str = Incidental(min_length=1, description="the run directory: a path or fsspec URL")
     seed: int = Field(0, ge=0, description="of everything that is drawn at random")
 
     @field_validator("storage_options")

@@ -23,11 +23,14 @@ from datainf_ray.runs.schemas import matrix
 _SAMPLE = 64  # parts of the index on which its answers are compared with the run's own
 
 
-def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.Table) -> dict[str, Any]:
+def finish_index(
+    job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.Table, fingerprint: str
+) -> dict[str, Any]:
     """Write index.json, and say what run.json says of the index.
 
-    `gradients` are the queries', `blocks` is blocks.parquet. With a projection, the run's own queries are asked of (a
-    sample of) the index, and `correlation` is that of these answers with the run's scores: the mean over the queries.
+    `gradients` are the queries', `blocks` is blocks.parquet, and `fingerprint` is what the index was begun with. With a
+    projection, the run's own queries are asked of (a sample of) the index, and `correlation` is that of these answers
+    with the run's scores: the mean over the queries.
     """
     config, method, directory = job.config, job.method, job.written_index
     assert directory is not None
@@ -35,7 +38,7 @@ def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.
     chunks = sweeps.chunks["train"]
     size = int(persistently(lambda: directory.fs.du(directory.root)))
     index = Index(
-        fingerprint=job.fingerprint,
+        fingerprint=fingerprint,
         blocks=job.facts.blocks,
         stored=tuple(projected_size(block, config.index_projection) for block in job.facts.blocks),
         dtype=config.index_dtype,

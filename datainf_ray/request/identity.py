@@ -11,6 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
 from datainf_ray.common.storage import Options
 from datainf_ray.config import RunConfig
 from datainf_ray.model.files import is_remote, listing_digest, local_folder
@@ -18,41 +21,41 @@ from datainf_ray.model.files import is_remote, listing_digest, local_folder
 _HASHED = 64 * 2**20  # bytes; files of a model up to this size are known by all of their content
 _PIECES, _PIECE = 256, 64 * 2**10  # larger ones by so many pieces of so many bytes, and their size
 
-#: What changes neither a result nor its meaning: where the work is done, where it is put and what is kept meanwhile.
-_INCIDENTAL = {
-    "output": ...,
-    "gradients": ...,
-    "cluster": {
-        "address",
-        "min_workers",
-        "max_workers",
-        "start_timeout",
-        "checkpoint_seconds",
-        "gpus_per_worker",
-        "cpus_per_worker",
-        "label_selector",
-        "fallback_selector",
-        "fallback_after",
-    },
-}
-_PLACES = {("model", "base"), ("model", "adapter"), ("train", "path"), ("queries", "path")}
-
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """The configuration less what is incidental, flat, and less the places of what is known by its content."""
-    tree = config.model_dump(mode="json")
+    """The configuration as far as a run is known by it: flat, and without what is as it is by default."""
     flat = {}
-    for key, value in tree.items():
-        incidental = _INCIDENTAL.get(key, set())
-        if incidental is ...:
-            continue
-        if not isinstance(value, dict):
-            flat[key] = value
-            continue
-        for inner, leaf in value.items():
-            if inner not in incidental and (key, inner) not in _PLACES:
-                flat[f"{key}.{inner}"] = leaf
-    return flat
+    for name, value in config.model_dump(mode="json").items():
+        flat.update({f"{name}.{k}": leaf for k, leaf in value.items()} if _keys(name) else {name: value})
+    return _telling(flat)
+
+
+def _telling(flat: dict[str, Any]) -> dict[str, Any]:
+    """Those settings that tell a run from others, by what this version knows of their keys."""
+    return {key: value for key, value in flat.items() if not _is_incidental(key) and value != _default(key)}
+
+
+def _is_incidental(key: str) -> bool:
+    """Whether a run is another's equal whatever the key's value, or is known by the content of what it names."""
+    marks = getattr(_field(key), "json_schema_extra", None) or {}
+    return "incidental" in marks or "place" in marks
+
+
+def _default(key: str) -> Any:
+    """A key's default; None where it has none, or is another version's."""
+    field = _field(key)
+    return None if field is None or field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _field(key: str) -> FieldInfo | None:
+    part, _, name = key.rpartition(".")
+    return (_keys(part) if part else RunConfig.model_fields).get(name)
+
+
+def _keys(part: str) -> dict[str, FieldInfo]:
+    """The keys of a part of the configuration; none where `part` is a key itself."""
+    kind = getattr(RunConfig.model_fields.get(part), "annotation", None)
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def base_digest(base: str, options: Options | None = None) -> str:
@@ -84,14 +87,18 @@ def folder_digest(folder: str) -> str:
     return total.hexdigest()
 
 
-def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """The first thing in which two identities differ, in words."""
-    old, new = there.get("settings", {}), here["settings"]
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """The first thing in which two identities differ, in words; None where they are the same run's.
+
+    The settings of `there` may be another version's: with all their defaults, or without a key that has come since.
+    """
+    old, new = _telling(there.get("settings", {})), here["settings"]
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            return f"{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} here"
+        was, is_now = (json.dumps(values.get(key, _default(key))) for values in (old, new))
+        if was != is_now:
+            return f"{key} is {was} there and {is_now} here"
     for part in ("adapter", "base", "train", "queries"):
         if there.get(part) != here[part]:
             what = "files" if part in ("adapter", "base") else "rows"
             return f"the {part}{' model' if part == 'base' else ''}'s {what} are others"
-    return "it was made by another version"
+    return None

@@ -371,9 +371,14 @@ def check_output(job: Job) -> None:
 
 
 def refuse_another(job: Job, there: dict[str, Any]) -> None:
-    """Raises `RequestError` where the run whose run.json is `there` is not this one."""
-    if there.get("fingerprint") != job.fingerprint:
+    """Raises `RequestError` where the run whose run.json is `there` is not this one.
+
+    Their fingerprints may differ although it is: that of a run is what the version called it that began it.
+    """
+    if there.get("fingerprint") == job.fingerprint:
+        return
+    what = difference(there.get("identity") or {}, job.identity)
+    if what is not None:
         raise RequestError(
-            f"output: {job.directory.url} holds another run: "
-            f"{difference(there.get('identity') or {}, job.identity)}; use another output, or remove that one"
+            f"output: {job.directory.url} holds another run: {what}; use another output, or remove that one"
         )

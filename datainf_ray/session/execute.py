@@ -56,7 +56,7 @@ from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
 
 #: What a run that is taken up again keeps of what run.json had.
-_CARRIED = ("sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture")
+_CARRIED = ("fingerprint", "sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture")
 _LOSSES = 20  # times that sums may be lost for good, and be computed again
 
 
@@ -80,7 +80,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
                 watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
                 return run
             document |= {key: run.document.get(key, document[key]) for key in _CARRIED}
-        journal.note("run_begun", rows=job.rows, detail=job.fingerprint)
+        journal.note("run_begun", rows=job.rows, detail=document["fingerprint"])
         lease.write_json("run.json", document)
         watcher.say(
             f"{job.rows:,} rows, {job.queries:,} {'query' if job.queries == 1 else 'queries'}, "
@@ -176,7 +176,7 @@ def _on_cluster(
         sizes = _sizes(job, cluster, pool, document)
         if job.written_index is not None:
             portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}
-            begin_index(job.written_index, job.fingerprint, portions)
+            begin_index(job.written_index, document["fingerprint"], portions)
         lease.write_json("run.json", document)
         watcher.say(f"chunks of {sizes.chunk_rows:,} rows; {sizes.why}")
         query_rows = choose_query_rows(job, sizes.chunk_rows)
@@ -287,7 +287,7 @@ def _solve(job: Job, sweeps: ClusterSweeps, gradients: Shards, document: dict[st
     assert sweeps.top is not None
     job.directory.write_table("top.parquet", top_table(sweeps.top))
     if job.written_index is not None:
-        document["index"] = finish_index(job, sweeps, queries, blocks)
+        document["index"] = finish_index(job, sweeps, queries, blocks, document["fingerprint"])
 
 
 def _query_gradients(job: Job, sweeps: ClusterSweeps) -> dict[str, Shards]:
