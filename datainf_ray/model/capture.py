@@ -1,12 +1,13 @@
 """Every example's gradient in every block, from one backward pass over the batch.
 
 For a linear layer y = W x the gradient of example i is Σ_t (∂loss/∂y_it) x_itᵀ, so what a hook sees of the layer's
-input and of its output's gradient is enough. No weight asks autograd for a gradient: the base gets none, and the
-batch's own gradient is never formed. Each block is handed on as soon as the backward pass has it, and then forgotten.
+input and of its output's gradient is enough; `samplers` has what other layers need. No weight asks autograd for a
+gradient: the base gets none, and the batch's own gradient is never formed. Each block is handed on as soon as the
+backward pass has it, and then forgotten.
 
-Hooks are right for plain linear layers whose input has one row per example. `unsupported` says what stands in the way
-in a given model, and `Replica.check` compares with autograd on real rows; where either objects, the replica takes the
-slow way, one example at a time.
+Hooks are right for layers that have a sampler and whose input has one row per example. `unsupported` says what stands
+in the way in a given model, and `Replica.check` compares with autograd on real rows; where either objects, the replica
+takes the slow way, one example at a time.
 """
 
 from __future__ import annotations
@@ -14,18 +15,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from datainf_ray.model.samplers import Sampler, sampler_of
+
 #: Receives a block's name, gradients (k × d_l, float32 or wider) and the k positions in the batch that they belong to.
 Consume = Callable[[str, Tensor, Tensor], object]
-
-
-#: Whether torch (2.8 and later) multiplies halves on a GPU into float32 sums, with no float32 copy of its inputs.
-_HALVES_TO_FLOAT = "dtype" in torch.ops.aten.bmm.overloads()
 
 
 class CaptureError(RuntimeError):
@@ -36,18 +35,20 @@ class CaptureError(RuntimeError):
 class _Site:
     """A hooked layer during one forward and backward pass."""
 
-    weight: str | None  # block names; None where the tensor is not trainable
-    bias: str | None
+    sample: Sampler
+    blocks: dict[str, str] = field(default_factory=dict)  # of the layer's own tensors that are blocks, by name: which
     calls: int = 0
     arrived: int = 0
     emitted: bool = False
-    weight_gradient: Tensor | None = None
-    bias_gradient: Tensor | None = None
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # of those tensors, summed over the calls so far
 
     def reset(self) -> None:
         self.calls = self.arrived = 0
         self.emitted = False
-        self.weight_gradient = self.bias_gradient = None
+        self.gradients = {}
+
+    def __str__(self) -> str:
+        return next(iter(self.blocks.values()))
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -59,11 +60,6 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return owners
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module computes W x + b and nothing else, whatever class it is."""
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-
-
 def unsupported(model: nn.Module, blocks: dict[str, nn.Parameter]) -> str | None:
     """Why hooks cannot capture these blocks, in a few words; None where they can."""
     owners = _owners(model)
@@ -71,36 +67,24 @@ def unsupported(model: nn.Module, blocks: dict[str, nn.Parameter]) -> str | None
         held = owners[id(parameter)]
         if len(held) > 1:
             return f"{name} is shared by {len(held)} modules"
-        if not is_plain_linear(held[0][0]):
-            return f"{name} belongs to a {type(held[0][0]).__name__}, not to a plain linear layer"
+        if sampler_of(held[0][0]) is None:
+            return f"{name} belongs to a {type(held[0][0]).__name__}, for which there is no sampler"
     return None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _wide_product(g: Tensor, x: Tensor) -> Tensor:
-    """Σ_t g_it x_itᵀ for every i, summed in float32 or wider: b × t × o and b × t × d give b × o × d."""
-    if _HALVES_TO_FLOAT and g.is_cuda and g.dtype == x.dtype and g.dtype in (torch.bfloat16, torch.float16):
-        return torch.bmm(g.mT, x, out_dtype=torch.float32)
-    wide = _wide(torch.promote_types(g.dtype, x.dtype))
-    g, x = g.to(wide), x.to(wide)
-    if not g.is_cuda and g.shape[2] > x.shape[2]:  # as of lora_B: a CPU is four to eight times as fast the other way
-        return torch.bmm(x.mT, g).mT
-    return torch.bmm(g.mT, x)
-
-
 class Capture:
-    """Hooks on the linear layers that hold `blocks` (name: parameter) of `model`."""
+    """Hooks on the layers that hold `blocks` (name: parameter) of `model`. Each must have a sampler."""
 
     def __init__(self, model: nn.Module, blocks: dict[str, nn.Parameter]) -> None:
         owners = _owners(model)
         self.sites: dict[nn.Module, _Site] = {}
         for name, parameter in blocks.items():
-            ((module, role),) = owners[id(parameter)]
-            site = self.sites.setdefault(module, _Site(None, None))
-            setattr(site, role, name)
+            ((module, tensor),) = owners[id(parameter)]
+            if module not in self.sites:
+                sampler = sampler_of(module)
+                assert sampler is not None, name  # `unsupported` has said so
+                self.sites[module] = _Site(sampler)
+            self.sites[module].blocks[tensor] = name
         self.rows = torch.empty(0, dtype=torch.int64)
         self.scale = 1.0
         self.consume: Consume | None = None
@@ -129,40 +113,35 @@ class Capture:
     def _forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if self.consume is None or not torch.is_grad_enabled():
             return
-        site, x = self.sites[module], inputs[0].detach()
-        if x.ndim < 2 or x.shape[0] != len(self.rows):
-            raise CaptureError(
-                f"{site.weight or site.bias} is fed {tuple(x.shape)}: no row for each of {len(self.rows)} examples"
-            )
+        site = self.sites[module]
+        first = inputs[0]
+        if first.ndim < 2 or first.shape[0] != len(self.rows):
+            raise CaptureError(f"{site} is fed {tuple(first.shape)}: no row for each of {len(self.rows)} examples")
         site.calls += 1
         if not output.requires_grad:
             output.requires_grad_(True)
-        x = x.to(output.device)  # accelerate moves a layer's input behind this hook's back
-        output.register_hook(lambda gradient: self._in_turn(site, x, gradient))
+        # accelerate moves a layer's input behind this hook's back
+        kept = tuple(x.detach().to(output.device) if isinstance(x, Tensor) else x for x in inputs)
+        output.register_hook(lambda gradient: self._in_turn(module, kept, gradient))
 
-    def _in_turn(self, site: _Site, x: Tensor, gradient: Tensor) -> None:
-        with self._turn:
-            self._backward(site, x, gradient)
+    def _in_turn(self, module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor) -> None:
+        with self._turn, torch.no_grad():
+            self._backward(module, inputs, gradient)
 
-    def _backward(self, site: _Site, x: Tensor, gradient: Tensor) -> None:
-        g = gradient.detach().reshape(len(x), -1, gradient.shape[-1])
-        if site.weight is not None:
-            product = _wide_product(g, x.reshape(len(x), -1, x.shape[-1]))
-            site.weight_gradient = product if site.weight_gradient is None else site.weight_gradient + product
-        if site.bias is not None:
-            summed = g.sum(1, dtype=_wide(g.dtype))
-            site.bias_gradient = summed if site.bias_gradient is None else site.bias_gradient + summed
+    def _backward(self, module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor) -> None:
+        site = self.sites[module]
+        for tensor, found in site.sample(module, inputs, gradient.detach(), site.blocks).items():
+            site.gradients[tensor] = site.gradients[tensor] + found if tensor in site.gradients else found
         if site.emitted:  # layers called again inside a checkpointed backward pass, for one
-            raise CaptureError(f"{site.weight or site.bias} got more gradient after it seemed complete")
+            raise CaptureError(f"{site} got more gradient after it seemed complete")
         site.arrived += 1
         if site.arrived == site.calls:
             self._emit(site)
 
     def _emit(self, site: _Site) -> None:
         assert self.consume is not None
-        for name, gradient in ((site.weight, site.weight_gradient), (site.bias, site.bias_gradient)):
-            if name is not None and gradient is not None:
-                flat = gradient.flatten(1).to(self.rows.device)
-                self.consume(name, flat / self.scale if self.scale != 1 else flat, self.rows)
-        site.weight_gradient = site.bias_gradient = None
+        for tensor, gradient in site.gradients.items():
+            flat = gradient.flatten(1).to(self.rows.device)
+            self.consume(site.blocks[tensor], flat / self.scale if self.scale != 1 else flat, self.rows)
+        site.gradients = {}
         site.emitted = True

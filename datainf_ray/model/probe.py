@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from datainf_ray.model.capture import is_plain_linear
+from datainf_ray.model.samplers import is_plain_linear
 
 #: Two rows that differ behind their second token.
 TOKENS = ((1, 2, 1, 1), (1, 2, 2, 2))

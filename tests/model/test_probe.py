@@ -122,7 +122,7 @@ def test_check_finds_a_wrong_loss_that_was_taken_for_right(tmp_path: Path) -> No
     emit = both._capture._emit
 
     def half(site: Any) -> None:
-        site.weight_gradient = site.weight_gradient / 2
+        site.gradients = {tensor: gradient / 2 for tensor, gradient in site.gradients.items()}
         emit(site)
 
     both._capture._emit = half

@@ -1,0 +1,189 @@
+"""Every sampler against plain autograd on each row alone, in float64: padding, several calls, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.pytorch_utils import Conv1D
+
+from datainf_ray.config import ModelConfig
+from datainf_ray.corpus.batches import collate
+from datainf_ray.model.capture import Capture, unsupported
+from datainf_ray.model.replica import load_replica
+from datainf_ray.model.samplers import sampler_of
+from tests import tiny
+from tests.model.compare import examples_of, is_right, rows_for
+
+WIDTH, WORDS = 6, 9
+LENGTHS = (5, 2, 7, 1)
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(WIDTH, 4),
+    "linear, no bias": lambda: nn.Linear(WIDTH, 8, bias=False),
+    "GPT-2's linear": lambda: Conv1D(4, WIDTH),
+    "layer norm": lambda: nn.LayerNorm(WIDTH),
+    "layer norm, no bias": lambda: nn.LayerNorm(WIDTH, bias=False),
+    "layer norm of two axes": lambda: nn.LayerNorm((2, WIDTH)),
+    "RMS norm": lambda: nn.RMSNorm(WIDTH),
+    "Llama's norm": lambda: LlamaRMSNorm(WIDTH),
+    "Gemma's norm": lambda: GemmaRMSNorm(WIDTH),
+    "embedding": lambda: nn.Embedding(WORDS, WIDTH),
+    "embedding with padding": lambda: nn.Embedding(WORDS, WIDTH, padding_idx=0),
+}
+
+
+class Net(nn.Module):
+    """A layer on two inputs, between layers that are not trained, and a loss that sees real positions only."""
+
+    def __init__(self, layer: nn.Module, remade: bool | None) -> None:
+        super().__init__()
+        self.layer, self.remade = layer, remade  # remade: None, or checkpointed with `use_reentrant`
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        def both(x: Tensor, y: Tensor) -> Tensor:
+            return torch.sin(self.layer(x)) + 2 * torch.cos(3 * self.layer(y))
+
+        out = both(x, y) if self.remade is None else checkpoint(both, x, y, use_reentrant=self.remade)
+        return (out.square() * torch.linspace(0.5, 1, out.shape[-1])).flatten(2).sum(2).mul(mask).sum(1)
+
+
+def fed(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Two inputs, b × s × …, with rubbish where the mask, b × s, is 0."""
+    generator = torch.Generator().manual_seed(0)
+    shape = len(LENGTHS), max(LENGTHS)
+    mask = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
+    if isinstance(layer, nn.Embedding):
+        x, y = (torch.randint(WORDS, shape, generator=generator) for _ in range(2))
+    else:
+        more = getattr(layer, "normalized_shape", (WIDTH,))
+        x, y = (torch.randn(*shape, *more, generator=generator, dtype=torch.float64) for _ in range(2))
+    return x, y, mask
+
+
+@pytest.mark.parametrize(
+    ("case", "remade"),
+    [(case, remade) for case in LAYERS for remade in (None, False, True) if not (remade and "embedding" in case)],
+)
+def test_every_rows_gradients_are_autograds(case: str, remade: bool | None) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[case]().double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    net, blocks = Net(layer, remade), dict(layer.named_parameters())
+    x, y, mask = fed(layer)
+    want: dict[str, list[Tensor]] = {name: [] for name in blocks}
+    for i, length in enumerate(LENGTHS):
+        row = (x[i : i + 1, :length], y[i : i + 1, :length], mask[i : i + 1, :length])
+        found = torch.autograd.grad(Net(layer, None)(*row).sum(), list(blocks.values()))
+        for name, gradient in zip(blocks, found, strict=True):
+            want[name].append(gradient.flatten())
+
+    assert unsupported(net, blocks) is None
+    capture = Capture(net, blocks)
+    for parameter in blocks.values():
+        parameter.requires_grad_(False)
+    if x.is_floating_point():
+        x.requires_grad_(True)  # as a hidden state does: a reentrant checkpoint passes nothing on without
+    got: dict[str, list[Tensor]] = {name: [] for name in blocks}
+    for _ in range(2):  # nothing is left of the first time
+        with capture.into(lambda name, gradient, rows: got[name].append(gradient), torch.arange(len(LENGTHS))):
+            net(x, y, mask).sum().backward()
+    for name in blocks:
+        assert len(got[name]) == 2
+        for gradients in got[name]:
+            assert gradients.dtype == torch.float64
+            near = 1e-5 if case == "Gemma's norm" else 1e-9  # which computes, and is summed, in float32 all the same
+            torch.testing.assert_close(gradients, torch.stack(want[name]), rtol=near, atol=0)
+
+
+@pytest.mark.parametrize("case", [case for case in LAYERS if not case.startswith("linear")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_over_tokens_in_half_precision_are_float32(case: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[case]().to(dtype).requires_grad_(False)
+    x = fed(layer)[0].repeat_interleave(500, 1)  # so many that a sum in half precision would stand still
+    x = x if isinstance(layer, nn.Embedding) else x.to(dtype)
+    coefficients = (torch.rand(layer(x).shape) + 0.5).to(dtype)
+
+    def taken(wide: bool) -> dict[str, Tensor]:
+        layer.to(torch.float64 if wide else dtype)
+        like = coefficients.double() if wide else coefficients
+        got: dict[str, Tensor] = {}
+        capture = Capture(layer, dict(layer.named_parameters()))
+        with capture.into(lambda name, g, at: got.update({name: g}), torch.arange(len(LENGTHS))):
+            (layer(x.double() if wide and x.is_floating_point() else x) * like).sum().backward()
+        return got
+
+    got, want = taken(False), taken(True)
+    for name in want:
+        assert got[name].dtype == torch.float32
+        torch.testing.assert_close(got[name].double(), want[name], rtol=1e-4, atol=1e-4 * float(want[name].abs().max()))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Squared(LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * super().forward(x)
+
+
+class Same(nn.Linear):
+    """Another class and the same sum."""
+
+
+def test_only_what_computes_what_a_sampler_knows_has_one() -> None:
+    assert sampler_of(Same(2, 3)) is sampler_of(nn.Linear(2, 3))
+    others = {
+        "another forward": Doubled(2, 3),
+        "a weight that counts twice": Squared(WIDTH),
+        "rows that are scaled": Gemma3TextScaledWordEmbedding(WORDS, WIDTH, 0, embed_scale=3.0),
+        "rows that are normed on the way": nn.Embedding(WORDS, WIDTH, max_norm=1.0),
+        "gradients by the batch's counts": nn.Embedding(WORDS, WIDTH, scale_grad_by_freq=True),
+        "sparse gradients": nn.Embedding(WORDS, WIDTH, sparse=True),
+        "a norm over the batch": nn.BatchNorm1d(WIDTH),
+        "a convolution": nn.Conv1d(2, 2, 1),
+        "one number for all": nn.PReLU(),
+    }
+    assert {name for name, layer in others.items() if sampler_of(layer) is not None} == set()
+    doubled = Doubled(2, 3)
+    said = unsupported(doubled, dict(doubled.named_parameters()))
+    assert said == "weight belongs to a Doubled, for which there is no sampler"
+
+
+def test_a_tensor_of_two_layers_is_refused() -> None:
+    first, second = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+    second.weight = first.weight
+    said = unsupported(nn.Sequential(first, second), {"tied": first.weight})
+    assert said == "tied is shared by 2 modules"
+
+
+SAVED: dict[str, tuple[str, list[str], str]] = {
+    "norms": ("llama", ["input_layernorm", "norm"], "right"),
+    "embedding": ("llama", ["embed_tokens"], "left"),
+    "layer norms and embedding": ("bert", ["LayerNorm", "word_embeddings"], "right"),
+    "GPT-2's linear layers": ("gpt2", ["ln_f", "c_fc"], "right"),
+    "embedding that is tied": ("gpt2", ["wte"], "left"),
+}
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_saved_modules_are_captured_by_hooks(case: str, tmp_path: Path) -> None:
+    arch, modules, side = SAVED[case]
+    model = tiny.save_model(tmp_path, arch, side=side, lora={"modules_to_save": modules})
+    rows = rows_for(model, tmp_path)
+    replica = load_replica(ModelConfig(**model))
+    verdict = replica.check(collate(examples_of(rows), [0, 1, 2], 0))
+    assert (verdict.path, verdict.reason) == ("hooks", None)
+    assert verdict.cosine == pytest.approx(1, abs=1e-6)
+    assert {b.kind for b in replica.blocks} >= {"modules_to_save"}
+    is_right(replica, model, rows, side, sizes=(1, 3, 7))
