@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,12 @@ def test_the_runtime_environment_installs_the_checkout_with_its_versions() -> No
     assert lines == [f"{root}/constraints.txt", f"{root}[s3]"]
     assert (JOBS.parent / "constraints.txt").is_file()
     assert (JOBS.parent / "pyproject.toml").is_file()
+
+
+@pytest.mark.parametrize("script", sorted(str(p.relative_to(JOBS)) for p in JOBS.rglob("*.py")))
+def test_a_script_imports_what_there_is(script: str) -> None:
+    """Wherever in the script: what a benchmark imports in a function is missed only when that table is asked for."""
+    for node in ast.walk(ast.parse((JOBS / script).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "datainf_ray":
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], node.lineno
