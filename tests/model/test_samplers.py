@@ -19,8 +19,9 @@ from datainf_ray.corpus.batches import collate
 from datainf_ray.model.capture import Capture, unsupported
 from datainf_ray.model.replica import load_replica
 from datainf_ray.model.samplers import sampler_of
-from tests import tiny
+from tests import reference, tiny
 from tests.model.compare import examples_of, is_right, rows_for
+from tests.runs_of import attribute, scores
 
 WIDTH, WORDS = 6, 9
 LENGTHS = (5, 2, 7, 1)
@@ -187,3 +188,22 @@ def test_saved_modules_are_captured_by_hooks(case: str, tmp_path: Path) -> None:
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
     assert {b.kind for b in replica.blocks} >= {"modules_to_save"}
     is_right(replica, model, rows, side, sizes=(1, 3, 7))
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("case", ["norms", "layer norms and embedding", "GPT-2's linear layers"])
+def test_a_whole_run_with_saved_modules(case: str, tmp_path: Path) -> None:
+    arch, modules, side = SAVED[case]
+    labels = 3 if arch == "bert" else None
+    tiny.write_rows(tmp_path / "train.jsonl", 40, 1, labels)
+    tiny.write_rows(tmp_path / "queries.jsonl", 4, 2, labels)
+    model = tiny.save_model(tmp_path, arch, side=side, lora={"modules_to_save": modules})
+    run = attribute(tiny.configuration(tmp_path, model, tmp_path / "run"))
+    assert (run.document["capture"]["path"], run.document["capture"]["reason"]) == ("hooks", None)
+    peft = reference.load(model)
+    g, v = (
+        reference.gradients(peft, reference.encode(model, str(tmp_path / f"{name}.jsonl")))
+        for name in ("train", "queries")
+    )
+    assert reference.worst(scores(run), reference.datainf(g, v)) < 1e-4
