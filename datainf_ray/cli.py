@@ -34,6 +34,9 @@ Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file: a path
 Assignments = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in --set cluster.max_workers=2.")
 ]
+Progress = Annotated[
+    str, typer.Option(metavar="HOW", help="How progress is shown: auto, bars, lines, json (on stdout) or none.")
+]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")]
 
 
@@ -44,12 +47,16 @@ class Format(str, Enum):
 
 
 @app.command()
-def run(config: Config, assignments: Assignments = []) -> None:  # noqa: B006 - typer reads the default
+def run(
+    config: Config,
+    assignments: Assignments = [],  # noqa: B006 - typer reads the default
+    progress: Progress = "auto",
+) -> None:
     """The main job. Running it again takes up what was cut off, or says that it is done."""
     from datainf_ray.session.front import attribute
 
     with _terminable():
-        attribute(config, **_overrides(assignments))
+        attribute(config, progress=progress, **_overrides(assignments))
 
 
 @app.command()
@@ -130,12 +137,13 @@ def query(
     queries: Annotated[list[str], typer.Option("--queries", metavar="PATH", help="The new queries; may be repeated.")],
     output: Annotated[str, typer.Option(metavar="RUN2", help="The directory of the answers, a run like any other.")],
     assignments: Assignments = [],  # noqa: B006
+    progress: Progress = "auto",
 ) -> None:
     """Answer new queries from the run's gradient index, without a backward pass over the corpus."""
     from datainf_ray.session.front import query as answer
 
     with _terminable():
-        answer(run, queries=queries, output=output, **_overrides(assignments))
+        answer(run, queries=queries, output=output, progress=progress, **_overrides(assignments))
 
 
 @app.command()

@@ -101,8 +101,8 @@ class Run:
         there = driver_of(self.directory) if state == "running" else None
         return Progress(**(there.get("progress") or {"state": state})) if there else Progress(state)
 
-    def wait(self, timeout: float | None = None, progress: bool = True) -> Run:
-        """Return the run when it is done, wherever it goes on; `progress` is shown meanwhile.
+    def wait(self, timeout: float | None = None, progress: bool | str = True) -> Run:
+        """Return the run when it is done, wherever it goes on; `progress` is shown meanwhile, as by `attribute`.
 
         Raises `RunFailedError` where the run failed or was interrupted, or where its driver is gone; what an
         `attribute(..., block=False)` raised; `TimeoutError` after `timeout` seconds. An interrupt ends the waiting and

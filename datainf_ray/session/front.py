@@ -12,13 +12,18 @@ from datainf_ray.common.storage import AT_FIRST, failing, patience
 from datainf_ray.config import RunConfig, load_config, options_among
 from datainf_ray.request.understand import begun, portable, understand
 from datainf_ray.runs.results import Driver, Run, open_run
+from datainf_ray.watch.watching import known, watching
 
 if TYPE_CHECKING:
     from datainf_ray.request.job import Job
 
 
 def attribute(
-    config: str | Path | dict[str, Any] | RunConfig, *, progress: bool = True, block: bool = True, **overrides: Any
+    config: str | Path | dict[str, Any] | RunConfig,
+    *,
+    progress: bool | str = True,
+    block: bool = True,
+    **overrides: Any,
 ) -> Run:
     """Compute the influence of every training row on every query, and write the run directory.
 
@@ -27,11 +32,15 @@ def attribute(
     taken up again. Raises `RequestError` before anything is started where the request is wrong, and `RunFailedError`
     where the run could not be finished.
 
+    `progress` is how it is shown: "auto" (True) fits a terminal, a log or a notebook; "bars", "lines", "json" (a JSON
+    object a line on standard output, see `watch.json_lines`); "none" (False).
+
     With `block=False` the run goes on in the background, and comes back as it is: it has `progress()`, `wait()` and
     `stop()`. On a cluster (the session's own, `cluster.address` or RAY_ADDRESS) its driver lives there, and goes on
     when this process ends; else it is a thread of this process. What takes more than a moment to find out, `wait()`
     raises.
     """
+    known(progress)
     asked = load_config(config, **overrides)
     with failing():
         return _attribute(asked, progress) if block else _begin(asked)
@@ -50,7 +59,7 @@ def _begin(config: RunConfig) -> Run:
     return Run(directory, driver)
 
 
-def _attribute(config: RunConfig, progress: bool) -> Run:
+def _attribute(config: RunConfig, progress: bool | str) -> Run:
     with patience(AT_FIRST):
         request = understand(config)
         there = begun(request.directory)
@@ -64,12 +73,14 @@ def _attribute(config: RunConfig, progress: bool) -> Run:
         return _done(job, progress, ahead)
 
 
-def query(run: str, *, queries: Any, output: str, progress: bool = True, **overrides: Any) -> Run:
+def query(run: str, *, queries: Any, output: str, progress: bool | str = True, **overrides: Any) -> Run:
     """Answer new queries from the gradient index of a finished run: no backward pass over the corpus.
 
     `run` is its URL; `queries` a path, a list of paths or the keys of the configuration's `queries`; `output` the new
-    run directory. What else the run was configured with holds here too, but for `overrides`. Raises as `attribute`.
+    run directory. What else the run was configured with holds here too, but for `overrides`. `progress`, and what it
+    raises: as `attribute`.
     """
+    known(progress)
     earlier = open_run(run, options_among(overrides))
     asked = queries if isinstance(queries, dict) else {"path": queries}
     changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
@@ -83,11 +94,10 @@ def query(run: str, *, queries: Any, output: str, progress: bool = True, **overr
         return _done(job, progress, ahead)
 
 
-def _done(job: Job, progress: bool, ahead: Ahead) -> Run:
+def _done(job: Job, progress: bool | str, ahead: Ahead) -> Run:
     with loading():
         from datainf_ray.session.execute import execute
         from datainf_ray.session.outcome import findings
-        from datainf_ray.watch.watching import watching
 
         load_pandas()
 

@@ -6,7 +6,9 @@
      "tokens_per_second": 16516.1, "seconds_left": 4.65}
     {"event": "sweep_done", "sweep": "scores", "rows": 1000, "done": 1000, ...}
 
-A figure that cannot be told yet is null.
+A figure that cannot be told yet is null. `done` counts rows that an earlier attempt did, too, and falls where sums were
+lost with a machine. A sweep that was not finished has no `sweep_done`; where it goes on elsewhere and is not heard of
+any more, it has a `sweep_unfinished`.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class JsonLines:
         self._tell("progress")
 
     def end(self) -> None:
-        self._tell("sweep_done")
+        now = self._meter.progress
+        self._tell("sweep_done" if now.done == now.rows else "sweep_unfinished")
         self._meter.end()
 
     def close(self) -> None:
@@ -61,5 +64,5 @@ class JsonLines:
         self._write(event, **figures, tokens_per_second=now.tokens_per_second, seconds_left=now.seconds_left)
 
     def _write(self, event: str, **fields: Any) -> None:
-        line = json.dumps(redacted_tree({"event": event, **fields}), ensure_ascii=False)
+        line = json.dumps(redacted_tree({"event": event, **fields}))
         print(line, file=self._stream or sys.stdout, flush=True)

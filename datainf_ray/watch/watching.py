@@ -29,16 +29,18 @@ WATCHERS: dict[str, Callable[[], Watcher]] = {
 }
 
 
-@contextmanager
-def watching(progress: bool | str = True) -> Iterator[Watcher]:
-    """A watcher, closed whatever happens inside. True is "auto", False is "none".
-
-    Raises `RequestError` for a name that `WATCHERS` does not have.
-    """
+def known(progress: bool | str) -> str:
+    """The watcher's name in `WATCHERS`: True is "auto", False is "none". Raises `RequestError` for any other."""
     name = ("auto" if progress else "none") if isinstance(progress, bool) else progress
     if name not in WATCHERS:
         raise RequestError(f"progress: {name!r}: use one of {', '.join(WATCHERS)}")
-    watcher = WATCHERS[name]()
+    return name
+
+
+@contextmanager
+def watching(progress: bool | str = True) -> Iterator[Watcher]:
+    """A watcher, closed whatever happens inside. `progress` and errors as with `known`."""
+    watcher = WATCHERS[known(progress)]()
     try:
         yield watcher
     finally:
