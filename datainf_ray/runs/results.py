@@ -50,6 +50,7 @@ class Driver(Protocol):
 class Run:
     """The results of one run.
 
+    As long as the run is not done, run.json is read once for each call, and all that a call says is of that moment.
     Tables are pyarrow tables. All but `examples` and `events` need a finished run: until then they raise
     `RequestError`, as does a query that does not exist or a result that the run did not store.
     """
@@ -85,7 +86,7 @@ class Run:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The content of run.json; read again for as long as the run is not done."""
+        """The content of run.json; read again, each time that this is asked for, as long as the run is not done."""
         if self._document["state"] != "done":
             self._document = self._load()
         return self._document
@@ -97,7 +98,9 @@ class Run:
 
     def progress(self) -> Progress:
         """How far the run is, as its driver said within the last seconds, wherever that is."""
-        state = self.state
+        return self._progress(self.state)
+
+    def _progress(self, state: str) -> Progress:
         there = driver_of(self.directory) if state == "running" else None
         return Progress(**(there.get("progress") or {"state": state})) if there else Progress(state)
 
@@ -112,21 +115,23 @@ class Run:
         with failing(f"{self.url}: cannot be read: "), watching(progress) as watcher:
             shown = Shown(watcher, self._finished)
             while self._at_work(pulse, there := driver_of(self.directory)):
-                if self.state == "running" and there:
+                state = self.state
+                if state == "running" and there:
                     shown.show(Progress(**there.get("progress", {"state": "running"})))
                 late = timeout is not None and time.monotonic() - began > timeout
                 if late:
                     break
                 time.sleep(_LOOK)
+            state = self.state
             shown.end()
         if late:
-            raise TimeoutError(f"{self.url}: {self.progress()}, after {timeout:g} s")
+            raise TimeoutError(f"{self.url}: {self._progress(state)}, after {timeout:g} s")
         if self._driver and (error := self._driver.error()):
             raise error
-        if self.state == "running":  # a driver that ends by itself says so first
+        if state == "running":  # a driver that ends by itself says so first
             raise RunFailedError(f"{self.url}: its driver is gone; run it again to go on")
-        if self.state != "done":
-            raise RunFailedError(f"{self.url}: {self.state}: {self._document.get('reason')}; run it again to go on")
+        if state != "done":
+            raise RunFailedError(f"{self.url}: {state}: {self._document.get('reason')}; run it again to go on")
         return self
 
     def _at_work(self, pulse: Pulse, there: dict[str, Any] | None) -> bool:
@@ -134,8 +139,8 @@ class Run:
         return pulse.alive(there) is not False or (self._driver is not None and not self._driver.over())
 
     def _finished(self, sweep: str) -> Progress | None:
-        """What a sweep took, as run.json has it once it is done."""
-        took = next((r for r in reversed(self.document.get("sweeps") or []) if r["name"] == sweep), None)
+        """What a sweep took, as run.json had it when it was last read."""
+        took = next((r for r in reversed(self._document.get("sweeps") or []) if r["name"] == sweep), None)
         if took is None:
             return None
         rows, tokens, seconds, workers = (took[key] for key in ("examples", "tokens", "seconds", "workers"))
@@ -156,8 +161,8 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The run's whole configuration, as plain values."""
-        return self.document["config"]
+        """The run's whole configuration, as plain values, as run.json had it when it was last read."""
+        return self._document["config"]
 
     @property
     def has_scores(self) -> bool:
@@ -178,7 +183,9 @@ class Run:
         for later queries, and `answers` from which run's index this one was computed. Each is None where there is none,
         or the run was made before runs said so.
         """
-        document = self.document
+        return self._summary(self.document)
+
+    def _summary(self, document: dict[str, Any]) -> dict[str, Any]:
         config, counts = document["config"], document.get("counts") or {}
         curvature, sample = document.get("curvature"), config["method"].get("curvature_rows")
         if curvature is not None:
@@ -224,19 +231,19 @@ class Run:
         while True:
             done = self.state == "done"
             try:
-                return self._examples(columns)
+                return self._examples(columns, done)
             except FileNotFoundError:  # the run became done meanwhile: the chunks' files went, and the parts are there
                 if done:
                     raise
 
-    def _examples(self, columns: list[str] | None) -> pa.Table:
-        counts = self.document.get("counts") or {}  # a run that has just begun has none
+    def _examples(self, columns: list[str] | None, done: bool) -> pa.Table:
+        counts = self._document.get("counts") or {}  # a run that has just begun has none
         blocks = (counts.get("blocks") or 1) if self.config["results"]["blocks"] else 0
         schema = examples_schema(counts.get("queries") or 1, self.has_scores, blocks)
         for name in columns or ():
             if name not in schema.names:
                 raise RequestError(f"columns: {name!r} is not in {self.url}, which has {', '.join(schema.names)}")
-        names = self.part_names()
+        names = self._part_names(done)
         if not names:
             return schema.empty_table().select(columns or schema.names)
         parts = list(self.parts(names, None if columns is None else sorted({"row", *columns})))
@@ -281,7 +288,10 @@ class Run:
 
     def part_names(self) -> list[str]:
         """The names of the files that hold the rows, in order: of examples/, or of the chunks that are committed."""
-        chunks = [] if self.state == "done" else names_of(self.directory, CHUNKS)
+        return self._part_names(self.state == "done")
+
+    def _part_names(self, done: bool) -> list[str]:
+        chunks = [] if done else names_of(self.directory, CHUNKS)
         return chunks or names_of(self.directory, PARTS)
 
     def parts(self, names: list[str], columns: list[str] | None = None, share: float = 1.0) -> Iterator[pa.Table]:
@@ -356,8 +366,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The summary; of a running run how far it is; of a finished one the first usable query with its top rows."""
-        query, tops = None, {}
-        if self.state == "done":
+        query, tops, state = None, {}, self.state
+        if state == "done":
             query = next((q for q in self.queries().to_pylist() if q["status"] == OK), None)
         if query:
             # the words beside the sign, as everywhere a person reads
@@ -365,5 +375,7 @@ class Run:
                 word: self.top(query["query"], min(5, self.top_k), harmful=word == "harmful").to_pylist()
                 for word in DIRECTIONS
             }
-        progress = str(self.progress()) if self.state == "running" else None
-        return render("notebook.html.j2", summary=self.summary(), progress=progress, query=query, tops=tops)
+        progress = str(self._progress(state)) if state == "running" else None
+        return render(
+            "notebook.html.j2", summary=self._summary(self._document), progress=progress, query=query, tops=tops
+        )

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.lease import FILE
 from datainf_ray.runs.parts import chunk_name, consolidate
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import matrix
@@ -222,6 +224,42 @@ def test_a_run_with_nothing_committed_has_no_examples(made: Callable[..., Made])
     assert run.examples().num_rows == 0
     assert repr(run) == f"<Run {run.url}: running, datainf, rows not counted yet>"
     assert "running" in run._repr_html_()
+
+
+class Counting(RunDirectory):
+    """Counts the readings of run.json."""
+
+    readings = 0
+
+    def read(self, name: str) -> bytes:
+        self.readings += name == "run.json"
+        return super().read(name)
+
+
+def test_a_call_reads_run_json_once_and_again_the_next_time(made: Callable[..., Made]) -> None:
+    url = made(state="running").run.url
+    directory = Counting(url)
+    run = Run(directory)
+    directory.write_json(FILE, {"progress": {"state": "running", "sweep": "scores", "rows": 9}})
+    calls: list[Callable[[], object]] = [
+        lambda: run.document, lambda: run.state, run.progress, run.summary, run.examples, run.part_names,
+        lambda: run.examples(["loss"]), lambda: repr(run), run._repr_html_,
+    ]  # fmt: skip
+    for call in calls:
+        before = directory.readings
+        call()
+        assert directory.readings == before + 1
+    for of_the_request in ("config", "top_k", "has_scores"):
+        before = directory.readings
+        getattr(run, of_the_request)
+        assert directory.readings == before
+    for state in ("failed", "interrupted", "running", "done"):
+        _change(run, state=state)
+        assert f": {state}," in repr(run)
+        assert run.state == state
+    before = directory.readings
+    assert run.summary()["state"] == "done"
+    assert directory.readings == before  # it does not change any more
 
 
 def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path: Path) -> None:
