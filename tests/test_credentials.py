@@ -231,7 +231,7 @@ def test_two_runs_with_different_credentials_at_once(scene: Scene, local_ray: No
     assert (scores(runs[0]) != scores(runs[1])).all()
     again = datainf_ray.open_run("s3://mine/at-once", storage_options=scene.options("mine"))
     assert (scores(again) == scores(runs[0])).all()
-    assert SECRET not in json.dumps(again.document)
+    assert SECRET not in again.record.model_dump_json()
     with pytest.raises(RequestError, match=r"^run: s3://mine/at-once cannot be read: "):
         datainf_ray.open_run("s3://mine/at-once", storage_options=scene.options("yours"))
 

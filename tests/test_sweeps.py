@@ -33,7 +33,7 @@ def test_kept_gradients_and_recomputed_ones_give_the_same_bits(tmp_path: Path, c
     assert sources(keep)[-2:] == [("curvature", "backward"), ("scores", "object-store")]
     assert sources(again)[-2:] == [("curvature", "backward"), ("scores", "backward")]
     assert tables(keep) == tables(again)
-    assert keep.document["sizes"]["gradients"] == "keep"
+    assert keep.record.sizes.gradients == "keep"
 
 
 def test_blocks_whose_bound_is_too_large_are_swept_again(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def test_blocks_whose_bound_is_too_large_are_swept_again(tmp_path: Path, config:
     names = [name for name, _ in sources(run)]
     assert names == ["queries", "pilot", "curvature", "curvature again", "scores"]
     blocks = run.blocks()
-    assert run.document["curvature"]["exact_blocks"] == sum(b == 0 for b in blocks["error_bound"].to_pylist()) > 0
+    assert run.record.curvature["exact_blocks"] == sum(b == 0 for b in blocks["error_bound"].to_pylist()) > 0
     peft = reference.load(config["model"])
     g, v = (
         reference.gradients(peft, reference.encode(config["model"], str(tmp_path / f"{name}.jsonl")))
@@ -75,7 +75,7 @@ def test_a_sample_of_the_rows_gives_the_curvature_and_says_how_certain_it_is(
     names = [name for name, _ in sources(some)]
     assert names == ["queries", "moments", "moments", "curvature", "curvature", "scores"]
     assert [s["examples"] for s in some.summary()["sweeps"]] == [4, 10, 10, 10, 10, 40]
-    said = some.document["curvature"]
+    said = some.record.curvature
     assert said["rows"] == 20
     off = (scores(some) - scores(whole)).norm(dim=0) / scores(whole).norm(dim=0)
     assert 0.1 * float(off.mean()) < said["error"] < 10 * float(off.mean())
@@ -119,7 +119,7 @@ def test_a_projected_index_says_how_good_it_is_and_a_run_without_one_cannot_be_a
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
     made = attribute(config, index=str(tmp_path / "elsewhere"), index_projection=8)
-    said = made.document["index"]
+    said = made.summary()["index"]
     assert said["projection"] == 8
     assert said["correlation_rows"] == 40
     answers = datainf_ray.query(made.url, queries=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "a"),

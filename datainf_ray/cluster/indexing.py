@@ -18,14 +18,13 @@ from datainf_ray.request.job import Job
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, write_index
 from datainf_ray.runs.parts import chunk_name
+from datainf_ray.runs.record import IndexRecord
 from datainf_ray.runs.schemas import matrix
 
 _SAMPLE = 64  # parts of the index on which its answers are compared with the run's own
 
 
-def finish_index(
-    job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.Table, fingerprint: str
-) -> dict[str, Any]:
+def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.Table, fingerprint: str) -> IndexRecord:
     """Write index.json, and say what run.json says of the index.
 
     `gradients` are the queries', `blocks` is blocks.parquet, and `fingerprint` is what the index was begun with. With a
@@ -52,9 +51,9 @@ def finish_index(
         model=config.model.model_dump(mode="json"),
     )
     write_index(directory, index)
-    said = {"url": directory.url, "projection": index.projection, "dtype": index.dtype, "bytes": size}
+    record = IndexRecord(url=directory.url, projection=index.projection, dtype=index.dtype, bytes=size)
     if index.projection is None or not config.results.scores:
-        return {**said, "correlation": None, "correlation_rows": 0}
+        return record
     chosen = chunks[:: -(-len(chunks) // _SAMPLE)]
     place = RunDirectory(f"{job.directory.url}/{CHECKPOINTS}/projected", options=job.directory.options)
     asked = sweeps.beside({"train": chosen}, place)
@@ -66,7 +65,8 @@ def finish_index(
     pairs = (
         tuple(matrix(d.read_table(chunk_name(c.number))["influence"]) for d in (job.directory, place)) for c in chosen
     )
-    return {**said, "correlation": _correlation(pairs), "correlation_rows": sum(chunk.rows for chunk in chosen)}
+    record.correlation, record.correlation_rows = _correlation(pairs), sum(chunk.rows for chunk in chosen)
+    return record
 
 
 def _correlation(pairs: Iterable[tuple[np.ndarray, ...]]) -> float | None:

@@ -22,6 +22,7 @@ from datainf_ray.influence.method import Over
 from datainf_ray.planning.sizing import Sizes
 from datainf_ray.request.job import Source
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.record import SweepRecord
 from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.top import Top
 from datainf_ray.watch.progress import Silent, Watcher
@@ -48,7 +49,7 @@ class ClusterSweeps(States):
         sizes: Sizes,
         watcher: Watcher,
         committed: frozenset[int],
-        records: list[dict[str, Any]],
+        records: list[SweepRecord],
         source: Source = "backward",
         directory: RunDirectory | None = None,
         *,
@@ -205,17 +206,17 @@ class ClusterSweeps(States):
         seconds = round(time.perf_counter() - began, 3)
         self.pool.note("sweep_done", sweep=sweep.name, rows=going.rows, seconds=seconds)
         self._record(
-            key,
-            {
-                "name": sweep.name,
-                "source": "object-store" if kept and len(kept) == len(going.chunks) else sweep.source,
-                "examples": tally.status.get(OK, 0),
-                "tokens": tally.tokens,
-                "seconds": seconds,
-                "workers": going.workers,
-                **({"recomputed": tally.recomputed} if tally.recomputed else {}),
-                **({"smaller_batches": tally.smaller} if tally.smaller else {}),
-            },
+            SweepRecord(
+                id=key,
+                name=sweep.name,
+                source="object-store" if kept and len(kept) == len(going.chunks) else sweep.source,
+                examples=tally.status.get(OK, 0),
+                tokens=tally.tokens,
+                seconds=seconds,
+                workers=going.workers,
+                recomputed=tally.recomputed,
+                smaller_batches=tally.smaller,
+            )
         )
         self.tables = [going.tables[k] for k in sorted(going.tables)]
         if sweep.fold.scoring:
@@ -230,9 +231,9 @@ class ClusterSweeps(States):
         self._runs[stem] += 1
         return f"{stem}-{self._runs[stem]}"
 
-    def _record(self, key: str, record: dict[str, Any]) -> None:
+    def _record(self, record: SweepRecord) -> None:
         """Note what a sweep took, in place of what was noted when an earlier attempt had done it."""
-        self.records[:] = [r for r in self.records if r.get("id") != key] + [{**record, "id": key}]
+        self.records[:] = [*(r for r in self.records if r.id != record.id), record]
         self.noted()
 
 

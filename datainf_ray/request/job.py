@@ -31,6 +31,7 @@ from datainf_ray.request.identity import base_digest, difference, folder_digest,
 from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
+from datainf_ray.runs.record import FILE, RunRecord, read_record
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
 
@@ -269,12 +270,14 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     place = index_directory(made)
     if place is None:
         raise RequestError(f"run: {run.url} has no gradient index; run it with index: true to ask it more queries")
-    if run.state != "done":
-        raise RequestError(f"run: {run.url} is {run.state!r}; its gradient index is not complete")
+    made_by = run.record
+    sizes = made_by.sizes
+    if made_by.state != "done" or sizes is None:
+        raise RequestError(f"run: {run.url} is {made_by.state!r}; its gradient index is not complete")
     index = open_index(place)
     if method_named(config.method.name).damped and index.damping is None:
-        made_by = run.config["method"]["name"]
-        raise RequestError(f"method.name: {config.method.name}: {run.url} was {made_by} and knows no damping")
+        name = run.config["method"]["name"]
+        raise RequestError(f"method.name: {config.method.name}: {run.url} was {name} and knows no damping")
     directory = RunDirectory(config.output, options=options)
     config = absolute(config)
     queries = plan_corpus(config.queries, config.model.task, "queries", options)
@@ -299,11 +302,11 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         run.url,
         index,
         place,
-        run.document["sizes"]["chunk_rows"],
+        sizes.chunk_rows,
         run.blocks(),
     )
     for part in ("adapter", "base"):
-        if job.identity[part] != run.document["identity"][part]:
+        if job.identity[part] != made_by.identity.get(part):
             raise RequestError(f"model.{part}: {getattr(config.model, part)}: has changed since {run.url} was made")
     check_output(job)
     return job
@@ -358,11 +361,9 @@ def check_output(job: Job) -> None:
     """The output can be written, and if there is a run already, it is this one."""
     directory = job.directory
     try:
-        there = directory.read_json("run.json")
-    except FileNotFoundError:
-        there = None
-    except ValueError:
-        raise RequestError(f"output: {directory.path('run.json')} is not a run of ours; use another output") from None
+        there = read_record(directory) if directory.exists(FILE) else None
+    except RequestError as error:
+        raise RequestError(f"{error}; use another output") from None
     except Exception:  # every storage library has its own classes; check_writable says what is wrong
         there = None
     directory.check_writable()
@@ -370,14 +371,14 @@ def check_output(job: Job) -> None:
         refuse_another(job, there)
 
 
-def refuse_another(job: Job, there: dict[str, Any]) -> None:
-    """Raises `RequestError` where the run whose run.json is `there` is not this one.
+def refuse_another(job: Job, there: RunRecord) -> None:
+    """Raises `RequestError` where the run whose record is `there` is not this one.
 
     Their fingerprints may differ although it is: that of a run is what the version called it that began it.
     """
-    if there.get("fingerprint") == job.fingerprint:
+    if there.fingerprint == job.fingerprint:
         return
-    what = difference(there.get("identity") or {}, job.identity)
+    what = difference(there.identity, job.identity)
     if what is not None:
         raise RequestError(
             f"output: {job.directory.url} holds another run: {what}; use another output, or remove that one"

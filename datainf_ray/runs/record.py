@@ -6,7 +6,7 @@ that its runs can be read, and picked up again.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -109,7 +109,7 @@ class RunRecord(_Part):
     state: State
     reason: str | None = None  #: why it failed or was interrupted
     config: dict[str, Any]  #: without credentials
-    fingerprint: str | None = None
+    fingerprint: str = ""  #: what its version calls the run; see `request.identity`
     identity: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     sign: str | None = None
@@ -133,9 +133,15 @@ class RunRecord(_Part):
     problems: list[Problem] = Field(default_factory=list)  #: the first rows without a score
 
 
-def write_record(directory: RunDirectory, record: RunRecord) -> None:
+class Writes(Protocol):
+    """A run directory; or the lease on it, which writes as long as it is held."""
+
+    def write_json(self, name: str, value: Any) -> None: ...
+
+
+def write_record(place: Writes, record: RunRecord) -> None:
     """Write run.json, in one step."""
-    directory.write_json(FILE, record.model_dump(mode="json"))
+    place.write_json(FILE, record.model_dump(mode="json"))
 
 
 def read_record(directory: RunDirectory) -> RunRecord:

@@ -17,6 +17,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import read_events
 from datainf_ray.runs.lease import Pulse, driver_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
+from datainf_ray.runs.record import FILE, RunRecord, read_record
 from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
@@ -60,24 +61,21 @@ class Run:
         self._driver = driver  # where the run was begun from here; it may not have written anything yet
         self._earlier: str | None = None  # when the attempt was begun that an earlier driver left here
         if driver is not None and directory.exists("run.json"):
-            self._earlier = self._read().get("created")
-        self._document = self._load()
+            self._earlier = read_record(directory).created
+        self._record = self._load()
 
-    def _load(self) -> dict[str, Any]:
+    def _load(self) -> RunRecord:
         driver = self._driver
         if driver is None:
-            return self._read()
-        begun = self.directory.exists("run.json")
+            return read_record(self.directory)
+        begun = self.directory.exists(FILE)
         if driver.over():
             error = driver.error()
             if error is not None and not begun:
                 raise error
-            return self._read()
-        document = self._read() if begun else {"config": driver.config}
-        return {**document, "state": "starting"} if document.get("created") == self._earlier else document
-
-    def _read(self) -> dict[str, Any]:
-        return self.directory.document("run.json", 1, "is not a run directory: there is no run.json in it")
+            return read_record(self.directory)
+        record = read_record(self.directory) if begun else RunRecord(state="starting", config=driver.config)
+        return record.model_copy(update={"state": "starting"}) if record.created == self._earlier else record
 
     @property
     def url(self) -> str:
@@ -85,16 +83,16 @@ class Run:
         return self.directory.url
 
     @property
-    def document(self) -> dict[str, Any]:
+    def record(self) -> RunRecord:
         """The content of run.json; read again, each time that this is asked for, as long as the run is not done."""
-        if self._document["state"] != "done":
-            self._document = self._load()
-        return self._document
+        if self._record.state != "done":
+            self._record = self._load()
+        return self._record
 
     @property
     def state(self) -> str:
         """ "starting", "running", "done", "failed" or "interrupted"."""
-        return self.document["state"]
+        return self.record.state
 
     def progress(self) -> Progress:
         """How far the run is, as its driver said within the last seconds, wherever that is."""
@@ -131,7 +129,7 @@ class Run:
         if state == "running":  # a driver that ends by itself says so first
             raise RunFailedError(f"{self.url}: its driver is gone; run it again to go on")
         if state != "done":
-            raise RunFailedError(f"{self.url}: {state}: {self._document.get('reason')}; run it again to go on")
+            raise RunFailedError(f"{self.url}: {state}: {self._record.reason}; run it again to go on")
         return self
 
     def _at_work(self, pulse: Pulse, there: dict[str, Any] | None) -> bool:
@@ -140,11 +138,10 @@ class Run:
 
     def _finished(self, sweep: str) -> Progress | None:
         """What a sweep took, as run.json had it when it was last read."""
-        took = next((r for r in reversed(self._document.get("sweeps") or []) if r["name"] == sweep), None)
+        took = next((r for r in reversed(self._record.sweeps) if r.name == sweep), None)
         if took is None:
             return None
-        rows, tokens, seconds, workers = (took[key] for key in ("examples", "tokens", "seconds", "workers"))
-        return Progress("running", sweep, rows, rows, tokens, seconds, workers)
+        return Progress("running", sweep, took.examples, took.examples, took.tokens, took.seconds, took.workers)
 
     def stop(self) -> None:
         """Ask the run, wherever it goes on, to end within seconds; the same request takes it up again.
@@ -162,7 +159,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The run's whole configuration, as plain values, as run.json had it when it was last read."""
-        return self._document["config"]
+        return self._record.config
 
     @property
     def has_scores(self) -> bool:
@@ -183,33 +180,27 @@ class Run:
         for later queries, and `answers` from which run's index this one was computed. Each is None where there is none,
         or the run was made before runs said so.
         """
-        return self._summary(self.document)
+        return self._summary(self.record)
 
-    def _summary(self, document: dict[str, Any]) -> dict[str, Any]:
-        config, counts = document["config"], document.get("counts") or {}
-        curvature, sample = document.get("curvature"), config["method"].get("curvature_rows")
+    def _summary(self, record: RunRecord) -> dict[str, Any]:
+        method, counts = record.config["method"], record.counts
+        curvature, sample = record.curvature, method.get("curvature_rows")
         if curvature is not None:
-            curvature = {**curvature, "sampled": sample is not None and sample < (counts.get("rows") or 0)}
+            curvature = {**curvature, "sampled": sample is not None and sample < (counts.rows if counts else 0)}
+        plain = record.model_dump(mode="json")
         return {
             "output": self.url,
-            "state": document["state"],
-            "reason": document.get("reason"),
-            "method": config["method"]["name"],
-            "damping": config["method"]["damping"] if document.get("damped", True) else None,
-            "sign": document.get("sign"),
-            "rows": counts.get("rows"),
-            "status": counts.get("status") or {},
-            "tokens": counts.get("tokens"),
-            "queries": counts.get("queries"),
-            "blocks": counts.get("blocks"),
-            "parameters": counts.get("parameters"),
-            "device": document.get("device"),
-            "seconds": document.get("seconds"),
-            "sweeps": document.get("sweeps") or [],
-            "sizes": document.get("sizes"),
+            "method": method["name"],
+            "damping": method["damping"] if record.damped else None,
+            **{
+                name: (plain["counts"] or {}).get(name)
+                for name in ("rows", "tokens", "queries", "blocks", "parameters")
+            },
+            "status": counts.status if counts else {},
+            **{name: plain[name] for name in ("state", "reason", "sign", "device", "seconds", "sweeps", "sizes")},
             "curvature": curvature,
-            "index": document.get("index"),
-            "answers": document.get("answers"),
+            "index": plain["index"],
+            "answers": plain["answers"],
         }
 
     def queries(self) -> pa.Table:
@@ -237,9 +228,9 @@ class Run:
                     raise
 
     def _examples(self, columns: list[str] | None, done: bool) -> pa.Table:
-        counts = self._document.get("counts") or {}  # a run that has just begun has none
-        blocks = (counts.get("blocks") or 1) if self.config["results"]["blocks"] else 0
-        schema = examples_schema(counts.get("queries") or 1, self.has_scores, blocks)
+        counts = self._record.counts  # a run that has just begun has none
+        blocks = (counts.blocks if counts else 1) if self.config["results"]["blocks"] else 0
+        schema = examples_schema(counts.queries if counts else 1, self.has_scores, blocks)
         for name in columns or ():
             if name not in schema.names:
                 raise RequestError(f"columns: {name!r} is not in {self.url}, which has {', '.join(schema.names)}")
@@ -344,8 +335,8 @@ class Run:
 
     def _require_done(self) -> None:
         if self.state != "done":
-            reason = f": {self._document['reason']}" if self._document.get("reason") else ""
-            raise RequestError(f"run: {self.url} is {self._document['state']!r}{reason}; its tables are not complete")
+            reason = f": {self._record.reason}" if self._record.reason else ""
+            raise RequestError(f"run: {self.url} is {self._record.state!r}{reason}; its tables are not complete")
 
     def _table(self, name: str) -> pa.Table:
         self._require_done()
@@ -377,5 +368,5 @@ class Run:
             }
         progress = str(self._progress(state)) if state == "running" else None
         return render(
-            "notebook.html.j2", summary=self._summary(self._document), progress=progress, query=query, tops=tops
+            "notebook.html.j2", summary=self._summary(self._record), progress=progress, query=query, tops=tops
         )

@@ -70,14 +70,12 @@ def blocks_table(job: Job, facts: State, nodes: State | None) -> pa.Table:
 
 def findings(run: Run) -> list[str]:
     """What is said at the end, line by line: how the rows fared, the strongest row each way, and where to look."""
-    document = run.document
-    status = document["counts"]["status"]
+    record = run.record
+    status = record.counts.status if record.counts else {}
     scored = status.get(OK, 0)
     bad = ", ".join(f"{n:,} {what}" for what, n in sorted(status.items()) if what != OK)
-    lines = [
-        f"done in {document['seconds']:.0f} s: {scored:,} rows scored" + (f"; without a score: {bad}" if bad else "")
-    ]
-    lines += [f"  {p['id']}: {p['status']}: {p['detail']}" for p in document["problems"][:3]]
+    lines = [f"done in {record.seconds:.0f} s: {scored:,} rows scored" + (f"; without a score: {bad}" if bad else "")]
+    lines += [f"  {p.id}: {p.status}: {p.detail}" for p in record.problems[:3]]
     skipped = [q for q in run.queries().to_pylist() if q["status"] != OK]
     if skipped:
         lines.append(

@@ -53,7 +53,7 @@ def test_where_no_node_comes_in_time_other_labels_are_asked_for(config: dict[str
     told = "no node with market=spot within 1 s; asking for market=!spot"
     assert watcher.lines.count(told) == 1
     assert run.state == "done"
-    assert run.document["sweeps"][-1]["workers"] == 2
+    assert run.record.sweeps[-1].workers == 2
     falls = [e for e in run.events().to_pylist() if e["event"] == "worker_falls_back"]
     assert [e["detail"] for e in falls] == [told] * 2
 

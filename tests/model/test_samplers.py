@@ -200,7 +200,7 @@ def test_a_whole_run_with_saved_modules(case: str, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "queries.jsonl", 4, 2, labels)
     model = tiny.save_model(tmp_path, arch, side=side, lora={"modules_to_save": modules})
     run = attribute(tiny.configuration(tmp_path, model, tmp_path / "run"))
-    assert (run.document["capture"]["path"], run.document["capture"]["reason"]) == ("hooks", None)
+    assert (run.record.capture.path, run.record.capture.reason) == ("hooks", None)
     peft = reference.load(model)
     g, v = (
         reference.gradients(peft, reference.encode(model, str(tmp_path / f"{name}.jsonl")))

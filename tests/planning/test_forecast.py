@@ -186,12 +186,12 @@ def test_a_run_is_as_planned(tmp_path, config, settings):
     config = config | {"cluster": {"max_workers": 1}, "index": True}
     expected = plan(config, **settings)
     run = attribute(config, progress=False, **settings)
-    sizes = run.document["sizes"]
-    assert [s["name"] for s in run.document["sweeps"]] == expected.sweeps
+    sizes = run.summary()["sizes"]
+    assert [s.name for s in run.record.sweeps] == expected.sweeps
     assert sizes["gradients"] == expected.gradients
     assert (sizes["chunk_rows"], sizes["batch_tokens"]) == (expected.chunk_rows, expected.batch_tokens)
     assert [tuple(group) for group in sizes["groups"]] == expected.groups
-    counts = run.document["counts"]
+    counts = run.summary()
     assert (counts["rows"], counts["queries"], counts["blocks"]) == (expected.rows, expected.queries, expected.blocks)
     assert counts["tokens"] == pytest.approx(expected.tokens, rel=0.2)
     written = dict.fromkeys(("index", "examples"), 0)

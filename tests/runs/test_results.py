@@ -30,7 +30,7 @@ def _best(made: Made, query: int, k: int, harmful: bool) -> list[int]:
 
 
 def _change(run: Run, **changes: object) -> None:
-    run.directory.write_json("run.json", {**run.document, **changes})
+    run.directory.write_json("run.json", {**run.record.model_dump(mode="json"), **changes})
 
 
 @pytest.mark.parametrize("harmful", [False, True])
@@ -242,7 +242,7 @@ def test_a_call_reads_run_json_once_and_again_the_next_time(made: Callable[..., 
     run = Run(directory)
     directory.write_json(FILE, {"progress": {"state": "running", "sweep": "scores", "rows": 9}})
     calls: list[Callable[[], object]] = [
-        lambda: run.document, lambda: run.state, run.progress, run.summary, run.examples, run.part_names,
+        lambda: run.record, lambda: run.state, run.progress, run.summary, run.examples, run.part_names,
         lambda: run.examples(["loss"]), lambda: repr(run), run._repr_html_,
     ]  # fmt: skip
     for call in calls:

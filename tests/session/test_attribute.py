@@ -232,7 +232,7 @@ def test_a_row_that_is_not_finite_is_left_out_and_named(tmp_path: Path, tiny_lla
     assert run.examples()["status"].to_pylist() == ["ok"] * 40 + ["nonfinite"]
     assert run.examples()["influence"][40].as_py() is None
     assert reference.worst(scores(run)[:40], scores(clean).double()) < 1e-5
-    assert run.document["problems"][0]["id"] == "poison"
+    assert run.record.problems[0].id == "poison"
 
 
 def test_a_query_that_cannot_be_used_is_named_and_the_others_are_answered(

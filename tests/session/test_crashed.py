@@ -51,8 +51,8 @@ def test_a_deadly_row_is_found_and_the_others_are_scored(tmp_path: Path) -> None
     assert examples["row"].to_pylist() == list(range(16))
     assert examples["status"].to_pylist() == ["ok" if k != 9 else "crashed" for k in range(16)]
     assert examples["influence"][9].as_py() is None
-    assert run.document["crashed"] == {"train": [9], "queries": []}
-    assert run.document["problems"] == [
+    assert run.record.crashed == {"train": [9], "queries": []}
+    assert [p.model_dump() for p in run.record.problems] == [
         {"id": "row-9", "status": "crashed", "detail": "every worker that computed it died"}
     ]
     assert reference.worst(scores(run)[rest], want) < 1e-4

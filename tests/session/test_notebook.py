@@ -65,7 +65,7 @@ def test_the_notebook_from_its_first_cell_to_its_last(tmp_path: Path, tiny_llama
     waited = _outputs(notebook, "run.wait()")
     assert waited[-1].data["text/html"] == run._repr_html_()
     assert "Most harmful" in waited[-1].data["text/html"]
-    assert "(harmful)" in _text(_outputs(notebook, 'run.document["sign"]'))
+    assert "(harmful)" in _text(_outputs(notebook, "run.record.sign"))
 
     columns = ["rank", "id", "influence", "preview"]
     for name, harmful in (("helpful", False), ("harmful", True)):

@@ -164,7 +164,7 @@ def whole(*arguments: str) -> list[dict[str, Any]]:
 def test_a_whole_run_and_a_query(config: Path) -> None:
     folder = config.parent
     found = whole("run", str(config), "--set", "index=true")
-    document = datainf_ray.open_run(str(folder / "run")).document
+    document = datainf_ray.open_run(str(folder / "run")).record
     sweeps = [list(lines) for _, lines in groupby((e for e in found if e["event"] != "said"), lambda e: e["sweep"])]
     assert [lines[0]["sweep"] for lines in sweeps] == ["queries", "pilot", "curvature", "scores"]
     for lines, record in zip(sweeps, document["sweeps"], strict=True):

@@ -53,7 +53,7 @@ def _page(run: Run) -> str:
         title=run.url.rstrip("/").rpartition("/")[2],
         config=run.config,
         config_yaml=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        document=run.document,
+        record=run.record,
         summary=summary,
         remarks=_remarks(summary),
         timeline=None if (times := timeline.timeline(run.events())) is None else timeline.said(times),
@@ -160,8 +160,9 @@ def _sample(run: Run, queries: list[int]) -> tuple[np.ndarray | None, float]:
     names = run.part_names()
     if not (run.has_scores and queries and names):
         return None, 0.0
-    counts = run.document["counts"]
-    share = min(1.0, _SAMPLE / max(1, counts["rows"] * counts["queries"]))
+    counts = run.record.counts
+    assert counts is not None  # of a run that is done
+    share = min(1.0, _SAMPLE / max(1, counts.rows * counts.queries))
     chosen = names
     if share < 1:  # of few parts a little each: a part's rows are neighbours
         parts = min(len(names), max(_PLACES, math.ceil(share * len(names))))
@@ -172,7 +173,7 @@ def _sample(run: Run, queries: list[int]) -> tuple[np.ndarray | None, float]:
         read += len(part)
         some = matrix(part["influence"])[:, queries]
         values.append(some[np.isfinite(some).all(axis=1)])
-    return np.concatenate(values), read / max(1, counts["rows"])
+    return np.concatenate(values), read / max(1, counts.rows)
 
 
 def _query(query: dict[str, Any], tops: pa.Table, values: np.ndarray | None, at: int) -> dict[str, Any]:

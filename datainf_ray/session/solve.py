@@ -1,0 +1,221 @@
+"""The part of a run that needs Ray: portions chosen, the method's sweeps, the tables that come of them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+
+import pyarrow as pa
+import torch
+
+from datainf_ray.cluster.facts import ClusterFacts
+from datainf_ray.cluster.gather import consolidate_parts
+from datainf_ray.cluster.indexing import finish_index
+from datainf_ray.cluster.orders import worker_spec
+from datainf_ray.cluster.pool import Pool
+from datainf_ray.cluster.reduce import StateLostError
+from datainf_ray.cluster.states import Shards
+from datainf_ray.cluster.sweep import ClusterSweeps
+from datainf_ray.common.errors import RunFailedError
+from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.corpus.sample import sample_chunks
+from datainf_ray.influence.folds import GradientSums, State
+from datainf_ray.influence.method import Over
+from datainf_ray.influence.projection import projected
+from datainf_ray.influence.queries import mean_of_group
+from datainf_ray.model.fit import CPU_BATCH_TOKENS
+from datainf_ray.model.replica import Verdict
+from datainf_ray.planning.sizing import (
+    FEWEST_ROWS,
+    Sizes,
+    choose_query_rows,
+    choose_sizes,
+    equal_rows,
+    held_bytes,
+)
+from datainf_ray.request.job import Job
+from datainf_ray.runs.events import Journal
+from datainf_ray.runs.index import begin_index
+from datainf_ray.runs.parts import CHUNKS, names_of
+from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord
+from datainf_ray.runs.schemas import OK
+from datainf_ray.runs.top import top_table
+from datainf_ray.session.outcome import blocks_table, queries_table
+from datainf_ray.watch.progress import Watcher
+
+_LOSSES = 20  # times that sums may be lost for good, and be computed again
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One time that a run is worked on: who watches it, and what must be done for it meanwhile.
+
+    `keep` writes run.json and the events so far; `pulse` is called often while a sweep goes on, and may end the attempt
+    by an error.
+    """
+
+    watcher: Watcher
+    journal: Journal
+    keep: Callable[[], None]
+    pulse: Callable[[], None]
+    began: float = field(default_factory=time.perf_counter)
+
+
+def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) -> None:
+    """Sweep the corpus and write every table; `record` says what that took. Ray is up.
+
+    References into Ray live in the frames of this function and below, and nowhere else when it returns.
+    """
+
+    pool = Pool(
+        worker_spec(job),
+        cluster.room.workers,
+        job.config.cluster.min_workers,
+        cluster.room.gpus_per_worker,
+        cluster.actors,
+        grows=not cluster.local,
+        say=attempt.watcher.say,
+        crashed=record.crashed,
+        found=attempt.keep,
+        note=attempt.journal.note,
+    )
+    with closing(pool):
+        pool.start(job.rows)
+        sizes = _sizes(job, cluster, pool, record)
+        if job.written_index is not None:
+            portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}
+            begin_index(job.written_index, record.fingerprint, portions)
+        attempt.keep()
+        attempt.watcher.say(f"chunks of {sizes.chunk_rows:,} rows; {sizes.why}")
+        query_rows = choose_query_rows(job, sizes.chunk_rows)
+        chunks = _chunks(job, sizes)
+        for losses in itertools.count(1):
+            sweeps = ClusterSweeps(
+                pool,
+                pool.spec,
+                chunks,
+                job.corpora["queries"].chunks(query_rows),
+                job.queries,
+                sizes,
+                attempt.watcher,
+                _committed(job),
+                record.sweeps,
+                job.source,
+                noted=attempt.keep,
+                pulse=attempt.pulse,
+            )
+            try:
+                _from_first_to_last(job, sweeps, record)
+                break
+            except StateLostError as error:
+                if losses == _LOSSES:
+                    raise RunFailedError(f"sums were lost with their nodes {losses} times: {error}") from None
+                attempt.watcher.say("sums were lost with their node; going on from the last checkpoint")
+        consolidate_parts(job, [chunk.rows for chunk in chunks["train"]])
+    _note_outcome(job, pool, sweeps, record, attempt)
+
+
+def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord, attempt: Attempt) -> None:
+    """What run.json says of workers and rows."""
+    if pool.begun:  # else all had been done by an earlier attempt
+        record.startup = round(pool.begun[0] - attempt.began, 3)
+    if pool.infos:
+        info = pool.infos[0]
+        record.device, record.dtype, record.attention = info.device, info.dtype, info.attention
+        record.capture = Capture(**asdict(info.verdict))
+        _tell(job, info.verdict, attempt.watcher)
+    assert record.counts is not None
+    record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.records[-1].tokens
+    record.problems = [Problem(id=name, status=status, detail=detail) for name, status, detail in sweeps.problems[:100]]
+
+
+def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> None:
+    """The method from its first sweep to its last, from what the run directory has of it."""
+    gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps))["gradients"]
+    status = job.directory.read_table("queries.parquet")["status"].to_pylist()
+    sweeps.unusable = tuple(k for k, one in enumerate(status) if one != OK)
+    _run_method(job, sweeps, gradients, record)
+
+
+def _tell(job: Job, verdict: Verdict, watcher: Watcher) -> None:
+    """What the user should know of how gradients were taken."""
+    if verdict.reason:
+        watcher.say(f"gradients were taken one example at a time, which is slow: {verdict.reason}")
+    if verdict.loss == "whole" and job.config.model.task == "causal-lm":
+        watcher.say(f"logits were formed for whole batches, which takes memory: {verdict.loss_reason}")
+
+
+def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, record: RunRecord) -> Sizes:
+    """How large the portions are; those of an earlier attempt where there was one, because the bits depend on them."""
+    room, earlier = cluster.room, record.sizes
+    asked = job.config.cluster.batch_tokens if earlier is None else earlier.batch_tokens
+    if room.gpus_per_worker:
+        room = cluster.with_device(pool.first("device_bytes"))
+    if asked == "auto" and room.device_bytes is not None:
+        longest = max((e.tokens for examples in job.examples.values() for e in examples), default=1)
+        asked = pool.first("largest_batch", longest, held_bytes(job, room.device_bytes))
+    tokens = CPU_BATCH_TOKENS if asked == "auto" else asked
+    sizes = choose_sizes(job, room, tokens)
+    if earlier is not None:
+        sizes = replace(sizes, chunk_rows=earlier.chunk_rows, groups=earlier.groups, resident=earlier.resident)
+    record.sizes = Portions(**asdict(sizes))
+    return sizes
+
+
+def _chunks(job: Job, sizes: Sizes) -> dict[Over, list[Chunk]]:
+    """The chunks of every set of training rows that the method sweeps over."""
+    chunks: dict[Over, list[Chunk]] = {"train": job.chunks(sizes.chunk_rows)}
+    sample = job.method.sample(job.extent(sizes.groups))
+    if sample is not None:
+        most = min(sizes.chunk_rows, max(FEWEST_ROWS, sample.rows // sample.pieces))
+        chunk_rows = equal_rows(sample.rows, most) if sample.even else most
+        corpus, seed = job.corpora["train"], job.config.seed
+        parts = sample_chunks(corpus, sample.rows, seed, chunk_rows, parts=len(sample.parts))
+        chunks |= dict(zip(sample.parts, parts, strict=True))
+    return chunks
+
+
+def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunRecord) -> None:
+    """Run the method, and write what came of it but for the rows: blocks.parquet, top.parquet, the index's end."""
+    method = job.method
+    queries = method.prepare(sweeps, gradients)
+    if job.projection is not None:
+        side, seed = job.projection
+        queries = sweeps.each_block(projected, queries, side=side, seed=seed)
+    known = sweeps.spread(job.known) if method.damped and job.known is not None else None
+    solved = method.program(sweeps, queries, job.settings, known)
+    blocks = job.blocks
+    if blocks is None:
+        found: dict[str, State] = {k: sweeps.collect(solved[k]) for k in ("facts", "nodes", "error") if k in solved}
+        blocks = blocks_table(job, found["facts"], found.get("nodes"))
+        record.curvature = method.tell(found, job.sampled_rows or job.rows)
+    job.directory.write_table("blocks.parquet", blocks)
+    assert sweeps.top is not None
+    job.directory.write_table("top.parquet", top_table(sweeps.top))
+    if job.written_index is not None:
+        record.index = finish_index(job, sweeps, queries, blocks, record.fingerprint)
+
+
+def _query_gradients(job: Job, sweeps: ClusterSweeps) -> dict[str, Shards]:
+    """The queries' gradients, from a sweep over their rows; writes queries.parquet on the way."""
+    sums = sweeps.run("queries", GradientSums, "queries", per_row={"groups": job.groups})
+    rows = pa.concat_tables(sweeps.tables)
+    table = queries_table(job, rows)
+    counts = table["rows"].to_numpy()
+    if not counts.any():
+        why = Counter(zip(rows["status"].to_pylist(), rows["detail"].to_pylist(), strict=True)).most_common(1)[0][0]
+        raise RunFailedError(f"queries: none of the {job.corpora['queries'].rows} rows can be used: {': '.join(why)}")
+    job.directory.write_table("queries.parquet", table)
+    return {"gradients": sweeps.each_block(mean_of_group, sums, counts=torch.tensor(counts))}
+
+
+def _committed(job: Job) -> frozenset[int]:
+    """The chunks whose scores an earlier attempt has written; none where scores are not kept and cannot be read."""
+    if not job.config.results.scores:
+        return frozenset()
+    names = names_of(job.directory, CHUNKS)
+    return frozenset(int(name.removeprefix(CHUNKS).removesuffix(".parquet")) for name in names)
