@@ -188,14 +188,12 @@ class Run:
         if curvature is not None:
             curvature = {**curvature, "sampled": sample is not None and sample < (counts.rows if counts else 0)}
         plain = record.model_dump(mode="json")
+        figures = plain["counts"] or {}
         return {
             "output": self.url,
             "method": method["name"],
             "damping": method["damping"] if record.damped else None,
-            **{
-                name: (plain["counts"] or {}).get(name)
-                for name in ("rows", "tokens", "queries", "blocks", "parameters")
-            },
+            **{name: figures.get(name) for name in ("rows", "tokens", "queries", "blocks", "parameters")},
             "status": counts.status if counts else {},
             **{name: plain[name] for name in ("state", "reason", "sign", "device", "seconds", "sweeps", "sizes")},
             "curvature": curvature,

@@ -133,7 +133,7 @@ def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> Path:
 def test_an_unknown_name_is_one_line_before_anything_starts(
     command: str, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("datainf_ray.cluster.start.Ahead.begin", lambda *a: pytest.fail("a Ray was started"))
+    monkeypatch.setattr("datainf_ray.cluster.join.Ahead.begin", lambda *a: pytest.fail("a Ray was started"))
     more = ["--queries", "more.jsonl", "--output", "run2"] if command == "query" else []
     monkeypatch.setattr("sys.argv", ["datainf", command, str(config), *more, "--progress", "xml"])
     with pytest.raises(SystemExit) as left:
@@ -164,16 +164,16 @@ def whole(*arguments: str) -> list[dict[str, Any]]:
 def test_a_whole_run_and_a_query(config: Path) -> None:
     folder = config.parent
     found = whole("run", str(config), "--set", "index=true")
-    document = datainf_ray.open_run(str(folder / "run")).record
+    finished = datainf_ray.open_run(str(folder / "run")).record
     sweeps = [list(lines) for _, lines in groupby((e for e in found if e["event"] != "said"), lambda e: e["sweep"])]
     assert [lines[0]["sweep"] for lines in sweeps] == ["queries", "pilot", "curvature", "scores"]
-    for lines, record in zip(sweeps, document["sweeps"], strict=True):
+    for lines, record in zip(sweeps, finished.sweeps, strict=True):
         assert [lines[0]["event"], lines[-1]["event"]] == ["sweep_begun", "sweep_done"]
         assert {line["event"] for line in lines[1:-1]} <= {"progress"}
         done = [line["done"] for line in lines]
         assert done == sorted(done)
-        assert (done[0], done[-1], lines[-1]["rows"]) == (0, record["examples"], record["examples"])
-        assert lines[-1]["tokens"] == record["tokens"]
+        assert (done[0], done[-1], lines[-1]["rows"]) == (0, record.examples, record.examples)
+        assert lines[-1]["tokens"] == record.tokens
     said = [event["text"] for event in found if event["event"] == "said"]
     assert any("40 rows scored" in text for text in said)
     before = tables(folder / "run")

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datainf_ray.progress import Silent
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
@@ -21,6 +20,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import open_index
 from datainf_ray.runs.schemas import matrix
 from datainf_ray.session.execute import execute
+from datainf_ray.watch.progress import Silent
 from tests import tiny
 from tests.runs_of import attribute
 
@@ -62,10 +62,9 @@ def test_a_run_of_the_version_before_is_taken_up(tmp_path: Path, config: dict[st
     assert run.queries().drop_columns("loss") == quiet.queries().drop_columns("loss")
     assert run.examples(["id", "tokens", "status"]) == quiet.examples(["id", "tokens", "status"])
     # it is called what it was called before, and so is its index
-    document = run.document
-    assert document["fingerprint"].startswith("7676969b")
+    assert run.record.fingerprint.startswith("7676969b")
     index = open_index(RunDirectory(tmp_path / "run" / "index"))
-    assert index.fingerprint == document["fingerprint"]
+    assert index.fingerprint == run.record.fingerprint
     assert attribute(config).state == "done"
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datainf_ray.progress import Silent
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
@@ -16,6 +15,7 @@ from datainf_ray.runs import lease
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.lease import FILE
 from datainf_ray.session.execute import execute
+from datainf_ray.watch.progress import Silent
 from tests import tiny
 
 
