@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datainf_ray.cluster import pool
+from datainf_ray.cluster import hiring, pool
 from datainf_ray.cluster.worker import Worker
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.config import load_config
@@ -63,7 +63,7 @@ def test_a_reason_for_not_starting_is_told_once(config: dict[str, Any], monkeypa
         def load(self, spec: Any, name: str) -> Any:
             raise RuntimeError("no kernel image is available for execution on the device")
 
-    monkeypatch.setattr(pool, "Worker", NoKernel)
+    monkeypatch.setattr(hiring, "Worker", NoKernel)
     watcher = Said()
     with pytest.raises(RunFailedError, match="no worker can start: no kernel image is available"):
         execute(prepare(load_config(config)), watcher)
