@@ -12,14 +12,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datainf_ray.common.errors import RequestError, RunFailedError
+    from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
     from datainf_ray.config import RunConfig
     from datainf_ray.runs.results import Run, open_run
     from datainf_ray.session.checkup import check
     from datainf_ray.session.front import attribute, query
     from datainf_ray.session.plan import plan
 
-__all__ = ["RequestError", "Run", "RunConfig", "RunFailedError", "attribute", "check", "open_run", "plan", "query"]
+__all__ = [
+    "RequestError",
+    "Run",
+    "RunConfig",
+    "RunFailedError",
+    "StoppedError",
+    "attribute",
+    "check",
+    "open_run",
+    "plan",
+    "query",
+]
 
 # Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
 _HOMES = {
@@ -27,6 +38,7 @@ _HOMES = {
     "Run": "runs.results",
     "RunConfig": "config",
     "RunFailedError": "common.errors",
+    "StoppedError": "common.errors",
     "attribute": "session.front",
     "check": "session.checkup",
     "open_run": "runs.results",

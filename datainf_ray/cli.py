@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datainf_ray.common.errors import RequestError, RunFailedError
+from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
 
 if TYPE_CHECKING:
     from datainf_ray.session.checkup import Finding
@@ -38,6 +38,8 @@ Progress = Annotated[
     str, typer.Option(metavar="HOW", help="How progress is shown: auto, bars, lines, json (on stdout) or none.")
 ]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")]
+
+_INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 class Format(str, Enum):
@@ -161,6 +163,8 @@ def main() -> None:
         app(standalone_mode=True)
     except RequestError as error:
         _leave(f"error: {error}", 2)
+    except StoppedError:
+        _leave(_INTERRUPTED, 130)
     except RunFailedError as error:
         _leave(f"failed: {error}", 1)
     except BrokenPipeError:  # the reader of our output has left, as `datainf top | head` does
@@ -192,7 +196,7 @@ def _terminable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # here, because typer has an answer of its own
-        typer.echo("interrupted; run the same command again to go on", err=True)
+        typer.echo(_INTERRUPTED, err=True)
         sys.stdout.flush()
         os._exit(130)  # at once, whatever else is still at work: `ray job stop` kills after 3 seconds
     finally:

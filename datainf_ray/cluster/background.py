@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from datainf_ray.common.errors import RunFailedError
+from datainf_ray.common.errors import RunFailedError, StoppedError
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.config import RunConfig
 
@@ -33,7 +33,7 @@ class LocalDriver:
     def _run(self, work: Callable[[], Any]) -> None:
         try:
             work()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StoppedError):
             self._error = RunFailedError("it was stopped; run it again to go on")
         except Exception as error:  # told to whoever waits for the run
             self._error = error

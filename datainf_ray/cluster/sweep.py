@@ -16,6 +16,7 @@ from datainf_ray.cluster.orders import Order, Sweep, WorkerSpec
 from datainf_ray.cluster.pool import Done, Pool
 from datainf_ray.cluster.states import CHECKPOINTS, Shards, States
 from datainf_ray.cluster.sums import Sums, Tally
+from datainf_ray.common.errors import StoppedError
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.influence.folds import Fold
 from datainf_ray.influence.method import Over
@@ -106,7 +107,7 @@ class ClusterSweeps(States):
             self.watcher.advance(restored.rows, 0, self.pool.ready)
         try:
             self._go_over(going)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StoppedError):
             if not sums.large:  # else it may take longer than whoever interrupts us waits
                 sums.keep(always=True)
             raise

@@ -1,4 +1,4 @@
-"""The two ways in which a run ends without a result, and how any error is told. The messages hold no credentials."""
+"""The ways in which a run ends without a result, and how any error is worded. The messages hold no credentials."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ class RunFailedError(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(redacted(message))
+
+
+class StoppedError(RunFailedError):
+    """Somebody has asked the run to end (`Run.stop`). What it has computed is kept, and the same request takes it up.
+
+    The command ends with status 130, as it does when it is interrupted.
+    """

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from datainf_ray.common.errors import RequestError, RunFailedError, one_line
+from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError, one_line
 from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
 
@@ -88,12 +88,12 @@ class Lease:
 
     def check(self) -> None:
         """Raises `RunFailedError` where another driver has taken the run over, as it may when this one has slept, and
-        `KeyboardInterrupt` where somebody wants the run to end (`request_stop`).
+        `StoppedError` where somebody wants the run to end (`request_stop`).
         """
         if self.lost is not None:
             raise RunFailedError(self.lost)
         if self.stopped:
-            raise KeyboardInterrupt("stopped on request")
+            raise StoppedError("stopped on request")
 
     def write_json(self, name: str, value: Any) -> None:
         """`RunDirectory.write_json` for what only the driver writes: run.json.

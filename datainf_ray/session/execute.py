@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.connect import connected
 from datainf_ray.cluster.states import CHECKPOINTS
-from datainf_ray.common.errors import RunFailedError, one_line
+from datainf_ray.common.errors import RunFailedError, StoppedError, one_line
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import counted
@@ -94,7 +94,8 @@ def _finish(job: Job, run: Run) -> None:
 
 def _end_badly(error: BaseException, record: RunRecord, lease: Lease, attempt: Attempt) -> None:
     """run.json and the last events of a run that has gone wrong, if they can be written: that may be what is wrong."""
-    record.state = "failed" if isinstance(error, Exception) else "interrupted"
+    failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
+    record.state = "failed" if failed else "interrupted"
     record.reason, record.seconds = one_line(error), _seconds(attempt)
     attempt.journal.note(f"run_{record.state}", detail=record.reason)
     if lease.lost is not None:  # the run is another driver's by now

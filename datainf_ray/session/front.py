@@ -30,7 +30,7 @@ def attribute(
     `config` is a YAML file, a dict or a `RunConfig`; `overrides` replace its keys (`output="runs/a"`, or
     `**{"cluster.max_workers": 2}`). A run that is already there and done is returned as it is; one that was cut off is
     taken up again. Raises `RequestError` before anything is started where the request is wrong, and `RunFailedError`
-    where the run could not be finished.
+    where the run could not be finished: `StoppedError`, which is one, where somebody has asked it to end.
 
     `progress` is how it is shown: "auto" (True) fits a terminal, a log or a notebook; "bars", "lines", "json" (a JSON
     object a line on standard output, see `watch.json_lines`); "none" (False).

@@ -133,7 +133,7 @@ def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> Path:
 def test_an_unknown_name_is_one_line_before_anything_starts(
     command: str, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("datainf_ray.cluster.join.Ahead.begin", lambda *a: pytest.fail("a Ray was started"))
+    monkeypatch.setattr("datainf_ray.cluster.ahead.Ahead.begin", lambda *a: pytest.fail("a Ray was started"))
     more = ["--queries", "more.jsonl", "--output", "run2"] if command == "query" else []
     monkeypatch.setattr("sys.argv", ["datainf", command, str(config), *more, "--progress", "xml"])
     with pytest.raises(SystemExit) as left:
