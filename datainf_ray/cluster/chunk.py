@@ -213,9 +213,14 @@ def from_index(
 
 
 def _seen(fold: Fold, facts: pa.Table, device: torch.device | str) -> Swept:
-    usable = _fine(facts)
-    fold.finite(torch.tensor(np.flatnonzero(usable), device=device))
-    return Swept(fold, facts, usable)
+    rows = np.flatnonzero(_fine(facts))
+    bad = rows[~fold.finite(torch.tensor(rows, device=device)).cpu().numpy()]  # their gradients were finite
+    if len(bad):
+        status = facts["status"].to_numpy().copy()
+        status[bad] = NONFINITE
+        column = facts.schema.get_field_index("status")
+        facts = facts.set_column(column, facts.schema.field(column), pa.array(status, pa.string()))
+    return Swept(fold, facts, _fine(facts))
 
 
 def _fine(facts: pa.Table) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import COUNT, SMALLEST, TOTAL, Statistic
+from datainf_ray.influence.folds import COUNT, SMALLEST, TOTAL, Statistic, sqnorms_of
 
 TOLERANCE = 1e-6  #: of a block's iHVP, relative; beyond it the block is swept again with the true damping
 MOST_NODES = 8
@@ -99,10 +99,16 @@ def judge(
         return {**known, "bound": lam.new_full((), torch.inf)}
     error = interpolation_error(points, lam, swept["tail"] / swept["moments"][COUNT])
     error = error + (lagrange(points, lam).abs().sum() - 1).clamp(min=0) * _ROUNDING
-    sizes, rests = (torch.linalg.vector_norm(x, dim=1).double() for x in (v, vectors["vector"]))
+    sizes, rests = map(_norms, (v, vectors["vector"]))
     # ‖v − h‖ is at least what was found less what that may be off by
     rests = (rests * lam - error * sizes).clamp(min=0)
     return {**known, "bound": (error * sizes[sizes > 0] / rests[sizes > 0]).max()}
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """The norm of every row (m × d), in float64, whatever its size: a square may be beyond float32."""
+    norms = sqnorms_of(vectors).sqrt()
+    return norms if norms.isfinite().all() else torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
 
 
 def known_nodes(block: Block, facts: Statistic) -> Statistic:

@@ -23,7 +23,7 @@ from datainf_ray.influence.damping import (
     known_nodes,
     nodes_again,
 )
-from datainf_ray.influence.folds import Curvature, Fold, Moments, Norms, Scores, Statistic
+from datainf_ray.influence.folds import TINY, Curvature, Fold, Moments, Norms, Scores, Statistic
 from datainf_ray.influence.method import Extent, Handle, Method, Over, PlannedSweep, Sample, Settings, Sweeps
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
@@ -134,12 +134,20 @@ def _slice(sweeps: Sweeps[Handle], queries: Handle, group: tuple[int, int]) -> H
 def ihvp(block: Block, queries: Statistic, swept: Statistic, nodes: Statistic, facts: Statistic) -> Statistic:
     """`vector` r_l = (v_l − h_l) / λ_l, m × d_l, with h interpolated from the curvature's sums at the nodes.
 
-    Where λ_l is zero no row has a gradient in the block, and none can have influence through it: r_l is zero.
+    Where λ_l is zero no row has a gradient in the block, and none can have influence through it: r_l is zero. Raises
+    `FloatingPointError` where r_l is beyond the vectors' precision.
     """
     v, lam = queries["vector"], facts["damping"]
     if lam == 0 or not len(nodes["nodes"]):
         return {"vector": torch.zeros_like(v)}
-    return {"vector": (v - interpolated(swept, nodes["nodes"], lam)).div_(lam.to(v))}
+    rest = v - interpolated(swept, nodes["nodes"], lam)
+    vector = rest.double().div_(lam).to(v) if lam < TINY else rest.div_(lam.to(v))
+    if not vector.isfinite().all():
+        raise FloatingPointError(
+            f"{block.name}: inverse-Hessian-vector products are beyond {v.dtype}: the training rows' gradients are too "
+            f"small beside the queries' (damping {float(lam):.3g})"
+        )
+    return {"vector": vector}
 
 
 def error_by_query(error: Mapping[str, Statistic]) -> Tensor:

@@ -9,6 +9,7 @@ stay where it lies.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -26,12 +27,27 @@ State = Mapping[str, Statistic]
 
 COUNT, TOTAL, SMALLEST = 0, 1, 2  #: what stands where in a block's `moments`
 
+#: A damping λ below this is that of gradients whose products may be too small for float32.
+TINY = 2.0**-80
+
 _ENOUGH = 128  # rows for a product at full speed
 
 
 def sqnorms_of(gradients: Tensor) -> Tensor:
     """‖g‖² of every row (b × d), in float64."""
-    return torch.linalg.vector_norm(gradients, dim=1).double().square()
+    norms = torch.linalg.vector_norm(gradients, dim=1).double()
+    if gradients.dtype != torch.float64:
+        # Squares of float32 below 2⁻¹²⁶ lose their last bits, and below 2⁻¹⁵⁰ all.
+        small = norms < gradients.shape[1] ** 0.5 * 2.0**-62
+        if gradients.is_cuda or small.any():  # to ask a GPU takes longer than to compute it
+            norms = torch.where(small, torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64), norms)
+    return norms.square()
+
+
+def times_power(x: Tensor, exponent: int) -> Tensor:
+    """2^`exponent` · x, exact where float32 holds it; in two steps, as the power itself may be beyond float32."""
+    half = exponent // 2
+    return x * 2.0**half * 2.0 ** (exponent - half)
 
 
 class Fold(ABC):
@@ -178,7 +194,7 @@ class Curvature(Fold):
 
     `queries` holds the queries' gradients v (`vector`, m × d_l), `nodes` the values of λ (`nodes`, K in ascending
     order; a block with K = 0 is left out). A block's statistic has its `moments`, its `sums` (K × m × d_l: n times the
-    paper's h_ql, by node) and its `tail` (a float64), from which `methods.interpolation_error` bounds what is lost
+    paper's h_ql, by node) and its `tail` (a float64), from which `damping.interpolation_error` bounds what is lost
     between the nodes:
 
         tail = Σ_i  s_i / (λ_1 + s_i) · Π_j λ_j / (λ_j + s_i)    with s_i = ‖g_il‖²
@@ -196,8 +212,12 @@ class Curvature(Fold):
         nodes: State,
     ) -> None:
         super().__init__(blocks, rows, device)
-        self.queries = {name: queries[name]["vector"] for name in self.blocks}
         self.nodes = {name: nodes[name]["nodes"] for name in self.blocks}
+        self.powers = _powers(self.nodes)
+        self.queries = {name: queries[name]["vector"] for name in self.blocks}
+        for name, power in self.powers.items():
+            if power:
+                self.queries[name] = times_power(self.queries[name], -power)
         self.sums: dict[str, Tensor] = {}
         self.tails = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._waiting: dict[str, _Waiting] = {}
@@ -227,7 +247,8 @@ class Curvature(Fold):
         shifted = (nodes + sqnorms).masked_fill(sqnorms == 0, torch.inf)
         self.tails[self.position[block]] += ((sqnorms / shifted[0]) * (nodes / shifted).prod(0)).sum()
         products = v.to(gradients.device) @ gradients.T  # m × b
-        weighted = (products * (1 / shifted).to(products.dtype)[:, None, :]).flatten(0, 1)  # K m × b
+        weights = 2.0 ** self.powers[block] / shifted  # where v was divided by that power
+        weighted = (products * weights.to(products.dtype)[:, None, :]).flatten(0, 1)  # K m × b
         sums = self.sums.get(block)
         if sums is None:  # a block's first product makes them: to clear so much memory takes its time
             self.sums[block] = (weighted @ gradients).view(len(nodes), *v.shape).to(v.device)
@@ -250,6 +271,17 @@ class Curvature(Fold):
             name: {**statistic, "sums": sums(name), "tail": tails[self.position[name]].clone()}
             for name, statistic in super().result().items()
         }
+
+
+def _powers(nodes: Mapping[str, Tensor]) -> dict[str, int]:
+    """For every block the exponent of a power of two near its λ where that is very small, else 0.
+
+    With gradients g so small v·g is below what float32 holds, and 1/(λ+s) above it, but not (v/λ)·g and λ/(λ+s).
+    """
+    first = [some[:1].cpu() for some in nodes.values() if len(some)]
+    values = iter(torch.cat(first).tolist() if first else [])
+    smallest = {name: next(values) if len(some) else 0.0 for name, some in nodes.items()}
+    return {name: math.frexp(lam)[1] if 0 < lam < TINY else 0 for name, lam in smallest.items()}
 
 
 class Scores(Fold):
@@ -284,6 +316,10 @@ class Scores(Fold):
         self.scores[rows] += scores  # rows are distinct within a batch
         if self.block_scores is not None:
             self.block_scores[rows, :, self.position[block]] = scores
+
+    def finite(self, rows: Tensor) -> Tensor:
+        """As `Fold.finite`; a row whose gradient is finite, and its scores are not, is none of these rows either."""
+        return super().finite(rows) & self.scores[rows].isfinite().all(1)
 
     def influence(self) -> Tensor:
         """Every row's influence on every query, rows × m, once all gradients have been taken in."""

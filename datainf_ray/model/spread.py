@@ -9,8 +9,8 @@ accelerate's own "balanced_low_0" knows nothing of activations: it would fill th
 brim and leave the first empty. Nor does its `infer_auto_device_map` with budgets in that proportion give these places:
 it takes a budget for a limit, and what does not go in by whole layers is put off (of a Llama with 80 layers 3, 4 and
 6 % on 2, 3 and 8 GPUs; of one with 2 layers half). With half a layer's slack, and no limit for the last GPU, the first
-has less than its part, and nothing where the embedding is larger than that. Nothing is ever put off to the host's memory
-or to a disk: the backward pass holds every weight that the forward pass has fetched, so it would save nothing.
+has less than its part, and nothing where the embedding is larger than that. Nothing is ever put off to the host's
+memory or to a disk: the backward pass holds every weight that the forward pass has fetched, so it would save nothing.
 """
 
 from __future__ import annotations

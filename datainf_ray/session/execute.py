@@ -70,7 +70,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
                 solve(job, record, cluster, attempt)  # its frame holds references into Ray, this one does not
         except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
             _end_badly(error, record, lease, attempt)
-            if isinstance(error, OSError):  # files and stores: the user's to mend
+            if isinstance(error, OSError | FloatingPointError):  # files, stores and gradients: the user's to mend
                 cause = getattr(error, "cause", error)  # under what Ray puts around it
                 raise RunFailedError(f"{type(cause).__name__}: {one_line(cause)[:500]}") from error
             raise

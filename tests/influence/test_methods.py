@@ -168,6 +168,43 @@ def test_a_row_without_gradient_has_no_influence() -> None:
     assert (sweeps.scores[[3, 5]] != 0).all()
 
 
+@pytest.mark.parametrize("power", [-80, -73, -60, -40, 40])
+@pytest.mark.parametrize("how", [{}, {"pilot": 16}, {"sample": 50}])
+def test_gradients_may_be_as_small_as_float32_holds(power: int, how: dict[str, int]) -> None:
+    """Squared norms and the damping are beyond float32 then; influence is what it was before all became smaller."""
+    g, v = gradients(50, 1), gradients(3, 2)
+    for state in (g, v):
+        state["b"] *= 1e4  # else the smallest have lost their own last bits
+    want = reference.datainf(doubled(g), doubled(v))
+    small, asked = ({name: x * 2.0**power for name, x in state.items()} for state in (g, v))
+    sweeps = InMemory(small, batch=7, chunk=20, **how)
+    solved = datainf(sweeps, sweeps.vectors(asked), 0.1, sampled="sample" in how)
+    assert reference.worst(sweeps.scores, want) < 1e-5
+    lam = 0.1 * float(doubled(small)["a"].square().mean())
+    assert float(solved["facts"]["a"]["damping"]) == pytest.approx(lam, rel=1e-5)
+
+
+def test_ordinary_queries_of_small_gradients_are_right_or_refused() -> None:
+    g, v = gradients(50, 1), gradients(3, 2)
+    g["b"] *= 1e4
+    for power in (-30, -50):
+        small = {name: x * 2.0**power for name, x in g.items()}
+        sweeps = InMemory(small, pilot=16)
+        datainf(sweeps, sweeps.vectors(v), 0.1)
+        assert reference.worst(sweeps.scores, reference.datainf(doubled(small), doubled(v))) < 1e-5
+    sweeps = InMemory({name: x * 2.0**-73 for name, x in g.items()}, pilot=16)
+    with pytest.raises(FloatingPointError, match=r"a: inverse-Hessian-vector products are beyond torch.float32"):
+        datainf(sweeps, sweeps.vectors(v), 0.1)
+
+
+def test_a_row_whose_scores_are_beyond_float32_is_reported() -> None:
+    g = gradients(4, 16)["a"]
+    g[2] *= 1e10
+    fold = Scores([Block("a", "", (40,))], 4, vectors={"a": {"vector": torch.full((1, 40), 1e29)}})
+    fold.update("a", g, torch.arange(4))
+    assert fold.finite(torch.arange(4)).tolist() == [True, True, False, True]
+
+
 def test_damping_is_the_papers() -> None:
     g = gradients(20, 11)["a"]
     fold = Moments([Block("a", "", (40,))], 20)
