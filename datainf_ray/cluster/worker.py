@@ -327,10 +327,7 @@ class Worker:
         rows = self.readers[sweep.corpus].read(order.chunk)
         crashed = set(order.crashed)
         rest = iter(self.encoders[sweep.corpus].encode([row for row in rows if row.row not in crashed]))
-        return [
-            Example(row.row, row.id, CRASHED, _CRASHED, group=row.group) if row.row in crashed else next(rest)
-            for row in rows
-        ]
+        return [Example(row.row, row.id, CRASHED, _CRASHED) if row.row in crashed else next(rest) for row in rows]
 
     def _facts(self, sweep: Sweep, order: Order) -> pa.Table:
         with self._reading:

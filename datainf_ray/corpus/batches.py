@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 
@@ -54,10 +53,8 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def collate(
-    examples: Sequence[Example], positions: Sequence[int], pad_id: int, side: Literal["right", "left"] = "right"
-) -> Batch:
-    """The examples at `positions`, padded on `side` to the longest of them; see `Batch` for the shapes.
+def collate(examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
+    """The examples at `positions`, padded on the right to the longest of them; see `Batch` for the shapes.
 
     `examples` are a chunk's, and `positions` those of one batch; all of them have status ok.
     """
@@ -67,9 +64,7 @@ def collate(
     def padded(values: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
         out = torch.full((len(values), longest), filler, dtype=torch.int64)
         for row, line in zip(out, values, strict=True):
-            row[slice(None, len(line)) if side == "right" else slice(longest - len(line), None)] = torch.tensor(
-                line, dtype=torch.int64
-            )
+            row[: len(line)] = torch.tensor(line, dtype=torch.int64)
         return out
 
     mask = padded([[1] * example.tokens for example in chosen], 0)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
-import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,25 +48,11 @@ class RowReader:
         """
         return persistently(lambda: [row for s in chunk.segments for row in self._rows(s.file, s.start, s.stop)])
 
-    def read_rows(self, numbers: Sequence[int]) -> list[Row]:
-        """A few rows of the corpus by number, in the order of `numbers`. Raises IndexError where there is none."""
-        found: dict[int, Row] = {}
-        for number in sorted(set(numbers)):
-            if not 0 <= number < self._corpus.rows:
-                raise IndexError(f"row {number} of a corpus of {self._corpus.rows} rows")
-            file = bisect.bisect_right(self._starts, number) - 1
-            start = number - self._starts[file]
-            found[number] = persistently(functools.partial(self._one, file, start))
-        return [found[number] for number in numbers]
-
     def close(self) -> None:
         """Closes the file that is open; the next read opens what it needs."""
         if self._open is not None:
             self._open[1].close()
         self._open = None
-
-    def _one(self, index: int, start: int) -> Row:
-        return next(self._rows(index, start, start + 1))
 
     def _rows(self, index: int, start: int, stop: int) -> Iterator[Row]:
         file = self._corpus.files[index]

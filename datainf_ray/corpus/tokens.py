@@ -43,7 +43,6 @@ class Example:
     labels: list[int] = field(default_factory=list)  #: causal: as long as input_ids, not shifted, -100 where no target
     target: int | float | None = None  #: classification: the class, or the number with one label
     token_type_ids: list[int] | None = None
-    group: str | None = None
     preview: str = ""
 
     @property
@@ -89,13 +88,13 @@ class Encoder:
         tokens = dict(zip(good, self._tokenized([rows[position].fields for position in good]), strict=True))
         examples = []
         for position, row in enumerate(rows):
-            example = Example(row.row, row.id, "ok", group=row.group)
+            example = Example(row.row, row.id, "ok")
             try:
                 if row.problem is not None:
                     raise ValueError(row.problem)
                 self._fill(example, row.fields, tokens[position])
             except Exception as error:  # whatever a tokenizer or a template makes of hostile text
-                example = Example(row.row, row.id, "unreadable", fold(one_line(error)), group=row.group)
+                example = Example(row.row, row.id, "unreadable", fold(one_line(error)))
             example.preview = self._preview(row, example)
             examples.append(example)
         return examples

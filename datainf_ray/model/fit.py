@@ -25,19 +25,17 @@ def search(fits: Callable[[int], bool], first: int = FIRST, most: int = MOST) ->
     return found
 
 
-def largest_batch(replica: Replica, longest: int, hold: int, shortest: int | None = None) -> int:
+def largest_batch(replica: Replica, longest: int, hold: int) -> int:
     """The most tokens in a batch, a power of two, that a replica's GPU has room for beside `hold` bytes.
 
     Where the model is spread over several GPUs each must have room for its part, and the first for `hold` as well.
 
-    Tries batches of random rows of `longest` tokens, and of `shortest` where that is given: many short rows have many
-    gradients. `hold` is for what lies there beside the model while it is used: a fold's inputs and sums. On a CPU
-    `CPU_BATCH_TOKENS`. Raises `RequestError` where not even the smallest budget fits.
+    Tries batches of random rows of `longest` tokens. `hold` is for what lies there beside the model while it is used: a
+    fold's inputs and sums. On a CPU `CPU_BATCH_TOKENS`. Raises `RequestError` where not even the smallest budget fits.
     """
     if replica.device.type != "cuda":
         return CPU_BATCH_TOKENS
-    lengths = {longest, shortest or longest}
-    found = search(lambda budget: all(_fits(replica, budget, length, hold) for length in lengths))
+    found = search(lambda budget: _fits(replica, budget, longest, hold))
     if found is None:
         raise RequestError(
             f"cluster.batch_tokens: auto: not even {FIRST} tokens fit on {replica.device_name} "

@@ -4,8 +4,11 @@
 - `schemas`: the columns of its Parquet tables.
 - `parts`: the rows on their way into examples/, from a file per chunk to parts of a sensible size.
 - `top`: the most helpful and most harmful rows, as a state that merges.
+- `index`: the gradient index, from which later queries are answered.
+- `lease`: who is at work on a run directory, how far the run is, and who wants it to stop.
+- `events`: what happened in a run and when, written while it goes on.
 - `results`: `open_run` and `Run`, which read a run directory back.
-- `report`: `report.html`, one self-contained page.
+- `report`: `report.html`, one self-contained page; `timeline`, `drawing` and `render` make its parts.
 
 Nothing here knows Ray or torch: a run can be read where neither a GPU nor a cluster is.
 """

@@ -41,14 +41,11 @@ def test_few_rows_of_very_different_lengths_are_not_padded_to_the_longest():
         assert sum(sum(lengths[i] for i in batch) < 128 for batch in batches) <= 1
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_is_marked_and_positions_count_real_tokens(side):
+def test_padding_is_marked_and_positions_count_real_tokens():
     examples = [causal(5, 6), causal(9), causal(1, 2, 3, 4)]
-    batch = collate(examples, [2, 0], pad_id=7, side=side)
+    batch = collate(examples, [2, 0], pad_id=7)
     ids, mask, labels = [5, 6, 7, 7], [1, 1, 0, 0], [-100, 6, -100, -100]
     positions = [0, 1, 1, 1]
-    if side == "left":
-        ids, mask, labels, positions = [7, 7, 5, 6], [0, 0, 1, 1], [-100, -100, -100, 6], [0, 0, 0, 1]
     assert batch.input_ids.tolist() == [[1, 2, 3, 4], ids]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], mask]
     assert batch.labels.tolist() == [[-100, 2, 3, 4], labels]

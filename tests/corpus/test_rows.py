@@ -74,10 +74,6 @@ def test_chunks_in_any_order_give_what_a_whole_read_gives(write, monkeypatch, na
     random.Random(0).shuffle(order)
     for number in order:
         assert reader.read(chunks[number]) == whole[number * 5 : number * 5 + 5]
-    picked = [67, 0, 41, 40, 12, 12, 66]
-    assert reader.read_rows(picked) == [whole[number] for number in picked]
-    with pytest.raises(IndexError, match="row 68 of a corpus of 68 rows"):
-        reader.read_rows([68])
 
 
 def test_concatenated_compressed_files_are_read_to_the_end(write, tmp_path):

@@ -159,13 +159,12 @@ def test_bad_rows_keep_their_places(tokenizer):
     given = rows({"text": "a"}, {"text": None}, {}, {"text": "b"})
     given[1].problem = "text is null"
     given[2].problem = "not JSON: x"
-    given[3].group = "g"
     examples = Encoder(tokenizer, "text", CAUSAL, 512).encode(given)
-    assert [(e.row, e.id, e.status, e.detail, e.group) for e in examples] == [
-        (0, "r0", "ok", "", None),
-        (1, "r1", "unreadable", "text is null", None),
-        (2, "r2", "unreadable", "not JSON: x", None),
-        (3, "r3", "ok", "", "g"),
+    assert [(e.row, e.id, e.status, e.detail) for e in examples] == [
+        (0, "r0", "ok", ""),
+        (1, "r1", "unreadable", "text is null"),
+        (2, "r2", "unreadable", "not JSON: x"),
+        (3, "r3", "ok", ""),
     ]
 
 

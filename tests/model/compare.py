@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from datainf_ray.corpus.batches import collate, plan_batches
+from datainf_ray.corpus.batches import Batch, collate, plan_batches
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.model.replica import Replica
 from tests import reference, tiny
@@ -28,6 +29,18 @@ def examples_of(rows: list[dict[str, Any]]) -> list[Example]:
     ]
 
 
+def padded_left(batch: Batch) -> Batch:
+    """The same rows with their padding on the left."""
+    moved: dict[str, Tensor] = {}
+    for name in ("input_ids", "attention_mask", "labels", "token_type_ids"):
+        values = getattr(batch, name)
+        if values is not None and values.shape == batch.attention_mask.shape:
+            rows = zip(values, batch.attention_mask.sum(1).tolist(), strict=True)
+            moved[name] = torch.stack([row.roll(len(row) - tokens) for row, tokens in rows])
+    positions = (moved["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return replace(batch, **moved, position_ids=positions)
+
+
 def captured(
     replica: Replica, examples: list[Example], size: int, side: str = "right"
 ) -> tuple[dict[str, Tensor], Tensor]:
@@ -36,7 +49,9 @@ def captured(
     losses = torch.zeros(len(examples))
     order = [k for batch in plan_batches([e.tokens for e in examples], 10**9) for k in batch]
     for start in range(0, len(order), size):
-        batch = collate(examples, order[start : start + size], 0, side)
+        batch = collate(examples, order[start : start + size], 0)
+        if side == "left":
+            batch = padded_left(batch)
 
         def keep(block: str, gradients: Tensor, at: Tensor, rows: Tensor = batch.rows) -> None:
             out[block][rows[at]] = gradients.float()

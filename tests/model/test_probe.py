@@ -16,7 +16,7 @@ from datainf_ray.corpus.batches import Batch, collate
 from datainf_ray.model import loss
 from datainf_ray.model.replica import Replica, load_replica
 from tests import tiny
-from tests.model.compare import captured, examples_of, is_right, relative, rows_for
+from tests.model.compare import captured, examples_of, is_right, padded_left, relative, rows_for
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -169,7 +169,7 @@ def test_padding_on_the_right_needs_no_mask(tmp_path: Path, arch: str) -> None:
     replica = load_replica(ModelConfig(**model))
     batch = collate(examples, [0, 1, 2], 0)
     assert masks_given(replica, batch) == [False, False]
-    assert masks_given(replica, collate(examples, [0, 1, 2], 0, "left")) == [True, True]
+    assert masks_given(replica, padded_left(batch)) == [True, True]
 
     def longer(x: Tensor, filler: int) -> Tensor:
         return torch.cat([x, torch.full((3, 5), filler)], 1)
