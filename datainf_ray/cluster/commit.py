@@ -22,10 +22,12 @@ MOMENTS = b"datainf.moments"  #: what a chunk's file has beside its rows: the bl
 
 def commit_scores(
     directory: RunDirectory, chunk: Chunk, swept: Swept, unusable: Sequence[int], keep: bool
-) -> np.ndarray:
-    """Write the chunk's scores, once; returns its influences, rows × queries, NaN where there is none.
+) -> tuple[np.ndarray, pa.Table, dict[str, Statistic]]:
+    """Write the chunk's scores, once; returns what is there then, as `committed_scores` does.
 
-    `unusable` are the queries that have no gradient. With `keep` false no influence is written.
+    Another worker may have written the chunk before, with other bits where its device is of another kind: then its
+    scores are returned, so that all that a run says of a row is of one kind. `unusable` are the queries that have no
+    gradient. With `keep` false no influence is written, and this worker's own are returned.
     """
     fold, facts, missing = swept.fold, swept.facts, ~swept.usable
     assert isinstance(fold, Scores)
@@ -45,17 +47,20 @@ def commit_scores(
         if (each := fold.by_block()) is not None:
             by_block = each.shape[2]
             columns.append(vectors(each.flatten(1).float().cpu().numpy(), missing))
-    moments = {name: statistic["moments"].tolist() for name, statistic in fold.result().items()}
+    state = fold.result()
+    moments = {name: statistic["moments"].tolist() for name, statistic in state.items()}
     schema = examples_schema(influence.shape[1], keep, by_block)
     schema = schema.with_metadata({MOMENTS: json.dumps(moments).encode()})
-    directory.commit_table(chunk_name(chunk.number), pa.Table.from_arrays(columns, schema=schema))
-    return influence
+    ours = directory.commit_table(chunk_name(chunk.number), pa.Table.from_arrays(columns, schema=schema))
+    return (influence, facts, state) if ours or not keep else committed_scores(directory, chunk, facts)
 
 
 def committed_scores(
     directory: RunDirectory, chunk: Chunk, facts: pa.Table
 ) -> tuple[np.ndarray, pa.Table, dict[str, Statistic]]:
-    """What an earlier attempt committed for this chunk: influences, facts as they are there, the blocks' moments."""
+    """What is committed for this chunk: its influences (rows × queries, NaN where there is none), its facts with the
+    statuses that are written, and the blocks' moments. Raises `ValueError` where the file holds other rows.
+    """
     table = directory.read_table(chunk_name(chunk.number))
     if table["row"].to_pylist() != facts["row"].to_pylist():
         path = directory.path(chunk_name(chunk.number))

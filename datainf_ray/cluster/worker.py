@@ -210,7 +210,8 @@ class Worker:
         done = self._committed(current, order) if order.committed else self._computed(at, order, ordered)
         if done.swept is not None and current.fold.scoring:
             directory, keep = current.directory or self.spec.directory, config.results.scores
-            done.influence = commit_scores(directory, order.chunk, done.swept, current.unusable, keep)
+            committed = commit_scores(directory, order.chunk, done.swept, current.unusable, keep)
+            done.influence, done.facts, done.state = committed[0], committed[1], arrays(committed[2])
         report = report_of(
             order.chunk,
             done.facts,
