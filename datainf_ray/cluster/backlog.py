@@ -2,7 +2,8 @@
 
 A chunk that was lost with its worker goes back to the front. From then on it is computed alone, so that the next loss
 is its own. A chunk that goes on ending its workers is tried in halves, and those in halves, until the rows are found
-that do it: they are left out, with the status `crashed`. No Ray here: the pool tells what happened.
+that do it: they are left out, with the status `crashed`. A chunk whose workers go on running out of memory is
+computed in smaller batches instead. No Ray here: the pool tells what happened.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ ATTEMPTS = 2  #: workers that a chunk may end, each computing nothing else, befo
 SEARCHES = 3  #: for rows of one chunk, before the run ends: that it goes on may be chance
 CERTAIN = 2  #: workers that a single row must end before it is left out: one may have ended by chance
 LATE = 2.0  #: a chunk that takes so many times the median is started a second time, where a worker is idle
+FAILURES = 6  #: times that a chunk's call may fail to come through, before the run ends
+HALVINGS = 4  #: of the batches of a chunk that takes too much memory, before the run ends
+SILENT = 60.0  #: seconds in which no chunk comes back, before the user hears of it
+SLOW = 4.0  #: times the median chunk that must have passed, too
+_PAUSE = 30.0  # the most seconds between two calls for a chunk
+_REMEDY = (
+    "use fewer tokens in a batch (cluster.batch_tokens), shorter rows (max_length), fewer workers on a machine "
+    "(cluster.cpus_per_worker, cluster.max_workers), fewer queries in a run, or machines with more memory"
+)
 _AHEAD = 32  # chunks at the head of the queue among which a worker is given one whose gradients lie on its node
 
 
@@ -31,6 +41,10 @@ class Work:
     search: Search | None = None  # whose trial it is
     alone: bool = False  # to be computed by a worker that has nothing else to do
     deaths: int = 0  # of workers that had nothing else to do
+    starved: int = 0  # of those whose machine ran out of memory; they are no deaths
+    halvings: int = 0  # of its batches
+    failures: int = 0  # of calls that did not come through
+    not_before: float = 0.0  # when it may be given to a worker
     runners: int = 0  # workers that have it
     since: float = 0.0  # when it was given to the first of them
     done: bool = False
@@ -49,7 +63,8 @@ class Backlog:
     """The chunks of one sweep. `where` says on which node a chunk is best done, if on one.
 
     `number_of` gives the number in the corpus of a chunk's first row; without it no rows are looked for, and a chunk
-    that goes on ending its workers ends the run. `crashed` has the rows that were found.
+    that goes on ending its workers ends the run. `crashed` has the rows that were found. Batches may be halved
+    `halvings` times where a chunk takes too much memory.
     """
 
     def __init__(
@@ -57,12 +72,16 @@ class Backlog:
         chunks: Sequence[Chunk],
         where: Callable[[Chunk], str | None] = lambda chunk: None,
         number_of: Callable[[Chunk], int] | None = None,
+        halvings: int = HALVINGS,
     ) -> None:
         self._queue = deque(Work(chunk) for chunk in chunks)
         self._where, self._number_of = where, number_of
         self._flying: list[Work] = []
         self._took: list[float] = []
         self._searched: Counter[int] = Counter()
+        self._most_halvings, self._halvings = halvings, 0  # as many as the last chunk took
+        self._heard: float | None = None  # when something last came back, or was given to a worker after a pause
+        self._tell_after = 0.0  # seconds of silence
         self.crashed: set[int] = set()
 
     @property
@@ -78,7 +97,7 @@ class Backlog:
         """What a worker on `node` should do next; `alone`: it has nothing else to do."""
         best = None
         for place, work in enumerate(islice(self._queue, _AHEAD)):
-            if work.alone and not alone:
+            if (work.alone and not alone) or work.not_before > now:
                 continue
             if best is None:
                 best = place
@@ -90,6 +109,9 @@ class Backlog:
         work = self._queue[best]
         del self._queue[best]
         work.since, work.runners = now, 1
+        work.halvings = max(work.halvings, self._halvings)
+        if not self._flying:
+            self._hear(now)
         self._flying.append(work)
         return work
 
@@ -108,6 +130,7 @@ class Backlog:
     def finish(self, work: Work, now: float) -> bool:
         """A worker is done with it. True if this is the result of a chunk, and the first one."""
         work.runners -= 1
+        self._hear(now)
         if work.done:
             return False
         work.done = True
@@ -116,23 +139,63 @@ class Backlog:
             self._close(work.search)
             return False
         self._took.append(now - work.since)
+        self._halvings = max(self._halvings, work.halvings)  # each worker that dies of it costs a start
         return True
 
-    def lose(self, work: Work, alone: bool, preempted: bool, reason: str) -> None:
-        """A worker is gone; `alone`: it was computing this and nothing else; `preempted`: its node was taken away.
+    def silence(self, now: float) -> float | None:
+        """For how many seconds nothing has come back, each time that the user is to hear of it: less and less often."""
+        if self._heard is None or not self._flying:
+            return None
+        passed = now - self._heard
+        usual = SLOW * statistics.median(self._took) if self._took else 0.0
+        if passed < max(self._tell_after, usual):
+            return None
+        self._tell_after = 2 * passed
+        return passed
 
-        Raises `RunFailedError` where a chunk goes on ending its workers and none of its rows does.
+    def again(self, work: Work, now: float, reason: str) -> None:
+        """A call did not come through, and its worker is well: the chunk goes to the end, and waits a while.
+
+        Raises `RunFailedError` where that goes on.
+        """
+        work.runners -= 1
+        self._hear(now)
+        if work.done:
+            return
+        work.failures += 1
+        if work.failures == FAILURES:
+            raise RunFailedError(f"{said(work.chunk)} could not be computed in {FAILURES} attempts: {reason}")
+        if work.runners:
+            return  # another has it
+        work.not_before = now + min(_PAUSE, 2.0 ** (work.failures - 1))
+        self._flying.remove(work)
+        self._queue.append(work)
+
+    def lose(self, work: Work, alone: bool, preempted: bool, reason: str, memory: bool = False) -> None:
+        """A worker is gone; `alone`: it was computing this and nothing else; `preempted`: its node was taken away;
+        `memory`: its machine ran out of it.
+
+        Raises `RunFailedError` where a chunk goes on ending its workers and none of its rows does, or takes too much
+        memory however small its batches are.
         """
         work.runners -= 1
         if work.done:
             return
         if not preempted:
             work.alone = True
-            work.deaths += alone
+            if memory:
+                work.starved += alone
+            else:
+                work.deaths += alone
         if work.runners:
             return  # another has it
         self._flying.remove(work)
         rows = work.chunk.rows
+        if memory:
+            if alone and work.starved >= ATTEMPTS:
+                self._halve(work, reason)
+            self._queue.appendleft(work)
+            return
         if work.search is None:
             if work.deaths >= ATTEMPTS:
                 self._begin(work, reason)
@@ -146,6 +209,15 @@ class Backlog:
             self._close(work.search)
         else:
             self._queue.appendleft(work)
+
+    def _halve(self, work: Work, reason: str) -> None:
+        if work.halvings == self._most_halvings:
+            smaller = f", in batches of 1/{2**work.halvings} of the size too" if work.halvings else ""
+            raise RunFailedError(f"{said(work.chunk)} takes too much memory{smaller}: {reason}; {_REMEDY}")
+        work.halvings += 1
+
+    def _hear(self, now: float) -> None:
+        self._heard, self._tell_after = now, SILENT
 
     def _begin(self, work: Work, reason: str) -> None:
         chunk = work.chunk

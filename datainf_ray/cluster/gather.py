@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+from datainf_ray.cluster.failures import Fault, classify, final_error
 from datainf_ray.cluster.reduce import compute, is_large
+from datainf_ray.common.errors import RunFailedError
 from datainf_ray.common.storage import persistently
 from datainf_ray.request.job import Job
 from datainf_ray.runs.parts import PART_BYTES, consolidate, plan_parts, row_bytes
 
+_ATTEMPTS = 5  # times that a part is written, where that fails by no fault of its own
 _AT_ONCE = 4  # parts that are written at a time; each takes up to 500 MB of memory
 
 
@@ -21,11 +26,30 @@ def consolidate_parts(job: Job, chunk_rows: Sequence[int]) -> None:
     size = row_bytes(job.queries, results.scores, len(job.facts.blocks) if results.blocks else 0)
     parts = plan_parts(chunk_rows, size)
     small = len(parts) == 1 and not is_large(sum(chunk_rows) * size)
-    waiting: list[ray.ObjectRef] = []
+    waiting: dict[Any, tuple[Callable[[], Any], int]] = {}  # by reference: what is under way, and which attempt it is
     for number, chunks in enumerate(parts):
         write = functools.partial(persistently, functools.partial(consolidate, job.directory, number, chunks))
-        waiting.append(compute(write, [], 0 if small else PART_BYTES))
-        if len(waiting) == _AT_ONCE:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            ray.get(done)
-    ray.get(waiting)
+        waiting[compute(write, [], 0 if small else PART_BYTES)] = write, 1
+        while len(waiting) == _AT_ONCE:
+            _finish_one(waiting)
+    while waiting:
+        _finish_one(waiting)
+
+
+def _finish_one(waiting: dict[Any, tuple[Callable[[], Any], int]]) -> None:
+    """Wait for the first that comes to an end, and begin it again where Ray lost it.
+
+    Raises what would go wrong again, or goes wrong too often.
+    """
+    (reference, *_), _ = ray.wait(list(waiting), num_returns=1)
+    write, attempt = waiting.pop(reference)
+    try:
+        ray.get(reference)
+    except RayError as error:
+        failure = classify(error)
+        if failure.fault is Fault.PERMANENT:
+            raise final_error(failure) from None
+        if attempt == _ATTEMPTS:
+            told = f"a part of examples/ could not be written in {attempt} attempts: {failure.reason}"
+            raise RunFailedError(told) from None
+        waiting[compute(write, [], PART_BYTES)] = write, attempt + 1

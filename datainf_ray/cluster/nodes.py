@@ -7,7 +7,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datainf_ray.cluster.facts import resources_said
-from datainf_ray.common.errors import one_line
+from datainf_ray.cluster.failures import classify
 from datainf_ray.common.versions import versions
 
 _WAIT = 120.0  # seconds for a node to start a process and import what it needs
@@ -29,7 +29,7 @@ def differences() -> list[str]:
         try:
             there = ray.get(reference)
         except RayError as error:  # a package is missing, above all this one
-            found.append(f"{asked[reference]}: {one_line(str(error).strip().splitlines()[-1])[:300]}")
+            found.append(f"{asked[reference]}: {classify(error).reason[:300]}")
             continue
         found += [
             f"{asked[reference]}: {name} {there.get(name)}, here {version}"

@@ -90,3 +90,4 @@ class Order:
     crashed: tuple[int, ...] = ()  # numbers of rows that end their worker, and are left alone
     trial: bool = False  # only to see whether the worker survives: nothing is written, and nothing given back
     per_row: dict[str, np.ndarray] = field(default_factory=dict)  # inputs of the fold with an entry per row
+    batch_tokens: int | None = None  # where the sweep's own took more memory than the machine has

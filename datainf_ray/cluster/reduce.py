@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import ObjectLostError
 from torch import Tensor
 
 #: Below this many bytes the driver does the work itself: a task's process costs seconds to start.
@@ -73,11 +72,6 @@ def compute_watched(function: Callable[..., Any], references: Sequence[Any]) -> 
 
 class StateLostError(Exception):
     """A sum, or something solved from one, went down with its node. What is in the run directory is still there."""
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether a task or a `ray.get` failed because an object that it needed went down with its node."""
-    return isinstance(error, ObjectLostError) or isinstance(getattr(error, "cause", None), ObjectLostError)
 
 
 #: A node of the tree: its level, counted from the leaves, and its place there.

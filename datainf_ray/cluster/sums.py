@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import RayError
 from safetensors.numpy import load, save
 
 from datainf_ray.cluster.chunk import ChunkReport
+from datainf_ray.cluster.failures import Fault, classify, final_error
 from datainf_ray.cluster.reduce import (
     Node,
     Shard,
@@ -30,14 +31,15 @@ from datainf_ray.cluster.reduce import (
     compute,
     compute_watched,
     is_large,
-    is_lost,
     tensors,
 )
+from datainf_ray.common.errors import RunFailedError
 from datainf_ray.influence.folds import Fold
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.top import merge_top, read_top, write_top
 
 _PROBLEMS = 100  # rows with a problem that are named
+_FAILURES = 20  # joins and checkpoints of a sweep that may fail, though nothing that they need is lost
 _BEHIND = 8  # joins that may be on their way, beyond two of every shard, before the sweep waits for them
 
 
@@ -101,6 +103,7 @@ class Sums:
         self._saved: set[Node] = set()  # what the last checkpoint has
         self._saving: tuple[dict[Node, Tally], list[tuple[Node, Any]]] | None = None
         self._last = time.monotonic()
+        self._failures = 0
 
     @property
     def tally(self) -> Tally:
@@ -126,8 +129,9 @@ class Sums:
         near = [k for k in range(len(results)) if k not in self.large]
         try:
             values = dict(zip(near, ray.get([results[k] for k in near]), strict=True))
-        except ObjectLostError:  # with the node, before it came here
-            self.again.add(leaf)
+        except RayError as error:
+            self._check(error)
+            self.again.add(leaf)  # lost with the node, mostly, before it came here
             return
         self._tree.add(leaf, [*(values.get(k, result) for k, result in enumerate(results)), tally])
         self._look(_BEHIND + 2 * len(self.large))
@@ -188,8 +192,26 @@ class Sums:
             if not ended:
                 return
             node = self._joins.pop(ended[0])
-            if _failed(ended[0]):
+            if self._failed(ended[0]):
                 self._lose(node)
+
+    def _failed(self, reference: Any) -> bool:
+        """Whether a small result is not there because something was lost. Raises what else went wrong, in one line."""
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self._check(error)
+            return True
+        return False
+
+    def _check(self, error: RayError) -> None:
+        """Raises what would go wrong again, or goes wrong too often."""
+        failure = classify(error)
+        if failure.fault is Fault.PERMANENT:
+            raise final_error(failure) from None
+        self._failures += failure.fault is not Fault.LOST  # which may be many, with one node
+        if self._failures == _FAILURES:
+            raise RunFailedError(f"sums could not be computed {_FAILURES} times: {failure.reason}") from None
 
     def _lose(self, node: Node) -> None:
         """A row is lost with all that it has gone into: put back what is saved of it, compute the rest again."""
@@ -236,7 +258,7 @@ class Sums:
             if len(ended) < len(references):
                 return
         self._saving = None
-        lost = {node for node, reference in writes if _failed(reference)}
+        lost = {node for node, reference in writes if self._failed(reference)}
         for node in lost:
             self._lose(node)
         if lost:
@@ -267,24 +289,14 @@ class Sums:
 
 
 def got(references: Sequence[Any]) -> list[Any]:
-    """`ray.get`, with `StateLostError` where something is lost."""
+    """`ray.get`, with `StateLostError` where something is lost, and one line of ours where it would go wrong again."""
     try:
         return list(ray.get(list(references)))
-    except (RayTaskError, ObjectLostError) as error:
-        if is_lost(error):
-            raise StateLostError(str(error)[:300]) from None
-        raise
-
-
-def _failed(reference: Any) -> bool:
-    """Whether a small result is not there because something was lost. Raises whatever else went wrong."""
-    try:
-        ray.get(reference)
-    except (RayTaskError, ObjectLostError) as error:
-        if not is_lost(error):
-            raise
-        return True
-    return False
+    except RayError as error:
+        failure = classify(error)
+        if failure.fault is Fault.PERMANENT:
+            raise final_error(failure) from None
+        raise StateLostError(failure.reason) from None
 
 
 def write_shard(directory: RunDirectory, file: str, shard: Shard) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.exceptions import ObjectLostError
+from ray.exceptions import RayError
 
 from datainf_ray.cluster.chunk import (
     FACTS,
@@ -36,6 +36,7 @@ from datainf_ray.cluster.chunk import (
     sweep_chunk,
 )
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
+from datainf_ray.cluster.failures import Fault, classify
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
@@ -277,7 +278,8 @@ class Worker:
             elif kept is not None:
                 swept = replay(kept, make_fold, self.device, recorders)
             else:
-                swept, smaller = self._swept(examples, make_fold, sweep.batch_tokens, recorders)
+                swept, smaller = self._swept(examples, make_fold, order.batch_tokens or sweep.batch_tokens, recorders)
+                smaller = smaller or order.batch_tokens
             state = arrays(swept.fold.result())
             self._free = time.monotonic()
             return swept, state, Timing(began, time.time(), waited)
@@ -320,8 +322,10 @@ class Worker:
             return None, False
         try:
             return ray.get(order.kept[0]), False
-        except ObjectLostError:  # with its node: it is computed again, with the same bits
-            return None, True
+        except RayError as error:
+            if classify(error).fault is Fault.PERMANENT:
+                raise
+            return None, True  # lost with its node, mostly: it is computed again, with the same bits
 
     def _examples(self, sweep: Sweep, order: Order) -> list[Example]:
         """The chunk's examples. Rows that are known to end their worker are not looked at."""

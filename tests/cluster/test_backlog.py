@@ -139,3 +139,100 @@ def test_chunks_go_where_their_gradients_are() -> None:
     backlog = Backlog(chunks_of(4, 1), where=lambda chunk: places[chunk.number])
     taken = [backlog.take("b", 0, alone=True) for _ in range(4)]
     assert [work.chunk.number for work in taken if work is not None] == [1, 3, 0, 2]
+
+
+def starving(backlog: Backlog, room: int) -> list[int]:
+    """By one worker, whose machine has room for chunks whose batches are halved `room` times: the halvings of each."""
+    took = []
+    while backlog.left:
+        work = backlog.take("", 0, alone=True)
+        assert work is not None
+        if work.halvings < room:
+            backlog.lose(work, alone=True, preempted=False, reason="its machine ran out of memory", memory=True)
+        else:
+            assert backlog.finish(work, 0)
+            took.append(work.halvings)
+    return took
+
+
+def test_a_chunk_that_takes_too_much_memory_is_computed_in_smaller_batches_and_so_are_those_after_it() -> None:
+    backlog = Backlog(chunks_of(12, 4), number_of=number_of)
+    deaths: list[int] = []
+    lose = backlog.lose
+    backlog.lose = lambda work, *values, **more: deaths.append(work.halvings) or lose(work, *values, **more)  # type: ignore[method-assign]
+    assert starving(backlog, 2) == [2, 2, 2]
+    assert deaths == [0, 0, 1]  # once may be chance
+    assert backlog.crashed == set()
+
+
+def test_memory_that_is_short_once_changes_no_batch() -> None:
+    backlog = Backlog(chunks_of(8, 4))
+    work = backlog.take("", 0, alone=True)
+    assert work is not None
+    backlog.lose(work, alone=True, preempted=False, reason="memory", memory=True)
+    assert starving(backlog, 0) == [0, 0]
+
+
+def test_a_chunk_that_takes_too_much_memory_beside_another_is_computed_alone_first() -> None:
+    backlog = Backlog(chunks_of(8, 4))
+    both = [backlog.take("", 0, alone=True), backlog.take("", 0, alone=False)]
+    for work in both:
+        assert work is not None
+        backlog.lose(work, alone=False, preempted=False, reason="memory", memory=True)
+    work = backlog.take("", 0, alone=True)
+    assert work is not None
+    assert work.alone
+    assert work.halvings == 0
+
+
+@pytest.mark.parametrize(("halvings", "smaller"), [(0, ""), (4, ", in batches of 1/16 of the size too")])
+def test_a_chunk_that_always_takes_too_much_memory_ends_the_run_and_says_what_to_change(
+    halvings: int, smaller: str
+) -> None:
+    want = rf"chunk 0 \(rows 0 to 3\) takes too much memory{smaller}: .* ran out of memory; use fewer .*batch_tokens"
+    with pytest.raises(RunFailedError, match=want):
+        starving(Backlog(chunks_of(12, 4), number_of=number_of, halvings=halvings), 99)
+
+
+def test_a_call_that_does_not_come_through_is_made_again_later_but_not_for_ever() -> None:
+    backlog = Backlog(chunks_of(8, 4), number_of=number_of)
+    now = 0.0
+    work = backlog.take("", now, alone=True)
+    assert work is not None
+    backlog.again(work, now, "the store is full")
+    other = backlog.take("", now, alone=True)
+    assert other is not None
+    assert other is not work  # which waits
+    assert backlog.take("", now, alone=True) is None
+    assert backlog.finish(other, now)
+
+    def work_off() -> None:
+        nonlocal now
+        while backlog.left:
+            taken = backlog.take("", now, alone=True)
+            if taken is None:
+                now += 1
+            else:
+                backlog.again(taken, now, "the store is full")
+
+    with pytest.raises(RunFailedError, match=r"chunk 0 .* could not be computed in 6 attempts: the store is full"):
+        work_off()
+    assert now == 1 + 2 + 4 + 8 + 16
+    assert backlog.crashed == set()
+
+
+def test_silence_is_told_less_and_less_often_and_never_while_chunks_come_back() -> None:
+    backlog = Backlog(chunks_of(4, 1))
+    assert backlog.silence(1000) is None  # no worker has anything
+    first, second = (backlog.take("", 1000, alone=True) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    told = {now: s for now in range(1000, 2000) if (s := backlog.silence(now)) is not None}
+    assert told == {1060: 60, 1120: 120, 1240: 240, 1480: 480, 1960: 960}
+    assert backlog.finish(first, 2000)
+    assert backlog.silence(2059) is None
+    assert backlog.finish(second, 2059)
+    third = backlog.take("", 3000, alone=True)
+    assert third is not None
+    assert backlog.silence(3000 + 4000) is None  # the chunks took 1000 s and 1059 s
+    assert backlog.silence(3000 + 4200) == 4200

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from datainf_ray.cluster import hiring, pool
+from datainf_ray.cluster import backlog, hiring, members, pool
 from datainf_ray.cluster.worker import Worker
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.config import load_config
@@ -72,7 +73,7 @@ def test_a_reason_for_not_starting_is_told_once(config: dict[str, Any], monkeypa
 
 def test_idle_workers_are_let_go_and_come_again(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = attribute(config, output=config["output"] + "-quiet")
-    monkeypatch.setattr(pool, "IDLE", 0.2)
+    monkeypatch.setattr(members, "IDLE", 0.2)
     hired = []
     hire = pool.hire
     monkeypatch.setattr(pool, "hire", lambda *values: hired.append(1) or hire(*values))
@@ -123,3 +124,44 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_reason(
     assert "checkpoints/sums" in json.loads((output / "run.json").read_text())["reason"]
     (output / "checkpoints" / "sums").unlink()
     assert attribute(config).state == "done"
+
+
+def test_a_worker_that_hangs_is_mentioned_and_waited_for(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = attribute(config, output=config["output"] + "-quiet")
+    monkeypatch.setattr(backlog, "SILENT", 1.0)
+    stopped: list[psutil.Process] = []
+
+    class Hangs(Said):
+        """The only worker is stopped when the scoring sweep begins, until the user hears of it."""
+
+        def begin(self, sweep: str, rows: int) -> None:
+            if sweep == "scores":
+                below = psutil.Process().children(recursive=True)
+                stopped.extend(p for p in below if " ".join(p.cmdline()).startswith("ray::Worker"))
+                for process in stopped:
+                    process.suspend()
+
+        def say(self, text: str) -> None:
+            super().say(text)
+            if "no chunk has come back" in text:
+                self.resume()
+
+        def resume(self) -> None:
+            for process in stopped:
+                process.resume()
+
+    watcher = Hangs()
+    try:
+        run = execute(prepare(load_config(config)), watcher)
+    finally:
+        watcher.resume()
+    assert stopped
+    (line, *_) = [line for line in watcher.lines if "no chunk has come back" in line]
+    assert line.startswith("scores: no chunk has come back for ")
+    assert " s; still waiting for chunk 0 (rows 0 to 7) on " in line
+    (event, *_) = [event for event in run.events().to_pylist() if event["event"] == "silence"]
+    assert event["sweep"] == "scores"
+    assert event["seconds"] >= 1
+    assert tables(run) == tables(quiet)

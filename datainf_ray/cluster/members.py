@@ -1,0 +1,230 @@
+"""The workers of a run: they come as the cluster has room, and go when there is nothing left for them.
+
+Ray restarts nothing and retries nothing here (`max_restarts=0`): the driver sees each loss once, and decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from datainf_ray.cluster.facts import resources_said, said_labels, wants
+from datainf_ray.cluster.failures import Failure, Starts, classify
+from datainf_ray.cluster.metrics import DriverMetrics
+from datainf_ray.cluster.orders import WorkerInfo, WorkerSpec
+from datainf_ray.cluster.private import draining_nodes
+from datainf_ray.common.errors import RunFailedError
+from datainf_ray.runs.events import Note
+
+IDLE = 60.0  #: seconds after which a worker that has nothing to do is let go
+_LOOK = 3.0  # seconds between looks at which nodes are being drained
+
+#: Asks for a worker, on a node with these labels; None: with those that are asked for first.
+Hire = Callable[[dict[str, str] | None], ActorHandle]
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker as the driver sees it."""
+
+    actor: ActorHandle
+    name: str
+    ready: Any  # the reference that resolves to its WorkerInfo
+    placed: Any  # one that resolves once it is on a node
+    asked: float  # when it was asked for
+    first_choice: bool = True  # by the labels that are asked for first
+    info: WorkerInfo | None = None
+    calls: list[Any] = field(default_factory=list)  # references to reports, the oldest first
+    idle: float = 0.0  # since when it has nothing to do
+
+
+class Members:
+    """Workers of one run, at most `limit` of them; `minimum` are kept when there is nothing to do.
+
+    `actors` are workers that are on their way already, others are asked for by `hire`. `starts` decides about those
+    that cannot start. `say` receives a line about what goes wrong and is not fatal, `note` everything that happens.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        limit: int,
+        minimum: int,
+        gpus_per_worker: int,
+        actors: deque[ActorHandle],
+        hire: Hire,
+        starts: Starts,
+        say: Callable[[str], None],
+        note: Note,
+        metrics: DriverMetrics,
+    ) -> None:
+        self.spec, self.limit, self.minimum, self.gpus_per_worker = spec, limit, minimum, gpus_per_worker
+        self.hire, self.starts, self.say, self.note, self.metrics = hire, starts, say, note, metrics
+        self.all: list[Member] = []
+        self.infos: list[WorkerInfo] = []  # of every worker that ever came up
+        self._hired = actors
+        self._names = itertools.count()
+        self._shared: Any = ray.put(spec)
+        self._told: set[str] = set()
+        self._stranded: float | None = None  # since when there is something to do, and no worker
+        self._draining: frozenset[str] = frozenset()
+        self._looked = 0.0
+        self._timer: threading.Timer | None = None
+
+    @property
+    def ready(self) -> int:
+        """How many are up."""
+        return sum(m.info is not None for m in self.all)
+
+    def start(self, chunks: int) -> None:
+        """Ask for as many workers as `chunks` chunks can occupy; they come up while the driver does other things."""
+        staying = sum(not self.leaves(member) for member in self.all)
+        for _ in range(min(self.limit, max(chunks, self.minimum)) - staying):
+            if self._hired:
+                actor = self._hired.popleft()
+            elif not self.starts.may_ask(time.monotonic()):
+                break
+            else:
+                actor = self.hire(None)
+            self.all.append(self._member(actor))
+
+    def greet(self) -> None:
+        """Note which workers have come up, and which could not; raises where there is no hope for any."""
+        self._fall_back()
+        for member in [m for m in self.all if m.info is None and ray.wait([m.ready], timeout=0)[0]]:
+            try:
+                member.info = ray.get(member.ready)
+            except RayError as error:
+                self._remove(member)
+                self.cannot_start(classify(error))
+            else:
+                member.idle = time.monotonic()
+                self.starts.succeeded()
+                self._tell_of(member.info)
+                self.infos.append(member.info)
+                self.note("worker_up", **who(member), device=member.info.device, seconds=round(member.info.seconds, 3))
+                self.metrics.workers(self.ready)
+        limit = self.spec.config.cluster.start_timeout
+        if self.ready:
+            self._stranded = None
+        elif self._stranded is None:
+            self._stranded = time.monotonic()
+        elif limit is not None and time.monotonic() - self._stranded > limit:
+            why = f": {self.starts.reason}" if self.starts.reason else ""
+            raise RunFailedError(
+                f"no worker could be started within {limit:g} s (cluster.start_timeout){why}; "
+                f"a worker takes {wants(self.spec.config.cluster, self.gpus_per_worker)}, "
+                f"and the cluster has {resources_said()}"
+            )
+
+    def cannot_start(self, failure: Failure) -> None:
+        """A worker could not start; raises where there is no hope for any."""
+        if not failure.preempted:
+            self.note("worker_cannot_start", detail=failure.reason)
+        said = self.starts.failed(failure, self.ready, time.monotonic())
+        if said is not None:
+            self.say(said)
+
+    def lost(self, member: Member, failure: Failure) -> None:
+        """A worker that was up is gone."""
+        self._remove(member)
+        self.note("worker_lost", **who(member), detail=("preempted: " if failure.preempted else "") + failure.reason)
+        self.metrics.workers(self.ready)
+
+    def look(self) -> None:
+        """See now and then which nodes are being drained: their workers finish what they have, and go."""
+        if time.monotonic() - self._looked > _LOOK:
+            self._looked = time.monotonic()
+            self._draining = draining_nodes()
+
+    def leaves(self, member: Member) -> bool:
+        """Whether its node is about to be taken away."""
+        return member.info is not None and member.info.node in self._draining
+
+    def let_go(self, waiting: int) -> None:
+        """Let workers go that have had nothing to do for a while, or that are leaving and have done what they had."""
+        spare = len(self.all) - self.minimum
+        for member in [m for m in self.all if m.info is not None and not m.calls]:
+            bored = not waiting and spare > 0 and time.monotonic() - member.idle > IDLE
+            if bored or self.leaves(member):
+                spare -= 1
+                self._remove(member)
+                self.note("worker_released", **who(member), detail="idle" if bored else "its node is drained")
+                self.metrics.workers(self.ready)
+
+    def rest(self) -> None:
+        """Between sweeps workers wait for the next one, for a while."""
+        now = time.monotonic()
+        for member in self.all:
+            member.idle = now
+        self._timer = threading.Timer(IDLE + 1, self.let_go, [0])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def awake(self) -> None:
+        """There is something to do again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # if it is at work already, it comes to its end
+            self._timer = None
+
+    def close(self) -> None:
+        """End the workers, and let go of every reference into Ray."""
+        self.awake()
+        for actor in [*(member.actor for member in self.all), *self._hired]:
+            ray.kill(actor)
+        self.all.clear()
+        self._hired.clear()
+        self._shared = None
+
+    def _member(self, actor: ActorHandle) -> Member:
+        name = str(next(self._names))
+        return Member(actor, name, actor.load.remote(self._shared, name), actor.here.remote(), asked=time.monotonic())
+
+    def _remove(self, member: Member) -> None:
+        self.all.remove(member)
+        ray.kill(member.actor)  # it may be out of reach only, and would keep its GPU
+
+    def _fall_back(self) -> None:
+        """Workers for which no node came in time are asked for again, with the other labels."""
+        config = self.spec.config.cluster
+        if config.fallback_selector is None:
+            return
+        for place, member in enumerate(self.all):
+            late = time.monotonic() - member.asked > config.fallback_after
+            if member.info is None and member.first_choice and late and not ray.wait([member.placed], timeout=0)[0]:
+                ray.kill(member.actor)
+                other = self._member(self.hire(config.fallback_selector))
+                other.first_choice = False
+                self.all[place] = other
+                said = (
+                    f"no node with {said_labels(config.label_selector)} within {config.fallback_after:g} s; "
+                    f"asking for {said_labels(config.fallback_selector)}"
+                )
+                self.note("worker_falls_back", worker=other.name, detail=said)
+                if said not in self._told:
+                    self._told.add(said)
+                    self.say(said)
+
+    def _tell_of(self, info: WorkerInfo) -> None:
+        """What the first worker's start took; the others' is in the events."""
+        if not self.infos:
+            self.say(
+                f"a worker is up on {info.host} ({info.device}, {info.dtype}): model fetched in {info.fetched:.1f} s, "
+                f"loaded and checked in {info.seconds - info.fetched:.1f} s"
+            )
+
+
+def who(member: Member) -> dict[str, str | None]:
+    """A worker, for an event."""
+    info = member.info
+    return {"worker": member.name, "node": info and info.node, "host": info and info.host}
