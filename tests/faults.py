@@ -147,7 +147,57 @@ def set_trap(base: Path, most_tokens: int) -> None:
 
     It comes with Python code of its own, and so needs `trust_remote_code`.
     """
-    (base / "modeling_trap.py").write_text(_TRAP % most_tokens)
+    _give_code(base, _TRAP % most_tokens)
+
+
+_HUNGER = """
+import os
+import time
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class TrapConfig(LlamaConfig):
+    model_type = "trap"
+
+
+class TrapForCausalLM(LlamaForCausalLM):
+    config_class = TrapConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.embed_tokens.register_forward_pre_hook(eat)
+
+
+def eat(module, inputs):
+    if inputs[0].numel() <= %d:
+        return
+    once = %r
+    if once is not None:
+        try:
+            os.close(os.open(once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    held = []
+    for _ in range(32):
+        held.append(torch.ones(2**26))  # 256 MiB
+        time.sleep(0.1)
+    raise RuntimeError("8 GiB were too little for Ray's memory monitor")
+"""
+
+
+def set_hunger(base: Path, most_tokens: int, once: Path | None = None) -> None:
+    """Make a saved Llama take gigabytes of memory for batches of more than `most_tokens`, until its worker is ended.
+
+    With `once` only the first time: then that file is there.
+    """
+    _give_code(base, _HUNGER % (most_tokens, None if once is None else str(once)))
+
+
+def _give_code(base: Path, code: str) -> None:
+    """Make a saved Llama a model with code of its own."""
+    (base / "modeling_trap.py").write_text(code)
     config = json.loads((base / "config.json").read_text())
     config |= {
         "model_type": "trap",
