@@ -125,7 +125,7 @@ class Capture:
         output.register_hook(lambda gradient: self._in_turn(module, kept, gradient))
 
     def _in_turn(self, module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor) -> None:
-        with self._turn, torch.no_grad():
+        with self._turn:
             self._backward(module, inputs, gradient)
 
     def _backward(self, module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor) -> None:

@@ -125,6 +125,7 @@ def scale(layer: nn.Module, inputs: tuple[Any, ...], gradient: Tensor, names: Co
     return {name: _per_example(gradient.to(wide) * n, tuple(n.shape[-1:]))}
 
 
+@torch.no_grad()  # so that hooks on the layer see that this is no forward pass
 def _scaled(layer: nn.Module, x: Tensor) -> Tensor:
     """n(x) of a layer w ⊙ n(x) + c(x): half of what weights of 1 and of −1 give apart.
 
