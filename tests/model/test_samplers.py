@@ -133,7 +133,7 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-class Squared(LlamaRMSNorm):
+class SquaredNorm(LlamaRMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * super().forward(x)
 
@@ -146,7 +146,7 @@ def test_only_what_computes_what_a_sampler_knows_has_one() -> None:
     assert sampler_of(Same(2, 3)) is sampler_of(nn.Linear(2, 3))
     others = {
         "another forward": Doubled(2, 3),
-        "a weight that counts twice": Squared(WIDTH),
+        "a weight that counts twice": SquaredNorm(WIDTH),
         "rows that are scaled": Gemma3TextScaledWordEmbedding(WORDS, WIDTH, 0, embed_scale=3.0),
         "rows that are normed on the way": nn.Embedding(WORDS, WIDTH, max_norm=1.0),
         "gradients by the batch's counts": nn.Embedding(WORDS, WIDTH, scale_grad_by_freq=True),
