@@ -5,7 +5,6 @@ Every key is documented where it stands. A wrong key or value is a `RequestError
 
 from __future__ import annotations
 
-import difflib
 import json
 from functools import partial
 from pathlib import Path
@@ -18,23 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.redaction import keep_secret
 from datainf_ray.common.storage import Options, store_of
+from datainf_ray.common.words import meant
 from datainf_ray.influence.register import NAMES as METHODS
-
-Task = Literal["causal-lm", "sequence-classification", "text-to-image"]
-
-#: What a column can be to the model; the combinations that make sense are in `corpus.columns`.
-ROLES = (
-    "text",
-    "text_pair",
-    "label",
-    "prompt",
-    "completion",
-    "messages",
-    "input_ids",
-    "labels",
-    "image",
-)
-
 
 _STORES = ("s3", "gs", "az", "abfs", "https", "hdfs", "file")  # fsspec's protocols that are named in an error
 
@@ -61,14 +45,16 @@ class ModelConfig(_Part):
 
     base: str = Place(min_length=1, description="hub id, local path or fsspec URL of the base model")
     adapter: str = Place(min_length=1, description="hub id, local path or fsspec URL of the PEFT adapter's directory")
-    task: Task = Field("causal-lm", description="what the model was trained for")
+    task: str = Field(
+        "causal-lm", min_length=1, description="what the model was trained for: a name, or package.module:TASK"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the base weights; auto: the checkpoint's own on a GPU, float32 on a CPU"
     )
     quantization: Literal["8bit", "4bit"] | None = Field(
         None, description="bitsandbytes quantization of the base; needs a GPU"
     )
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the base model")
+    trust_remote_code: bool = Field(False, description="run the Python code of the base model, or of a task of yours")
 
 
 class RowsConfig(_Part):
@@ -84,14 +70,6 @@ class RowsConfig(_Part):
     def _some_path(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not value or any(not p for p in value):
             raise ValueError("name at least one file")
-        return value
-
-    @field_validator("columns")
-    @classmethod
-    def _known_roles(cls, value: dict[str, str]) -> dict[str, str]:
-        for role in value:
-            if role not in ROLES:
-                raise ValueError(f"unknown role {role!r}{_meant(role, ROLES)}")
         return value
 
     @property
@@ -190,14 +168,13 @@ class RunConfig(_Part):
     def _known_protocols(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for protocol in value:
             if protocol not in fsspec.available_protocols():
-                raise ValueError(f"unknown protocol {protocol!r}{_meant(protocol, _STORES)}")
+                raise ValueError(f"unknown protocol {protocol!r}{meant(protocol, _STORES)}")
         return value
 
     @model_validator(mode="after")
     def _within_reach(self) -> RunConfig:
         """What the contract names and this version does not do yet is refused by name, never ignored."""
         later = {
-            "model.task": (self.model.task, ("causal-lm", "sequence-classification")),
             "method.name": (self.method.name, METHODS),
             "results.self_influence": (self.results.self_influence, (False,)),
         }
@@ -290,12 +267,6 @@ def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> 
     return {**tree, head: value}
 
 
-def _meant(word: str, known: Any) -> str:
-    """`; did you mean X?` where one of the known words is close, and the known words where none is."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(map(str, known))}"
-
-
 def _explain(error: ValidationError) -> str:
     """The first thing that is wrong with a configuration, in one line."""
     errors = error.errors(include_url=False)
@@ -304,7 +275,7 @@ def _explain(error: ValidationError) -> str:
     key, value = ".".join(location), first["input"]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and first["type"] != "missing" else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_meant(location[-1], _fields(location[:-1]))}{more}"
+        return f"{key}: unknown key{meant(location[-1], _fields(location[:-1]))}{more}"
     if first["type"] == "missing":
         return f"{key}: missing; it must be given{more}"
     message = first["msg"].removeprefix("Value error, ")

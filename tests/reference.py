@@ -9,12 +9,22 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+KINDS = {
+    "causal-lm": AutoModelForCausalLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
+}
 
 
 def load(model: dict[str, Any], dtype: torch.dtype = torch.float64) -> PeftModel:
-    kind = AutoModelForCausalLM if model["task"] == "causal-lm" else AutoModelForSequenceClassification
-    base = kind.from_pretrained(model["base"], dtype=dtype, attn_implementation="eager")
+    base = KINDS[model["task"]].from_pretrained(model["base"], dtype=dtype, attn_implementation="eager")
     return PeftModel.from_pretrained(base, model["adapter"], is_trainable=True).to(dtype).eval()
 
 
@@ -26,6 +36,9 @@ def encode(model: dict[str, Any], path: str) -> list[dict[str, Any]]:
         row = json.loads(line)
         if "label" in row:
             out.append({"input_ids": tokenizer(row["text"])["input_ids"], "labels": row["label"]})
+        elif model["task"] == "seq2seq-lm":
+            target = tokenizer(text_target=row["completion"])["input_ids"] + [tokenizer.eos_token_id]
+            out.append({"input_ids": tokenizer(row["prompt"])["input_ids"], "labels": target})
         else:
             prompt = tokenizer(row["prompt"])["input_ids"]
             answer = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -35,11 +48,13 @@ def encode(model: dict[str, Any], path: str) -> list[dict[str, Any]]:
 
 def loss(model: PeftModel, row: dict[str, Any], reduction: str = "mean") -> Tensor:
     """The loss of one row alone, from the logits, in the model's own precision."""
-    logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+    seq2seq = model.config.is_encoder_decoder
+    labels = {"labels": torch.tensor([row["labels"]])} if seq2seq else {}  # which the model shifts for its decoder
+    logits = model(input_ids=torch.tensor([row["input_ids"]]), **labels).logits[0]
     if isinstance(row["labels"], int):
         return -torch.log_softmax(logits, -1)[row["labels"]]
     total, count = torch.zeros((), dtype=logits.dtype), 0
-    for t, target in enumerate(row["labels"][1:]):
+    for t, target in enumerate(row["labels"][0 if seq2seq else 1 :]):
         if target != -100:
             total = total - torch.log_softmax(logits[t], -1)[target]
             count += 1

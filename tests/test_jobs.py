@@ -11,6 +11,7 @@ import yaml
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
+from datainf_ray.request.understand import understand
 
 JOBS = Path(__file__).parents[1] / "jobs"
 LATER = {"text-to-image.yaml": "model.task: 'text-to-image' is not available in this version"}
@@ -18,10 +19,10 @@ OTHERS = {"cluster-gcp.yaml", "rayjob.yaml", "runtime-env.yaml"}  # no runs
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in JOBS.glob("*.yaml") if p.name not in OTHERS))
-def test_a_configuration_can_be_used(name: str) -> None:
+def test_a_configuration_can_be_used(name: str, tmp_path: Path) -> None:
     if name in LATER:
         with pytest.raises(RequestError, match=LATER[name]):
-            load_config(JOBS / name)
+            understand(load_config(JOBS / name, output=str(tmp_path)))
         assert "Not yet: this version refuses" in (JOBS / name).read_text()
     else:
         config = load_config(JOBS / name)

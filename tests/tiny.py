@@ -10,14 +10,19 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    T5Config,
 )
+
+from datainf_ray.config import ModelConfig
+from datainf_ray.model.replica import Replica, load_replica
+from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.task import Task
 
 WORDS = 60  # the tiny vocabulary: w0 to w59 behind the special tokens
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -40,6 +45,15 @@ CONFIGS: dict[str, Any] = {
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=VOCABULARY,
         max_position_embeddings=66, pad_token_id=0, type_vocab_size=1,
     ),
+    "t5": lambda: T5Config(
+        d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=2,
+        decoder_start_token_id=0,
+    ),
+    "bart": lambda: BartConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, vocab_size=VOCABULARY, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
+    ),
 }  # fmt: skip
 
 ATTENTION = {
@@ -47,7 +61,21 @@ ATTENTION = {
     "gpt2": ["c_attn"],
     "bert": ["query", "value"],
     "roberta": ["query", "value"],
+    "t5": ["q", "v"],
+    "bart": ["q_proj", "v_proj"],
 }
+_KINDS = {
+    "causal-lm": TaskType.CAUSAL_LM,
+    "sequence-classification": TaskType.SEQ_CLS,
+    "seq2seq-lm": TaskType.SEQ_2_SEQ_LM,
+}
+
+
+def task_name(arch: str) -> str:
+    """What a model of this name is for: llama is a language model, llama-classifier none."""
+    if arch in ("t5", "bart"):
+        return "seq2seq-lm"
+    return "sequence-classification" if arch in ("bert", "roberta") or "-" in arch else "causal-lm"
 
 
 def tokenizer(side: str = "right") -> PreTrainedTokenizerFast:
@@ -82,21 +110,19 @@ def save_model(
 ) -> dict[str, Any]:
     """Save a random base and a random adapter; returns the `model` part of a configuration."""
     torch.manual_seed(seed)
-    arch, _, head = arch.partition("-")
-    classify = arch in ("bert", "roberta") or bool(head)
+    kind, arch = task_name(arch), arch.partition("-")[0]
     config = CONFIGS[arch]()
     for key, value in (settings or {}).items():
         setattr(config, key, value)
-    if classify:
+    if kind == "sequence-classification":
         config.num_labels = labels
-    base = (AutoModelForSequenceClassification if classify else AutoModelForCausalLM).from_config(config)
+    base = task(kind).model_class().from_config(config)
     base.save_pretrained(folder / "base")
     tokenizer(side).save_pretrained(folder / "base")
     options = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": targets or ATTENTION[arch]} | (
         lora or {}
     )
-    kind = TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM
-    model = get_peft_model(base, LoraConfig(task_type=kind, **options), adapter_name=adapter_name)
+    model = get_peft_model(base, LoraConfig(task_type=_KINDS[kind], **options), adapter_name=adapter_name)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and ("lora_" in name and "magnitude" not in name):
             torch.nn.init.normal_(parameter, std=0.1)
@@ -105,8 +131,17 @@ def save_model(
     return {
         "base": str(folder / "base"),
         "adapter": str(adapter),
-        "task": "sequence-classification" if classify else "causal-lm",
+        "task": kind,
     }
+
+
+def task(name: str) -> Task:
+    return task_of(ModelConfig(base="b", adapter="a", task=name))
+
+
+def replica(model: dict[str, Any], *device: str, **options: Any) -> Replica:
+    """The replica of the `model` part of a configuration."""
+    return load_replica(ModelConfig(**model), task(model["task"]), *device, **options)
 
 
 def words(generator: torch.Generator, count: int) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from datainf_ray.corpus.batches import collate, plan_batches
+from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
@@ -133,7 +133,7 @@ def sweep_chunk(
     examples: Sequence[Example],
     make_fold: Callable[[], Fold],
     batch_tokens: int,
-    pad_id: int,
+    make_batch: Callable[[Sequence[Example], Sequence[int]], Batch],
     recorders: Sequence[Recorder] = (),
     transform: Transform | None = None,
 ) -> Swept:
@@ -145,7 +145,9 @@ def sweep_chunk(
     without it; the other rows keep their batches.
     """
     usable = [k for k, example in enumerate(examples) if example.status == OK]
-    batches = [[usable[i] for i in batch] for batch in plan_batches([examples[k].tokens for k in usable], batch_tokens)]
+    batches = [
+        [usable[i] for i in batch] for batch in plan_batches([examples[k].lengths for k in usable], batch_tokens)
+    ]
     spoilt: set[int] = set()
     while True:
         fold = make_fold()
@@ -157,7 +159,7 @@ def sweep_chunk(
             positions = [k for k in planned if k not in spoilt]
             if not positions:
                 continue
-            batch = collate(examples, positions, pad_id).to(replica.device)
+            batch = make_batch(examples, positions).to(replica.device)
             rows = batch.rows
 
             def consume(block: str, gradients: Tensor, at: Tensor, rows: Tensor = rows, fold: Fold = fold) -> None:

@@ -15,6 +15,7 @@ from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.model.replica import Verdict
 from datainf_ray.request.job import Job, Source
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.tasks import own
 
 CorpusName = Literal["train", "queries"]
 
@@ -29,11 +30,12 @@ class WorkerSpec:
     sample: tuple[Example, ...]  # real rows on which every replica compares its gradients with autograd
     directory: RunDirectory
     index: RunDirectory | None = None  # where the gradient index is written, or read from
+    task_source: own.Source | None = None  # the code of a task of the user's own
 
 
 def worker_spec(job: Job) -> WorkerSpec:
     """What the workers of a job's run are made from."""
-    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index)
+    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index, job.task_source)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from datainf_ray.cluster.reduce import Shard, arrays, tensors
 from datainf_ray.common.errors import RunFailedError, one_line
 from datainf_ray.common.libraries import load_pandas, loading
 from datainf_ray.common.redaction import keep_secret, redacted
-from datainf_ray.corpus.batches import collate
+from datainf_ray.corpus.batches import Batch
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Example
@@ -57,6 +57,8 @@ from datainf_ray.model.replica import load_replica
 from datainf_ray.request.job import encoder_for
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
+from datainf_ray.tasks.own import unpack
+from datainf_ray.tasks.register import task_of
 
 _CALIBRATION = 3.0  # seconds
 _TRIED = 8  # rows of each corpus that are read to see whether they can be
@@ -114,7 +116,12 @@ class Worker:
         self.spec = spec
         self.device = torch.device("cuda" if use_gpu else "cpu")
         gpus = config.cluster.gpus_per_worker or 1
-        self.replica = load_replica(config.model, self.device, config.method.loss, devices=gpus, options=options)
+        if spec.task_source is not None:
+            unpack(spec.task_source)
+        self.task = task_of(config.model)
+        self.replica = load_replica(
+            config.model, self.task, self.device, config.method.loss, devices=gpus, options=options
+        )
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
         self.tokenizer = load_tokenizer(config.model, options)
@@ -125,7 +132,7 @@ class Worker:
         self.encoders = {
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()
         }
-        sample = collate(spec.sample, range(len(spec.sample)), self.pad_id).to(self.device) if spec.sample else None
+        sample = self._batch(spec.sample, range(len(spec.sample))).to(self.device) if spec.sample else None
         verdict = self.replica.check(sample)
         base = self.replica.model.get_base_model()
         return WorkerInfo(
@@ -138,6 +145,9 @@ class Worker:
             fetched=fetched,
             seconds=time.perf_counter() - began,
         )
+
+    def _batch(self, examples: Sequence[Example], positions: Sequence[int]) -> Batch:
+        return self.task.batch(examples, positions, self.pad_id)
 
     def device_bytes(self) -> int | None:
         """The memory of this worker's GPU, of several the first, where folds are; None where it has none."""
@@ -163,7 +173,12 @@ class Worker:
 
     def largest_batch(self, longest: int, hold: int) -> int:
         """The tokens of the largest batch that this worker's GPUs have room for beside `hold` bytes."""
-        return self._compute(largest_batch, self.replica, longest, hold)
+
+        def trial(tokens: int, length: int) -> Batch:
+            vocabulary = self.spec.facts.vocabulary or 1
+            return self.task.trial_batch(tokens, length, vocabulary, self.pad_id, self.spec.sample).to(self.device)
+
+        return self._compute(largest_batch, self.replica, trial, longest, hold)
 
     def calibrate(self, chunk: Chunk, queries: int, batch_tokens: int) -> tuple[float, int, float]:
         """How fast a curvature sweep over a chunk is, reading and tokenising included.
@@ -180,7 +195,7 @@ class Worker:
         def turn() -> int:
             examples = self.encoders["train"].encode(self.readers["train"].read(chunk))
             fold = Curvature(blocks, len(examples), self.device, queries=state, nodes=nodes)
-            swept = sweep_chunk(self.replica, examples, lambda: fold, batch_tokens, self.pad_id)
+            swept = sweep_chunk(self.replica, examples, lambda: fold, batch_tokens, self._batch)
             return int(swept.facts["tokens"].to_numpy()[swept.usable].sum())
 
         turn()  # the first is for warming up
@@ -305,7 +320,7 @@ class Worker:
         budget = batch_tokens
         while True:
             try:
-                swept = sweep_chunk(self.replica, examples, make_fold, budget, self.pad_id, recorders, self._transform)
+                swept = sweep_chunk(self.replica, examples, make_fold, budget, self._batch, recorders, self._transform)
                 return swept, budget if budget < batch_tokens else None
             except torch.OutOfMemoryError as error:
                 if budget <= longest:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun: "1 worker", "2,000 rows", "3 queries" (`plural="queries"`)."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def meant(word: str, known: Iterable[object]) -> str:
+    """`; did you mean 'x'?` where one of the known words is close, else `; known are x, y`."""
+    words = [str(one) for one in known]
+    close = difflib.get_close_matches(word, words, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
 
 
 def byte_size(count: float | None) -> str:

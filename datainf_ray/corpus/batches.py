@@ -2,83 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from datainf_ray.corpus.tokens import IGNORED, Example
+from datainf_ray.corpus.tokens import Example
 
 _PADDING = 0.1  # of a batch's tokens
 _ENOUGH = 1 / 16  # of the budget: smaller batches cost more in calls than padding does
 
+#: What a task makes of the values of b examples, and of the padding token's id: tensors whose first dimension is b.
+Collate = Callable[[Sequence[Mapping[str, Any]], int], dict[str, Tensor]]
+
 
 @dataclass
 class Batch:
-    """b examples padded to s tokens."""
+    """b examples, as the tensors that their task's loss takes."""
 
-    input_ids: torch.Tensor  #: b×s int64
-    attention_mask: torch.Tensor  #: b×s int64, 0 where padded
-    position_ids: torch.Tensor  #: b×s int64, counted over an example's own tokens
-    labels: torch.Tensor  #: causal: b×s int64, -100 where no target; classes: b int64; regression: b float32
-    token_type_ids: torch.Tensor | None  #: b×s int64
-    rows: torch.Tensor  #: b int64: which of the chunk's examples these are
+    values: dict[str, Tensor]  #: b×... each
+    rows: Tensor  #: b int64: which of the chunk's examples these are
+    one: Callable[[int], Batch]  #: one of its examples, 0..b-1, in a batch by itself: with no padding
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if t is None else t.to(device) for name, t in moved.items()})
+        moved = {name: tensor.to(device) for name, tensor in self.values.items()}
+        return Batch(moved, self.rows.to(device), lambda k: self.one(k).to(device))
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def make_batch(collate: Collate, examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
+    """The examples at `positions` as a batch. `examples` are a chunk's; those that are taken have status ok."""
+    positions = list(positions)
+    return Batch(
+        collate([examples[position].values for position in positions], pad_id),
+        torch.tensor(positions, dtype=torch.int64),
+        lambda k: make_batch(collate, examples, [positions[k]], pad_id),
+    )
+
+
+def plan_batches(lengths: Sequence[Sequence[int]], batch_tokens: int) -> list[list[int]]:
     """Positions in `lengths`, batched so that a batch padded to its longest has at most `batch_tokens` tokens.
 
-    Shortest first, equal lengths in their own order; an example longer than the budget is a batch of its own. In a
-    small chunk lengths lie far apart: a batch that has a sixteenth of the budget ends where another row would make more
-    than a tenth of it padding.
+    An example's lengths are those of its sequences, each of which is padded by itself. Shortest first, equal lengths in
+    their own order; an example longer than the budget is a batch of its own. In a small chunk lengths lie far apart: a
+    batch that has a sixteenth of the budget ends where another row would make more than a tenth of it padding.
     """
     batches: list[list[int]] = []
     tokens = 0  # in the last batch, without padding
-    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        length = lengths[position]
+    longest: list[int] = []  # of the last batch's sequences
+    totals = [sum(each) for each in lengths]
+    for position in sorted(range(len(lengths)), key=lambda i: (totals[i], i)):
+        total = totals[position]
         if batches:
-            padded = (len(batches[-1]) + 1) * length
-            close = padded - tokens - length <= _PADDING * padded or tokens < _ENOUGH * batch_tokens
+            wider = [max(pair) for pair in itertools.zip_longest(longest, lengths[position], fillvalue=0)]
+            padded = (len(batches[-1]) + 1) * sum(wider)
+            close = padded - tokens - total <= _PADDING * padded or tokens < _ENOUGH * batch_tokens
             if padded <= batch_tokens and close:
                 batches[-1].append(position)
-                tokens += length
+                tokens, longest = tokens + total, wider
                 continue
         batches.append([position])
-        tokens = length
+        tokens, longest = total, list(lengths[position])
     return batches
 
 
-def collate(examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
-    """The examples at `positions`, padded on the right to the longest of them; see `Batch` for the shapes.
+def pad(lines: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """b lists of integers as b×s int64, filled up on the right to the longest of them."""
+    out = torch.full((len(lines), max(map(len, lines))), filler, dtype=torch.int64)
+    for row, line in zip(out, lines, strict=True):
+        row[: len(line)] = torch.tensor(line, dtype=torch.int64)
+    return out
 
-    `examples` are a chunk's, and `positions` those of one batch; all of them have status ok.
+
+def token_tensors(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
+    """The tokens of b examples, all b×s int64.
+
+    `input_ids`; `attention_mask`, 0 where padded; `position_ids`, counted over an example's own tokens; and
+    `token_type_ids` where all of them have any.
     """
-    chosen = [examples[position] for position in positions]
-    longest = max(example.tokens for example in chosen)
-
-    def padded(values: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-        out = torch.full((len(values), longest), filler, dtype=torch.int64)
-        for row, line in zip(out, values, strict=True):
-            row[: len(line)] = torch.tensor(line, dtype=torch.int64)
-        return out
-
-    mask = padded([[1] * example.tokens for example in chosen], 0)
-    types = [example.token_type_ids for example in chosen]
-    targets = [example.target for example in chosen]
-    if targets[0] is None:
-        labels = padded([example.labels for example in chosen], IGNORED)
-    else:
-        labels = torch.tensor(targets, dtype=torch.float32 if isinstance(targets[0], float) else torch.int64)
-    return Batch(
-        input_ids=padded([example.input_ids for example in chosen], pad_id),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        labels=labels,
-        token_type_ids=None if any(t is None for t in types) else padded([t for t in types if t is not None], 0),
-        rows=torch.tensor(list(positions), dtype=torch.int64),
-    )
+    mask = pad([[1] * len(value["input_ids"]) for value in values], 0)
+    tensors = {
+        "input_ids": pad([value["input_ids"] for value in values], pad_id),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
+    types = [value.get("token_type_ids") for value in values]
+    if all(each is not None for each in types):
+        tensors["token_type_ids"] = pad(types, 0)  # type: ignore[arg-type]
+    return tensors

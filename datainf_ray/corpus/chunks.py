@@ -9,12 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options, persistently
 from datainf_ray.config import QueriesConfig, RowsConfig
-from datainf_ray.corpus.columns import choose_columns, require_column
+from datainf_ray.corpus.columns import Takes, choose_columns, require_column
 from datainf_ray.corpus.files import SourceFile, find_files
 from datainf_ray.corpus.records import survey_text
 from datainf_ray.corpus.tables import survey_table
@@ -62,11 +62,12 @@ class Corpus:
     """A planned corpus: nothing of its content, only what is needed to find any row again."""
 
     files: tuple[SourceFile, ...]
-    kind: str  #: text, prompt-completion, messages, tokens or classification
+    kind: str  #: one of the kinds of row that the task takes
     columns: dict[str, str]  #: role: column, of the roles that are used
     id_column: str | None
     group_column: str | None
     rows: int
+    types: dict[str, str] = field(default_factory=dict)  #: role: text or list, what its values must be
 
     def chunks(self, chunk_rows: int) -> list[Chunk]:
         """The rows in chunks of `chunk_rows`, in order; the last one may be smaller."""
@@ -102,7 +103,7 @@ class Corpus:
             yield pending
 
 
-def plan_corpus(rows: RowsConfig, task: str, key: str, options: Options | None = None) -> Corpus:
+def plan_corpus(rows: RowsConfig, task: Takes, key: str, options: Options | None = None) -> Corpus:
     """The corpus that `rows` means to `task`, from file metadata; text files are read once to find their rows.
 
     `key` ("train" or "queries") is named in errors; `options` are what the files' stores are opened with. Raises
@@ -116,12 +117,13 @@ def plan_corpus(rows: RowsConfig, task: str, key: str, options: Options | None =
     filled = [file for file in files if file.rows]
     if not filled:
         raise RequestError(f"{key}.path: {', '.join(rows.paths)}: no rows in {len(files)} file(s)")
-    kind, columns = choose_columns(rows.columns, filled, task, key)
+    combination, columns = choose_columns(rows.columns, filled, task, key)
     group = rows.group if isinstance(rows, QueriesConfig) and rows.group != "all" else None
     for name, column in (("id", rows.id), ("group", group)):
         if column is not None:
             require_column(column, filled, f"{key}.{name}")
-    return Corpus(files, kind, columns, rows.id, group, sum(file.rows for file in files))
+    types = {role: combination.type_of(role) for role in columns}
+    return Corpus(files, combination.kind, columns, rows.id, group, sum(file.rows for file in files), types)
 
 
 def _survey(file: SourceFile, key: str) -> SourceFile:

@@ -1,66 +1,88 @@
-"""Which columns mean what: the combinations of roles that each task can be trained on."""
+"""Which columns mean what: the roles that columns have, and the combinations of them that a task takes."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.common.words import meant
 from datainf_ray.corpus.files import SourceFile
+
+#: What a column's values are in each role: text, list or any. A task may have more roles; see `Combination.types`.
+ROLES = {
+    "text": "text",
+    "text_pair": "text",
+    "prompt": "text",
+    "completion": "text",
+    "messages": "list",
+    "input_ids": "list",
+    "labels": "list",
+    "label": "any",
+}
 
 
 @dataclass(frozen=True)
 class Combination:
-    """A kind of row: the roles it must have, and those that it may have."""
+    """A kind of row: the roles it must have, and those that it may have.
+
+    A role that is not in `ROLES` takes values of any type unless `types` says "text" or "list".
+    """
 
     kind: str
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
+
+    def type_of(self, role: str) -> str:
+        """What a value must be in this role: text, list or any."""
+        return self.types.get(role) or ROLES.get(role, "any")
 
     def __str__(self) -> str:
         return "+".join(self.required) + "".join(f"(+{role})" for role in self.optional)
 
 
-#: What a row can be, per task, in order of preference.
-COMBINATIONS: dict[str, tuple[Combination, ...]] = {
-    "causal-lm": (
-        Combination("messages", ("messages",)),
-        Combination("prompt-completion", ("prompt", "completion")),
-        Combination("tokens", ("input_ids",), ("labels",)),
-        Combination("text", ("text",)),
-    ),
-    "sequence-classification": (
-        Combination("classification", ("text", "label"), ("text_pair",)),
-        Combination("tokens", ("input_ids", "label")),
-    ),
-}
+class Takes(Protocol):
+    """What is read of a task here; see `tasks.task`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kinds(self) -> tuple[Combination, ...]:
+        """What a row can be, in order of preference."""
 
 
 def choose_columns(
-    asked: Mapping[str, str], files: Sequence[SourceFile], task: str, key: str
-) -> tuple[str, dict[str, str]]:
+    asked: Mapping[str, str], files: Sequence[SourceFile], task: Takes, key: str
+) -> tuple[Combination, dict[str, str]]:
     """The kind of row, and role → column, for files that have rows.
 
     `asked` is the request's `columns`. Left empty, the columns that bear the roles' own names are taken; required
-    roles that it leaves out are, too. A label may be called `label` or `labels`. Raises `RequestError`.
+    roles that it leaves out are, too. Where the task takes a label it may be called `label` or `labels`. Raises
+    `RequestError`.
     """
-    combinations = COMBINATIONS.get(task)
-    if combinations is None:
-        raise RequestError(f"model.task: {task!r} has no rows of text; use {' or '.join(COMBINATIONS)}")
     asked = dict(asked)
-    alias = task == "sequence-classification"
+    roles = dict.fromkeys(role for combination in task.kinds for role in combination.roles)
+    alias = "label" in roles and "labels" not in roles
     if alias and "labels" in asked:
         asked["label"] = asked.pop("labels")
     for role, column in asked.items():
+        if role not in roles:
+            raise RequestError(f"{key}.columns: task {task.name} has no role {role!r}{meant(role, roles)}")
         require_column(column, files, f"{key}.columns.{role}")
     common = set(files[0].columns).intersection(*(file.columns for file in files))
     known = {name: name for name in common}
     if alias and "label" not in known and "labels" in known:
         known["label"] = "labels"
-    for combination in combinations:
-        roles = (*combination.required, *combination.optional)
-        if not set(asked) <= set(roles):
+    for combination in task.kinds:
+        if not set(asked) <= set(combination.roles):
             continue
         if not all(role in asked or role in known for role in combination.required):
             continue
@@ -69,8 +91,8 @@ def choose_columns(
             column = asked.get(role, None if asked else known.get(role))
             if column is not None:
                 taken[role] = column
-        return combination.kind, taken
-    raise RequestError(_no_combination(asked, files, common, combinations, task, key))
+        return combination, taken
+    raise RequestError(_no_combination(asked, files, common, task, key))
 
 
 def require_column(column: str, files: Sequence[SourceFile], key: str) -> None:
@@ -86,19 +108,21 @@ def _no_combination(
     asked: Mapping[str, str],
     files: Sequence[SourceFile],
     common: set[str],
-    combinations: Sequence[Combination],
-    task: str,
+    task: Takes,
     key: str,
 ) -> str:
-    takes = f"task {task} takes {' or '.join(map(str, combinations))}"
     if asked:
-        return f"{key}.columns: {', '.join(asked)}: {takes}"
-    for combination in combinations:
+        return f"{key}.columns: {', '.join(asked)}: {_takes(task)}"
+    for combination in task.kinds:
         if any(set(combination.required) <= set(file.columns) for file in files):
             file, role = next((f, r) for f in files for r in combination.required if r not in f.columns)
             return f"{key}.path: {file.path} has no column {role!r}, which other files of the corpus have"
     there = _listed(sorted(common or files[0].columns))
-    return f"{key}.columns: none of {there} is what the task needs; {takes}: map them, as in {{text: body}}"
+    return f"{key}.columns: none of {there} is what the task needs; {_takes(task)}: map them, as in {{text: body}}"
+
+
+def _takes(task: Takes) -> str:
+    return f"task {task.name} takes {' or '.join(map(str, task.kinds))}"
 
 
 def _listed(columns: Sequence[str]) -> str:

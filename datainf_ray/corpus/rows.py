@@ -13,9 +13,6 @@ from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.records import Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
 
-_TEXT = ("text", "text_pair", "prompt", "completion")
-_LISTS = ("messages", "input_ids", "labels")
-
 
 @dataclass
 class Row:
@@ -76,7 +73,7 @@ class RowReader:
         fields: dict[str, Any] = {}
         for role, column in corpus.columns.items():
             if column in values:
-                fields[role], wrong = _checked(role, values[column])
+                fields[role], wrong = _checked(role, values[column], corpus.types.get(role, "any"))
                 problem = problem or wrong
             else:
                 problem = problem or f"row has no column {column!r}"
@@ -92,22 +89,22 @@ def _name(values: dict[str, Any], column: str | None) -> str | None:
     return None if value is None or not _encodable(value) else str(value)
 
 
-def _checked(role: str, value: Any) -> tuple[Any, str | None]:
-    """The value as its role wants it, and what is wrong with it."""
+def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
+    """The value as its role wants it (text, list or any), and what is wrong with it."""
     if value is None:
         return None, f"{role} is null"
     if not _encodable(value):
         return value, f"{role} is not UTF-8"
-    if role in _LISTS and isinstance(value, str):  # as CSV, which has no lists, must write them
+    if wanted == "list" and isinstance(value, str):  # as CSV, which has no lists, must write them
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             return value, f"{role} is text that is not JSON: {error}"
         if not _encodable(value):
             return value, f"{role} is not UTF-8"
-    if role in _TEXT and not isinstance(value, str):
+    if wanted == "text" and not isinstance(value, str):
         return value, f"{role} is {_called(value)}, not text"
-    if role in _LISTS and not isinstance(value, list):
+    if wanted == "list" and not isinstance(value, list):
         return value, f"{role} is {_called(value)}, not a list"
     return value, None
 

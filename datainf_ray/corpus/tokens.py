@@ -1,217 +1,187 @@
-"""Rows as the model sees them: token ids, which of them are targets, and a line of text for people.
+"""Rows as the model sees them: what a task makes of a row, with a line of text for people.
 
-How rows become tokens (all are cut from the right at `max_length`):
-
-- text: the tokenizer's tokens with its own special tokens, then EOS if it has one; every token is a target.
-- prompt and completion: tokenized separately, so that the prompt's tokens never depend on the completion; the prompt
-  with the special tokens that begin a text, then the completion, then EOS. The completion and EOS are targets.
-- messages: what the chat template gives, token for token; the assistant's turns are targets (see `chat`).
-- input_ids and labels: as they are. Without labels every token is a target.
-- classification: the tokenizer's own encoding of text, or of text and text_pair; the target is the label.
-
-The first token of a causal row is never a target: nothing predicts it. No text gets a second BOS or EOS where it
+A task says how its rows become tokens; what tasks have in common is here. No text gets a second BOS or EOS where it
 already begins or ends with one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import one_line
-from datainf_ray.corpus.chat import ChatTemplate, fold_messages
-from datainf_ray.corpus.labels import parse_label
-from datainf_ray.corpus.preview import LENGTH, fold, fold_pair
+from datainf_ray.corpus.preview import LENGTH, fold
 from datainf_ray.corpus.rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # a label that is no target, as everywhere in PyTorch
+OK = "ok"  # as in `runs.schemas`
+
+#: A row's fields, by role.
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What the rows of one corpus are encoded with; the same on the driver and on every worker."""
+
+    kind: str  #: the corpus' kind of row
+    tokenizer: Any  #: a `PreTrainedTokenizerBase`; None where the model has none, and then rows are token ids
+    max_length: int | None  #: tokens; None: no limit
+    vocabulary: int | None = None  #: token ids that the model has, where that is not the tokenizer's number
+    facts: Mapping[str, Any] = field(default_factory=dict)  #: what the task knows of the model; see `Task.facts`
+
+
+@dataclass
+class Encoded:
+    """What a task makes of one row.
+
+    Example: `Encoded({"input_ids": [5, 6, 2], "labels": [-100, 6, 2]}, lengths=(3,))`.
+    """
+
+    values: dict[str, Any]  #: what batches are made from, in plain Python values
+    lengths: tuple[int, ...]  #: tokens of each sequence: one for a text, two for a source and its target
+    status: str = OK  #: ok, or why the row has no loss
+    detail: str = ""  #: why the status is not ok
 
 
 @dataclass
 class Example:
-    """One row, encoded; an unreadable one has no tokens."""
+    """One row of a corpus, encoded; an unreadable one has no tokens."""
 
     row: int
     id: str
-    status: str  #: ok, no_target_tokens or unreadable
+    status: str  #: ok, no_target_tokens, unreadable or another that the task gives
     detail: str = ""  #: why the status is not ok
-    input_ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)  #: causal: as long as input_ids, not shifted, -100 where no target
-    target: int | float | None = None  #: classification: the class, or the number with one label
-    token_type_ids: list[int] | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    lengths: tuple[int, ...] = ()
     preview: str = ""
 
     @property
     def tokens(self) -> int:
-        return len(self.input_ids)
+        return sum(self.lengths)
+
+
+#: Encodes rows: one result per row, in order, an exception for a row that cannot be encoded. Where it raises instead,
+#: the rows are tried in smaller portions until it is known which one is at fault.
+Encode = Callable[[Sequence[Fields]], Sequence[Encoded | Exception]]
+#: Any text that says what a row is about; None in place of the values of a row that could not be encoded.
+Preview = Callable[[Fields, Mapping[str, Any] | None], str]
 
 
 class Encoder:
-    """Encodes the rows of one corpus.
+    """Encodes the rows of one corpus, good and bad."""
 
-    kind: the corpus' kind of row. vocab_size: the number of token ids the model has, where that is not the
-    tokenizer's; given ids are checked against it. Without a tokenizer only rows of kind `tokens` can be encoded.
-    Raises `RequestError` where messages are to be encoded and the tokenizer has no chat template.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        kind: str,
-        task: str,
-        max_length: int | None,
-        num_labels: int | None = None,
-        label2id: Mapping[str, int] | None = None,
-        vocab_size: int | None = None,
-    ) -> None:
-        if tokenizer is None and kind != "tokens":
-            raise ValueError(f"rows of kind {kind!r} need a tokenizer")
-        self._tokenizer: Any = tokenizer
-        self._kind, self._max_length = kind, max_length
-        self._classes = task == "sequence-classification"
-        if self._classes and num_labels is None:
-            raise ValueError("classification needs to know the number of labels")
-        self._num_labels, self._label2id = num_labels or 0, label2id
-        self._names = {index: name for name, index in (label2id or {}).items()}
-        self._vocab = vocab_size or (None if tokenizer is None else len(tokenizer))
-        self._eos = None if tokenizer is None else tokenizer.eos_token_id
-        self._closes = kind in ("text", "prompt-completion") and self._adds_eos()
-        self._template = ChatTemplate(tokenizer) if kind == "messages" else None
+    def __init__(self, encode: Encode, preview: Preview) -> None:
+        self._encode, self._preview = encode, preview
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in order. A row that cannot be encoded gets a status; none raises."""
-        good = [position for position, row in enumerate(rows) if row.problem is None]
-        tokens = dict(zip(good, self._tokenized([rows[position].fields for position in good]), strict=True))
+        good = [row for row in rows if row.problem is None]
+        found = iter(self._found([row.fields for row in good]))
         examples = []
-        for position, row in enumerate(rows):
-            example = Example(row.row, row.id, "ok")
-            try:
-                if row.problem is not None:
-                    raise ValueError(row.problem)
-                self._fill(example, row.fields, tokens[position])
-            except Exception as error:  # whatever a tokenizer or a template makes of hostile text
-                example = Example(row.row, row.id, "unreadable", fold(one_line(error)))
-            example.preview = self._preview(row, example)
+        for row in rows:
+            made = next(found) if row.problem is None else ValueError(row.problem)
+            if isinstance(made, Encoded):
+                example = Example(row.row, row.id, made.status, made.detail, made.values, made.lengths)
+            else:
+                example = Example(row.row, row.id, "unreadable", fold(one_line(made)))
+            example.preview = self._line(row.fields, made.values if isinstance(made, Encoded) else None)
             examples.append(example)
         return examples
 
-    def _tokenized(self, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-        """The rows' texts as tokens, all in one call; one by one where some text makes the tokenizer fail."""
-        if self._kind not in ("text", "prompt-completion", "classification") or not rows:
-            return [{} for _ in rows]
+    def _found(self, rows: Sequence[Fields]) -> list[Encoded | Exception]:
+        """All in one call; in two halves where some row makes that fail, and so on."""
+        if not rows:
+            return []
         try:
-            return self._batch(rows)
-        except Exception as error:
+            found = list(self._encode(rows))
+        except Exception as error:  # whatever a tokenizer or a template makes of hostile text
             if len(rows) == 1:
-                return [{"error": error}]
-            return [tokens for row in rows for tokens in self._tokenized([row])]
+                return [error]
+            middle = len(rows) // 2
+            return [*self._found(rows[:middle]), *self._found(rows[middle:])]
+        if len(found) != len(rows):
+            raise ValueError(f"the task's encoder made {len(found)} examples of {len(rows)} rows")
+        return found
 
-    def _batch(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self._kind == "text":
-            return [{"text": ids} for ids in self._ids([row["text"] for row in rows])]
-        if self._kind == "prompt-completion":
-            prompts = self._ids([row["prompt"] for row in rows])
-            texts = [row["completion"] for row in rows]
-            completions = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            return [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
-        pairs = [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None
-        made = self._tokenizer(
-            [row["text"] for row in rows],
-            pairs,
-            truncation=self._max_length is not None,
-            max_length=self._max_length,
-            return_attention_mask=False,
-        )
-        return [{name: made[name][i] for name in made} for i in range(len(rows))]
+    def _line(self, fields: Fields, values: Mapping[str, Any] | None) -> str:
+        try:
+            return fold(self._preview(fields, values))
+        except Exception as error:  # a row may hold anything where it could not be read
+            return fold(f"({one_line(error)})")
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Tokens with the special tokens that the tokenizer puts before a text, once, and without an EOS of its own."""
-        ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
-        if self._closes:
-            ids = [line[:-1] for line in ids]
-        bos, doubled = self._tokenizer.bos_token, [self._tokenizer.bos_token_id] * 2
-        if bos:
-            pairs = zip(texts, ids, strict=True)
-            ids = [line[1:] if text.startswith(bos) and line[:2] == doubled else line for text, line in pairs]
-        return ids
 
-    def _adds_eos(self) -> bool:
-        return self._eos is not None and self._tokenizer("a")["input_ids"][-1:] == [self._eos]
+def texts_of(fields: Fields) -> dict[str, str]:
+    """The fields that are text."""
+    return {role: value for role, value in fields.items() if isinstance(value, str)}
 
-    def _fill(self, example: Example, fields: dict[str, Any], tokens: dict[str, Any]) -> None:
-        """Fills in the tokens and targets. Raises ValueError, or what the tokenizer raised, where that cannot be."""
-        if "error" in tokens:
-            raise tokens["error"]
-        if self._classes:
-            self._classified(example, fields, tokens)
-        elif self._kind == "text":
-            ids = self._ended(tokens["text"]) if fields["text"] else []
-            self._causal(example, ids, ids)
-        elif self._kind == "prompt-completion":
-            prompt, completion = tokens["prompt"], self._ended(tokens["completion"])
-            self._causal(example, prompt + completion, [IGNORED] * len(prompt) + completion)
-        elif self._template is not None:
-            ids, spans = self._template.encode(fields["messages"])
-            labels = [IGNORED] * len(ids)
-            for start, stop in spans:
-                labels[start:stop] = ids[start:stop]
-            self._causal(example, ids, labels)
-        else:
-            ids = self._given(fields["input_ids"], "input_ids")
-            labels = self._given(fields["labels"], "labels") if "labels" in fields else ids
-            if len(labels) != len(ids):
-                raise ValueError(f"{len(ids)} input_ids but {len(labels)} labels")
-            self._causal(example, ids, labels)
 
-    def _classified(self, example: Example, fields: dict[str, Any], tokens: dict[str, Any]) -> None:
-        if self._kind == "tokens":
-            example.input_ids = self._given(fields["input_ids"], "input_ids")[: self._max_length]
-        elif fields["text"]:
-            example.input_ids, example.token_type_ids = tokens["input_ids"], tokens.get("token_type_ids")
-        else:
-            raise ValueError("text is empty")
-        if not example.input_ids:
-            raise ValueError("there are no tokens")
-        example.target = parse_label(fields["label"], self._num_labels, self._label2id)
+def decoded(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> str:
+    """The first tokens of a row of ids, as text where there is a tokenizer."""
+    ids = list(ids[:LENGTH])
+    return " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids))
 
-    def _causal(self, example: Example, ids: Sequence[int], labels: Sequence[int]) -> None:
-        example.input_ids, example.labels = list(ids[: self._max_length]), list(labels[: self._max_length])
-        if example.labels:
-            example.labels[0] = IGNORED
-        if all(label == IGNORED for label in example.labels):
-            cut = any(label != IGNORED for label in labels[1:])
-            example.status = "no_target_tokens"
-            example.detail = f"all of them lie beyond max_length {self._max_length}" if cut else "nothing to predict"
 
-    def _ended(self, ids: list[int]) -> list[int]:
-        return ids if self._eos is None or ids[-1:] == [self._eos] else [*ids, self._eos]
+def closes(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its EOS behind a text by itself."""
+    eos = tokenizer.eos_token_id
+    return eos is not None and tokenizer("a")["input_ids"][-1:] == [eos]
 
-    def _given(self, ids: list[Any], role: str) -> list[int]:
-        for token in ids:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise ValueError(f"{role} holds {token!r}, which is no token id")
-            if role == "labels" and token == IGNORED:
-                continue
-            if token < 0 or (self._vocab is not None and token >= self._vocab):
-                limit = "" if self._vocab is None else f" in 0..{self._vocab - 1}"
-                raise ValueError(f"{role} holds {token}, which is no token id{limit}")
-        return ids
 
-    def _preview(self, row: Row, example: Example) -> str:
-        """At most 300 characters of what the row says, on one line. The label comes first, where there is one."""
-        texts = {role: value for role, value in row.fields.items() if isinstance(value, str)}
-        if self._kind == "prompt-completion":
-            return fold_pair(texts.get("prompt", ""), texts.get("completion", ""))
-        if self._kind == "messages":
-            return fold_messages(row.fields.get("messages"))
-        if self._kind == "text":
-            return fold(texts.get("text", ""))
-        label = "" if example.target is None else f"[{self._names.get(example.target, example.target)}] "
-        if self._kind == "classification":
-            return fold(" | ".join((label + texts.get("text", ""), *filter(None, [texts.get("text_pair")]))))
-        ids = example.input_ids[:LENGTH]
-        return fold(label + (" ".join(map(str, ids)) if self._tokenizer is None else self._tokenizer.decode(ids)))
+def begun(tokenizer: Any, texts: Sequence[str], closed: bool) -> list[list[int]]:
+    """Tokens with the special tokens that the tokenizer puts before a text, once, and without an EOS of its own.
+
+    `closed` is what `closes` says of the tokenizer.
+    """
+    ids: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+    if closed:
+        ids = [line[:-1] for line in ids]
+    bos, doubled = tokenizer.bos_token, [tokenizer.bos_token_id] * 2
+    if bos:
+        pairs = zip(texts, ids, strict=True)
+        ids = [line[1:] if text.startswith(bos) and line[:2] == doubled else line for text, line in pairs]
+    return ids
+
+
+def ended(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The tokens with an EOS at their end, where the tokenizer has one."""
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+
+def given_ids(spec: EncoderSpec, ids: Sequence[Any], role: str) -> list[int]:
+    """Token ids that a row brings, as they are. Raises ValueError where one is none, or none of the model's."""
+    vocabulary = spec.vocabulary or (None if spec.tokenizer is None else len(spec.tokenizer))
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise ValueError(f"{role} holds {token!r}, which is no token id")
+        if role == "labels" and token == IGNORED:
+            continue
+        if token < 0 or (vocabulary is not None and token >= vocabulary):
+            limit = "" if vocabulary is None else f" in 0..{vocabulary - 1}"
+            raise ValueError(f"{role} holds {token}, which is no token id{limit}")
+    return list(ids)
+
+
+def untargeted(labels: Sequence[int], all_labels: Sequence[int], max_length: int | None) -> tuple[str, str]:
+    """The status and detail of a row with these labels, of which `all_labels` were before they were cut."""
+    if any(label != IGNORED for label in labels):
+        return OK, ""
+    cut = any(label != IGNORED for label in all_labels)
+    return "no_target_tokens", f"all of them lie beyond max_length {max_length}" if cut else "nothing to predict"
+
+
+def each(encode: Callable[[Fields], Encoded]) -> Encode:
+    """An `Encode` of what encodes one row; a row that makes it raise costs no other row anything."""
+
+    def attempt(fields: Fields) -> Encoded | Exception:
+        try:
+            return encode(fields)
+        except Exception as error:  # it is the row's; the encoder gives it a status
+            return error
+
+    return lambda rows: [attempt(fields) for fields in rows]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.model.replica import Replica, Rows
+from datainf_ray.model.replica import Batch, Replica
 
 #: Seen on one core of a Xeon, small Llamas and a BERT, rows of 47 and of 200 tokens: 1024 is 3 to 5 % faster than 2048
 #: (with a hidden size of 576, 10 %); 4096 is 4 to 14 % slower than 2048 and 8192 14 to 23 %: each takes more fresh
@@ -25,17 +25,18 @@ def search(fits: Callable[[int], bool], first: int = FIRST, most: int = MOST) ->
     return found
 
 
-def largest_batch(replica: Replica, longest: int, hold: int) -> int:
+def largest_batch(replica: Replica, trial: Callable[[int, int], Batch], longest: int, hold: int) -> int:
     """The most tokens in a batch, a power of two, that a replica's GPU has room for beside `hold` bytes.
 
     Where the model is spread over several GPUs each must have room for its part, and the first for `hold` as well.
 
-    Tries batches of random rows of `longest` tokens. `hold` is for what lies there beside the model while it is used: a
-    fold's inputs and sums. On a CPU `CPU_BATCH_TOKENS`. Raises `RequestError` where not even the smallest budget fits.
+    Tries the batches that `trial(tokens, length)` gives for rows of `longest` tokens. `hold` is for what lies there
+    beside the model while it is used: a fold's inputs and sums. On a CPU `CPU_BATCH_TOKENS`. Raises `RequestError`
+    where not even the smallest budget fits.
     """
     if replica.device.type != "cuda":
         return CPU_BATCH_TOKENS
-    found = search(lambda budget: _fits(replica, budget, longest, hold))
+    found = search(lambda budget: _fits(replica, trial(budget, longest), hold))
     if found is None:
         raise RequestError(
             f"cluster.batch_tokens: auto: not even {FIRST} tokens fit on {replica.device_name} "
@@ -44,22 +45,7 @@ def largest_batch(replica: Replica, longest: int, hold: int) -> int:
     return found
 
 
-def random_rows(replica: Replica, budget: int, length: int) -> Rows:
-    """A batch of `budget` random tokens in rows of `length` (one row of `budget`, if that is less), all targets."""
-    length = min(length, budget)
-    shape = budget // length, length
-    vocabulary = replica.model.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0)).to(replica.device)
-    return Rows(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        position_ids=torch.arange(length, device=replica.device).expand(shape),
-        token_type_ids=None,
-        labels=ids if replica.task == "causal-lm" else torch.zeros_like(ids[:, 0]),
-    )
-
-
-def _fits(replica: Replica, budget: int, length: int, hold: int) -> bool:
+def _fits(replica: Replica, batch: Batch, hold: int) -> bool:
     torch.cuda.empty_cache()
     rooms = {}
     for device in replica.devices:
@@ -68,7 +54,7 @@ def _fits(replica: Replica, budget: int, length: int, hold: int) -> bool:
         rooms[device] = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     rooms[replica.device] -= hold / _SHARE
     try:
-        replica.gradients(random_rows(replica, budget, length), lambda block, gradients, rows: None)
+        replica.gradients(batch, lambda block, gradients, rows: None)
     except torch.cuda.OutOfMemoryError:
         return False
     finally:

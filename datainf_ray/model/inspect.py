@@ -23,8 +23,8 @@ from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.files import ADAPTER_WEIGHTS, adapter_folder, local_folder
+from datainf_ray.model.objective import Objective
 
-HEADS = ("classifier", "score")  #: what transformers calls the layer on top of a sequence classifier
 _ADAPTER = "default"
 _KINDS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "modules_to_save")
 _QUIET, _within, _loud = threading.Lock(), 0, ExitStack()  # what `quiet` shares; _loud puts the settings back
@@ -37,8 +37,7 @@ class ModelFacts:
 
     blocks: tuple[Block, ...]
     base_parameters: int
-    num_labels: int | None = None  # sequence classification only; 1 is regression
-    label2id: dict[str, int] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)  # what the task knows of the model, in plain values
     max_length: int | None = None  # tokens; None where the model states no limit
     hidden_size: int = 0
     vocabulary: int = 0
@@ -102,40 +101,19 @@ def adapter_shapes(folder: str) -> dict[str, tuple[int, ...]]:
         raise RequestError(f"model.adapter: {folder}/{ADAPTER_WEIGHTS} cannot be read: {one_line(error)}") from None
 
 
-def head_size(shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """The number of labels of the classification head that the adapter carries; None where it carries none."""
-    for key, shape in shapes.items():
-        parts = key.split(".")
-        ending = parts[-2:] if parts[-2] in HEADS else parts[-3:]
-        if len(shape) == 2 and (ending[0] in HEADS) and ending[1:] in (["weight"], ["out_proj", "weight"]):
-            return shape[0]
-    return None
-
-
 def base_config(
-    model: ModelConfig, num_labels: int | None, weights: bool = False, options: Options | None = None
+    model: ModelConfig, settings: dict[str, Any], weights: bool = False, options: Options | None = None
 ) -> tuple[Any, str]:
-    """The base model's transformers configuration and the folder (or hub id) that it was read from."""
+    """The base model's transformers configuration, with `settings`, and the folder (or hub id) it was read from."""
     from transformers import AutoConfig
 
     folder = local_folder(model.base, "model.base", weights, options)
-    labels = {"num_labels": num_labels} if num_labels is not None else {}
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **labels)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **settings)
     except Exception as error:  # OSError, ValueError, KeyError and what remote code raises: none of it can be loaded
         raise RequestError(f"model.base: {model.base}: cannot be loaded: {one_line(error)[:300]}") from None
     return config, folder
-
-
-def model_class(task: str) -> Any:
-    """The transformers class that a task's models are loaded with."""
-    import transformers
-
-    return {
-        "causal-lm": transformers.AutoModelForCausalLM,
-        "sequence-classification": transformers.AutoModelForSequenceClassification,
-    }[task]
 
 
 def peft_config(folder: str) -> Any:
@@ -173,7 +151,7 @@ def kind_of(model: nn.Module, parameter: nn.Parameter) -> str:
     return "bias" if name.endswith(".bias") else "other"
 
 
-def inspect_model(model: ModelConfig, options: Options | None = None) -> ModelFacts:
+def inspect_model(model: ModelConfig, task: Objective, options: Options | None = None) -> ModelFacts:
     """The facts of base and adapter, or a `RequestError` that says what does not fit. Loads no weights.
 
     Here as in the functions below, `options` are what a store is opened with.
@@ -181,16 +159,14 @@ def inspect_model(model: ModelConfig, options: Options | None = None) -> ModelFa
     folder = adapter_folder(model, options)
     shapes = adapter_shapes(folder)
     adapter = peft_config(folder)
-    labelled = model.task == "sequence-classification"
-    config, _ = base_config(model, head_size(shapes) if labelled else None, options=options)
-    if labelled and getattr(config, "problem_type", None) == "multi_label_classification":
-        raise RequestError(f"model.base: {model.base}: rows with several labels are not supported")
+    config, _ = base_config(model, task.configure(shapes), options=options)
+    own = task.facts(model, config)
     adapter.init_lora_weights = True  # some initialisations read the base's weights, which are not here
     try:
         with quiet(), torch.device("meta"):
             from peft import get_peft_model
 
-            base = model_class(model.task).from_config(config, trust_remote_code=model.trust_remote_code)
+            base = task.model_class().from_config(config, trust_remote_code=model.trust_remote_code)
             parameters = sum(p.numel() for p in base.parameters())
             wrapped = get_peft_model(base, adapter, adapter_name=_ADAPTER)
     except Exception as error:  # peft says ValueError for most misfits, torch and transformers have their own
@@ -205,8 +181,7 @@ def inspect_model(model: ModelConfig, options: Options | None = None) -> ModelFa
     return ModelFacts(
         blocks=blocks,
         base_parameters=parameters,
-        num_labels=config.num_labels if labelled else None,
-        label2id={str(k): int(v) for k, v in (config.label2id or {}).items()} if labelled else {},
+        task=own,
         max_length=_longest(text),
         hidden_size=getattr(text, "hidden_size", 0) or 0,
         vocabulary=getattr(text, "vocab_size", 0) or 0,

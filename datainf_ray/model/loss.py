@@ -1,35 +1,37 @@
 """One loss per example, in its own right: what else is in the batch, and how much padding, does not enter.
 
-A causal model's loss comes in two ways with the same figures. `token_losses` takes the logits of the whole batch, which
-for long vocabularies are larger than all else together. `chunked_losses` takes the hidden states before the output
-embedding, and never holds more logits than those of one piece of the target tokens.
+A language model's loss comes in two ways with the same figures. `token_losses` takes the logits of the whole batch,
+which for long vocabularies are larger than all else together. `chunked_losses` takes the hidden states before the
+output embedding, and never holds more logits than those of one piece of the target tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Reduction = Literal["mean", "sum"]
+from datainf_ray.model.objective import Reduction
 
 #: Bytes of one piece's logits in float32. On a CPU more is hardly faster (a piece is still some 60 tokens of a
 #: vocabulary of 128,000), and where the vocabulary is short, slower; a GPU wants larger products.
 PIECE_BYTES = {"cpu": 2**25, "cuda": 2**28}
+_CPU_PIECE, _GPU_PIECE = 64 * 2**20, 256 * 2**20  # of the logits, as they are planned for
 #: float16 has no room below: small gradients are held this many times too large until they meet the row's own factor.
 _LIFT = 1024.0
 
 
-def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction) -> Tensor:
+def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction, shift: int = 1) -> Tensor:
     """Cross-entropy of each row's target tokens: b × s × V logits and b × s labels (-100: no target) give b losses.
 
-    The logits at a position predict the next token's label. `mean` divides by the row's own number of targets. At least
-    float32 whatever the model computes in; a row without a target gets zero.
+    The logits at a position predict the label `shift` positions later: 1 for the next token, 0 where the model's inputs
+    are shifted already. `mean` divides by the row's own number of targets. At least float32 whatever the model computes
+    in; a row without a target gets zero.
     """
-    logits, labels = logits[:, :-1], labels[:, 1:]
+    logits, labels = logits[:, : logits.shape[1] - shift], labels[:, shift:]
     targets = labels != -100
     chosen = logits[targets]
     chosen = chosen.to(torch.promote_types(chosen.dtype, torch.float32))
@@ -37,7 +39,13 @@ def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction) -> Tensor
 
 
 def chunked_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, reduction: Reduction, piece: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    reduction: Reduction,
+    piece: int | None = None,
+    shift: int = 1,
 ) -> Tensor:
     """`token_losses` of the logits W h + c, from b × s × h hidden states and the frozen W (V × h) and c (V).
 
@@ -45,14 +53,15 @@ def chunked_losses(
     pass h numbers per target token. Costs what the plain way costs: one product with W forward, one for the gradient;
     other tokens cost nothing.
     """
-    targets = labels[:, 1:] != -100
+    targets = labels[:, shift:] != -100
     rows, columns = targets.nonzero(as_tuple=True)
     flat = hidden.to(weight.dtype).flatten(0, 1)
     if piece is None:
         wide = torch.promote_types(weight.dtype, torch.float32).itemsize
         piece = max(1, PIECE_BYTES.get(hidden.device.type, PIECE_BYTES["cuda"]) // (wide * len(weight)))
     wanted = torch.is_grad_enabled() and hidden.requires_grad
-    each = _Chunked.apply(flat, rows * labels.shape[1] + columns, labels[:, 1:][targets], weight, bias, piece, wanted)
+    chosen = labels[:, shift:][targets]
+    each = _Chunked.apply(flat, rows * labels.shape[1] + columns, chosen, weight, bias, piece, wanted)
     return _by_row(each, targets, reduction)
 
 
@@ -118,3 +127,8 @@ def class_losses(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         return (logits[:, 0] - labels.to(logits.dtype)).square()
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def logits_bytes(tokens: float, vocabulary: int, on_gpu: bool) -> float:
+    """What a batch's logits take in memory, piece by piece, each with its softmax and its gradient."""
+    return 3 * min(_GPU_PIECE if on_gpu else _CPU_PIECE, 4 * tokens * vocabulary)

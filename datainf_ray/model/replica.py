@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -11,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
@@ -19,29 +18,28 @@ from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupporte
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import (
     _ADAPTER,
-    HEADS,
     adapter_shapes,
     base_config,
-    head_size,
     kind_of,
-    model_class,
     name_blocks,
     peft_config,
     quiet,
 )
-from datainf_ray.model.loss import Reduction, chunked_losses, class_losses, token_losses
-from datainf_ray.model.probe import find_head, is_causal, reshapes_logits, standing_in
+from datainf_ray.model.objective import Objective, Reduction, Values
 from datainf_ray.model.spread import place
 
 
 class Batch(Protocol):
-    """What a replica needs of a batch of b examples, s tokens long with padding; see `corpus.batches`."""
+    """What a replica needs of a batch of b examples; see `corpus.batches`."""
 
-    input_ids: Tensor  # b × s
-    attention_mask: Tensor  # b × s, 1 where there is a token
-    position_ids: Tensor  # b × s
-    token_type_ids: Tensor | None  # b × s
-    labels: Tensor  # b × s token ids with -100 where there is no target; or b classes
+    @property
+    def values(self) -> Values:
+        """What the task's loss takes."""
+
+    def one(self, k: int) -> Batch:
+        """One example in a batch by itself, with no padding."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,16 @@ class Replica:
     """A model in eval mode whose adapter's tensors are the blocks.
 
     `blocks` are in the order of the model's parameters; `path` is "hooks" or "one by one" (see `capture`), and `loss`
-    "chunked" or "whole" (see `loss`). Both are the quick way unless `reason` or `whole` says why not. A reason is given
-    when the replica is made and may be by `check`; assign one to take the plain way on purpose. `unmasked` says whether
-    batches padded on the right go without a mask (see `probe`).
+    "chunked" or "whole" (see `shortcut`). Both are the quick way unless `reason` or `shortcut.whole` says why not, or
+    the task knows no shortcut. A reason is given when the replica is made and may be by `check`; assign one to take the
+    plain way on purpose.
 
     `device` is where batches are expected and where losses and gradients come, wherever a block lies; `devices` has it
     first, and then the others that hold a part of the model. Not given, it is that of the first block.
     """
 
     def __init__(
-        self, model: nn.Module, task: str, reduction: Reduction = "mean", device: torch.device | None = None
+        self, model: nn.Module, task: Objective, reduction: Reduction = "mean", device: torch.device | None = None
     ) -> None:
         self.model = model.eval()
         self.task, self.reduction = task, reduction
@@ -80,22 +78,9 @@ class Replica:
         # In float16 small gradients vanish on the way down; a power of two is undone without rounding.
         half = any(p.dtype == torch.float16 for p in model.parameters())
         self.scale = 1024.0 if half else 1.0
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._takes = frozenset(inspect.signature(base.forward).parameters)
-        # RoBERTa and its kin derive positions from the padding themselves, and count from another number
-        self._own_positions = any(hasattr(m, "create_position_ids_from_input_ids") for m in base.modules())
         self.reason = unsupported(model, self.parameters)
         self._capture = Capture(model, self.parameters) if self.reason is None else None
-        self._head: nn.Linear | None = None
-        self.unmasked = False
-        self.whole: str | None = "a row has few classes, not a vocabulary for every token"
-        if task == "causal-lm":
-            head = find_head(base, self.parameters.values())
-            if isinstance(head, str):
-                self.whole = head
-            else:
-                self._head, self.whole = head, reshapes_logits(self._logits, head, self.device)
-            self.unmasked = is_causal(self._logits if self.whole else self._hidden, self.device)
+        self.shortcut = None if task.shortcut is None else task.shortcut(model, self.parameters, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
@@ -113,39 +98,22 @@ class Replica:
 
     @property
     def loss(self) -> Literal["chunked", "whole"]:
-        return "chunked" if self.whole is None else "whole"
+        return "whole" if self.shortcut is None or self.shortcut.whole is not None else "chunked"
 
     def losses(self, batch: Batch, plain: bool = False) -> Tensor:
-        """The b losses of a batch, float32 or wider, on `device`.
+        """The b losses of a batch, float32 or wider, on `device`; `plain`: by no shortcut, whatever is known.
 
-        `plain`: from whole logits and with a mask, whatever is known.
+        Raises `RunFailedError` where the task gives something else.
         """
-        given: dict[str, Any] = {"input_ids": batch.input_ids}
-        if batch.token_type_ids is not None and "token_type_ids" in self._takes:
-            given["token_type_ids"] = batch.token_type_ids
-        if plain or not self.unmasked or not bool(batch.attention_mask[:, 0].all()):
-            given["attention_mask"] = batch.attention_mask
-            if "position_ids" in self._takes and not self._own_positions:
-                given["position_ids"] = batch.position_ids
-        if self.task != "causal-lm":
-            logits = self.model(**given).logits
-            return class_losses(logits, batch.labels.to(logits.device)).to(self.device)
-        if plain or self.whole is not None or self._head is None:
-            logits = self._logits(**given)
-            return token_losses(logits, batch.labels.to(logits.device), self.reduction).to(self.device)
-        head = self._head
-        there = head.weight.device  # the hidden states go to the head, which is larger than they are
-        hidden, labels = self._hidden(**given).to(there), batch.labels.to(there)
-        return chunked_losses(hidden, head.weight, head.bias, labels, self.reduction).to(self.device)
-
-    def _logits(self, input_ids: Tensor, **given: Any) -> Tensor:
-        return self.model(input_ids=input_ids, use_cache=False, **given).logits
-
-    def _hidden(self, input_ids: Tensor, **given: Any) -> Tensor:
-        """The states that the head is fed, b × s × h, times what the model multiplies its logits with."""
-        assert self._head is not None
-        with standing_in(self._head, lambda hidden: hidden):
-            return self._logits(input_ids, **given)
+        if plain or self.shortcut is None:
+            losses = self.task.losses(self.model, batch.values, self.reduction)
+        else:
+            losses = self.shortcut.losses(batch.values, self.reduction)
+        if losses.shape != (len(batch),) or not losses.is_floating_point():
+            raise RunFailedError(
+                f"model.task: its losses are {tuple(losses.shape)} of {losses.dtype}, not one for each of {len(batch)}"
+            )
+        return losses.to(self.device, torch.promote_types(losses.dtype, torch.float32))
 
     def gradients(self, batch: Batch, consume: Consume) -> Tensor:
         """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients, all on `device`.
@@ -153,9 +121,9 @@ class Replica:
         By hooks a block comes once, with all b rows; one by one it comes for every row by itself. A block that a row's
         loss does not depend on may not come at all: its gradient is zero.
         """
-        b = len(batch.input_ids)
+        b = len(batch)
         if self._capture is None or self.reason is not None:
-            return torch.stack([self._alone(_row(batch, i), i, consume) for i in range(b)])
+            return torch.stack([self._alone(batch.one(i), i, consume) for i in range(b)])
         with self._capture.into(consume, torch.arange(b, device=self.device), self.scale):
             losses = self.losses(batch)
             (losses.sum() * self.scale).backward()
@@ -182,23 +150,27 @@ class Replica:
     def check(self, batch: Batch | None) -> Verdict:
         """Compare the losses and gradients of a batch with plain autograd on each of its rows alone.
 
-        Where they differ by more than rounding, the replica takes the plain forward pass (whole logits, with a mask)
-        from then on, or if that is not it, one row at a time, or both; and says why. Without a batch nothing is
+        Where they differ by more than rounding, the replica takes no shortcut to the losses from then on (whole logits,
+        with a mask), or if that is not it, one row at a time, or both; and says why. Without a batch nothing is
         compared, and the verdict is what was found when the replica was made.
         """
-        if batch is None or (self.path == "one by one" and self.loss == "whole" and not self.unmasked):
+        quick = self.shortcut is not None and (self.shortcut.whole is None or self.shortcut.unmasked)
+        if batch is None or (self.path == "one by one" and not quick):
             return self._verdict(None)
         exact = self._table(batch)
         put = _put_into(exact)
-        losses = torch.stack([self._alone(_row(batch, i), i, put, plain=True) for i in range(len(batch.input_ids))])
+        losses = torch.stack([self._alone(batch.one(i), i, put, plain=True) for i in range(len(batch))])
         cosine, wrong = self._compare(batch, losses, exact)
         if wrong is not None and self.path == "hooks":
-            spared = self.whole, self.unmasked
+            way = self.shortcut
+            spared = None if way is None else (way.whole, way.unmasked)
             self._plainly(wrong)
             cosine, still = self._compare(batch, losses, exact)
             if still is None:
                 return self._verdict(cosine)
-            (self.whole, self.unmasked), self.reason = spared, wrong
+            if way is not None and spared is not None:
+                way.whole, way.unmasked = spared
+            self.reason = wrong
             cosine, wrong = self._compare(batch, losses, exact)
         if wrong is not None:
             self._plainly(wrong)
@@ -206,13 +178,15 @@ class Replica:
 
     def _plainly(self, reason: str) -> None:
         """From now on the model's own forward pass, with all of its logits and a mask."""
-        self.whole, self.unmasked = self.whole or reason, False
+        if self.shortcut is not None:
+            self.shortcut.whole, self.shortcut.unmasked = self.shortcut.whole or reason, False
 
     def _verdict(self, cosine: float | None) -> Verdict:
-        return Verdict(self.path, cosine, self.reason, self.loss, self.whole)
+        whole = None if self.shortcut is None else self.shortcut.whole
+        return Verdict(self.path, cosine, self.reason, self.loss, whole)
 
     def _table(self, batch: Batch) -> dict[str, Tensor]:
-        return {b.name: torch.zeros(len(batch.input_ids), b.size, device=self.device) for b in self.blocks}
+        return {b.name: torch.zeros(len(batch), b.size, device=self.device) for b in self.blocks}
 
     def _compare(self, batch: Batch, losses: Tensor, exact: dict[str, Tensor]) -> tuple[float | None, str | None]:
         """The smallest cosine to the exact gradients, and what differs by more than rounding.
@@ -250,31 +224,9 @@ def _put_into(table: dict[str, Tensor]) -> Consume:
     return lambda block, gradients, rows: table[block].index_copy_(0, rows, gradients.to(table[block].dtype))
 
 
-@dataclass
-class Rows:
-    """A `Batch` and no more."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    token_type_ids: Tensor | None
-    labels: Tensor
-
-
-def _row(batch: Batch, i: int) -> Rows:
-    """One example of a batch, without its padding."""
-    real = batch.attention_mask[i].bool()
-
-    def cut(x: Tensor) -> Tensor:
-        return x[i][real][None]
-
-    types = None if batch.token_type_ids is None else cut(batch.token_type_ids)
-    labels = batch.labels[i : i + 1] if batch.labels.ndim == 1 else cut(batch.labels)
-    return Rows(cut(batch.input_ids), cut(batch.attention_mask), cut(batch.position_ids), types, labels)
-
-
 def load_replica(
     model: ModelConfig,
+    task: Objective,
     device: torch.device | str = "cpu",
     reduction: Reduction = "mean",
     *,
@@ -301,9 +253,8 @@ def load_replica(
         )
     folder = adapter_folder(model, options)
     shapes = adapter_shapes(folder)
-    adapter = peft_config(folder)
-    labelled = model.task == "sequence-classification"
-    config, base_folder = base_config(model, head_size(shapes) if labelled else None, True, options)
+    peft_config(folder)  # raises where it is no adapter of ours
+    config, base_folder = base_config(model, task.configure(shapes), True, options)
     extra: dict[str, Any] = {}
     if model.quantization is not None:
         if device.type != "cuda":
@@ -319,12 +270,12 @@ def load_replica(
     if model.dtype == "auto" and device.type == "cpu":
         dtype = torch.float32  # half precision on a CPU is slow and gains nothing
     if device_map is None and devices > 1:
-        device_map = _spread(model, config, dtype, devices)
+        device_map = _spread(model, task, config, dtype, devices)
     if device_map is not None:
         extra["device_map"] = dict(device_map)
     try:
         with quiet():
-            base, info = model_class(model.task).from_pretrained(
+            base, info = task.model_class().from_pretrained(
                 base_folder,
                 config=config,
                 dtype=dtype,
@@ -334,15 +285,14 @@ def load_replica(
             )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise RequestError(f"model.base: {model.base}: cannot be loaded: {one_line(error)[:300]}") from None
-    saved = tuple(adapter.modules_to_save or ()) + (HEADS if head_size(shapes) is not None else ())
-    random = [key for key in info["missing_keys"] if not any(name in key.split(".") for name in saved)]
+    brought = {key.removeprefix("base_model.model.") for key in shapes}
+    random = [key for key in info["missing_keys"] if key not in brought]
     if random:
         raise RequestError(
             f"model.base: {model.base}: its checkpoint has no {random[0]} (and {len(random) - 1} more), and the "
             "adapter does not bring it: random weights would be attributed"
         )
-    if labelled and base.config.pad_token_id is None:
-        base.config.pad_token_id = _padding(model)
+    task.complete(model, base)
     from peft import PeftModel
 
     if {"cpu", "disk"} & {*(device_map or {}).values()}:
@@ -353,13 +303,13 @@ def load_replica(
             _fill_in(wrapped, folder, device)
     if model.quantization is None and device_map is None:
         wrapped = wrapped.to(device)
-    return Replica(wrapped, model.task, reduction, device)
+    return Replica(wrapped, task, reduction, device)
 
 
-def _spread(model: ModelConfig, config: Any, dtype: torch.dtype | str, devices: int) -> dict[str, int]:
+def _spread(model: ModelConfig, task: Objective, config: Any, dtype: torch.dtype | str, devices: int) -> dict[str, int]:
     """The base's device map for the first `devices` GPUs, by what is free there."""
     with quiet(), torch.device("meta"):
-        base = model_class(model.task).from_config(copy.deepcopy(config), trust_remote_code=model.trust_remote_code)
+        base = task.model_class().from_config(copy.deepcopy(config), trust_remote_code=model.trust_remote_code)
     if isinstance(dtype, str):
         dtype = getattr(config, "dtype", None) or torch.float32  # the checkpoint's own
     free = [torch.cuda.mem_get_info(k)[0] for k in range(devices)]
@@ -383,14 +333,3 @@ def _fill_in(wrapped: nn.Module, folder: str, device: torch.device) -> None:
                 empty = True
     if empty:
         set_peft_model_state_dict(wrapped, load_peft_weights(folder, device=str(device)), adapter_name=_ADAPTER)
-
-
-def _padding(model: ModelConfig) -> int:
-    """The id that decoders with a classification head look for to find a row's last token."""
-    from datainf_ray.model.inspect import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    for token in ("pad_token_id", "eos_token_id"):
-        if tokenizer is not None and getattr(tokenizer, token, None) is not None:
-            return getattr(tokenizer, token)
-    raise RequestError(f"model.base: {model.base}: neither the model nor its tokenizer has a padding token")

@@ -9,7 +9,6 @@ from datainf_ray.runs.schemas import OK
 
 #: Memory held over memory in use. glibc's heap, with one arena, was seen to hold 1.1 to 2.1 times as much.
 CPU_GAPS, GPU_GAPS = 1.6, 1.25
-_CPU_PIECE, _GPU_PIECE = 64 * 2**20, 256 * 2**20  # of the logits, which are made piece by piece
 _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -73,8 +72,7 @@ def activation_bytes(job: Job, batch_tokens: int, on_gpu: bool) -> int:
     """Peak memory of a batch's forward and backward pass beyond the weights: activations, logits, gradients."""
     facts, tokens = job.facts, max(batch_tokens, mean_tokens(job))
     used = tokens * token_bytes(facts, half_precision(job, on_gpu))
-    if job.config.model.task == "causal-lm":  # each piece with its softmax and its gradient
-        used += 3 * min(_GPU_PIECE if on_gpu else _CPU_PIECE, 4 * tokens * facts.vocabulary)
+    used += job.task.cost(tokens, facts.vocabulary, on_gpu)
     # a block's gradients: the product, what the fold makes of it, and a copy where they are kept
     used += 3 * 4 * tokens / mean_tokens(job) * max(block.size for block in facts.blocks)
     return int((GPU_GAPS if on_gpu else CPU_GAPS) * used)

@@ -101,4 +101,6 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
         if there.get(part) != here[part]:
             what = "files" if part in ("adapter", "base") else "rows"
             return f"the {part}{' model' if part == 'base' else ''}'s {what} are others"
+    if there.get("task") != here.get("task"):
+        return "the task's code is another"
     return None

@@ -19,9 +19,8 @@ import torch
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
-from datainf_ray.corpus.labels import check_labels
 from datainf_ray.corpus.rows import RowReader
-from datainf_ray.corpus.tokens import Encoder, Example
+from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from datainf_ray.influence.folds import State
 from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
@@ -34,6 +33,9 @@ from datainf_ray.runs.index import Index, open_index
 from datainf_ray.runs.record import FILE, RunRecord, read_record
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
+from datainf_ray.tasks import own
+from datainf_ray.tasks.register import own_source, task_of
+from datainf_ray.tasks.task import Task
 
 _SAMPLE_ROWS = 64  # rows that are looked at to learn how long they are and whether any can be used
 _PORTION = 4096  # rows of the queries that are read at a time to group them
@@ -59,6 +61,16 @@ class Job:
     @property
     def method(self) -> Method:
         return method_named(self.config.method.name)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model is trained for."""
+        return task_of(self.config.model)
+
+    @cached_property
+    def task_source(self) -> own.Source | None:
+        """The code of a task of the user's own; None for one of ours."""
+        return own_source(self.config.model)
 
     @property
     def rows(self) -> int:
@@ -146,6 +158,7 @@ class Job:
         """What makes this run this run, part by part: the settings that matter, and the content of model and rows."""
         model, options = self.config.model, self.config.storage_options
         return {
+            **({} if self.task_source is None else {"task": self.task_source.digest}),
             "settings": settings(self.config),
             "adapter": folder_digest(adapter_folder(model, options)),
             "base": base_digest(model.base, options),
@@ -237,12 +250,12 @@ def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = request.config, request.corpora
     _check_method(config)
-    facts = inspect_model(config.model, config.storage_options)
+    task = task_of(config.model)
+    facts = inspect_model(config.model, task, config.storage_options)
     tokenizer = load_tokenizer(config.model, config.storage_options)
     examples = {}
     for name, corpus in corpora.items():
-        if facts.num_labels is not None:
-            check_labels(corpus, facts.num_labels, facts.label2id, name)
+        task.check(corpus, facts.task, name)
         examples[name] = _first(encoder_for(config, name, corpus, facts, tokenizer), corpus)
     groups, names = _groups(config, corpora["queries"])
     job = Job(config, request.directory, facts, corpora, examples, groups, names)
@@ -280,15 +293,15 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         raise RequestError(f"method.name: {config.method.name}: {run.url} was {name} and knows no damping")
     directory = RunDirectory(config.output, options=options)
     config = absolute(config)
-    queries = plan_corpus(config.queries, config.model.task, "queries", options)
+    task = task_of(config.model)
+    queries = plan_corpus(config.queries, task, "queries", options)
     if not begun(directory):
         meanwhile()
-    facts = inspect_model(config.model, options)
+    facts = inspect_model(config.model, task, options)
     if facts.blocks != index.blocks:
         raise RequestError(f"model.adapter: {config.model.adapter}: is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)
-    if facts.num_labels is not None:
-        check_labels(queries, facts.num_labels, facts.label2id, "queries")
+    task.check(queries, facts.task, "queries")
     examples = {"queries": _first(encoder_for(config, "queries", queries, facts, tokenizer), queries)}
     groups, names = _groups(config, queries)
     job = IndexJob(
@@ -308,6 +321,8 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     for part in ("adapter", "base"):
         if job.identity[part] != made_by.identity.get(part):
             raise RequestError(f"model.{part}: {getattr(config.model, part)}: has changed since {run.url} was made")
+    if job.identity.get("task") != run.document["identity"].get("task"):
+        raise RequestError(f"model.task: {config.model.task}: its code has changed since {run.url} was made")
     check_output(job)
     return job
 
@@ -318,15 +333,8 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
     limit = min((n for n in (asked, facts.max_length) if n is not None), default=None)
     if tokenizer is None and corpus.kind != "tokens":
         raise RequestError(f"model.base: {config.model.base}: has no tokenizer, and {name}.columns are not input_ids")
-    return Encoder(
-        tokenizer=tokenizer,
-        kind=corpus.kind,
-        task=config.model.task,
-        max_length=limit,
-        num_labels=facts.num_labels,
-        label2id=facts.label2id,
-        vocab_size=facts.vocabulary or None,
-    )
+    spec = EncoderSpec(corpus.kind, tokenizer, limit, facts.vocabulary or None, facts.task)
+    return task_of(config.model).encoder_for(spec)
 
 
 def _first(encoder: Encoder, corpus: Corpus) -> list[Example]:

@@ -12,6 +12,7 @@ from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.tasks.register import task_of
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ def begun(directory: RunDirectory) -> bool:
 
 
 def understand(config: RunConfig) -> Request:
-    """Find the rows, their columns, the adapter and the place of the output. Raises `RequestError`."""
-    options = config.storage_options
+    """Find the task, the rows, their columns, the adapter and the place of the output. Raises `RequestError`."""
+    task, options = task_of(config.model), config.storage_options
     directory = RunDirectory(config.output, options=options)
     index_directory(config)  # an index at an impossible place is found out now
     config = absolute(config)
     corpora = {
-        "train": plan_corpus(config.train, config.model.task, "train", options),
-        "queries": plan_corpus(config.queries, config.model.task, "queries", options),
+        "train": plan_corpus(config.train, task, "train", options),
+        "queries": plan_corpus(config.queries, task, "queries", options),
     }
     adapter_folder(config.model, options)
     return Request(config, directory, corpora)

@@ -127,7 +127,7 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
         info = pool.infos[0]
         record.device, record.dtype, record.attention = info.device, info.dtype, info.attention
         record.capture = Capture(**asdict(info.verdict))
-        _tell(job, info.verdict, attempt.watcher)
+        _tell(info.verdict, attempt.watcher)
     assert record.counts is not None
     record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.records[-1].tokens
     record.problems = [Problem(id=name, status=status, detail=detail) for name, status, detail in sweeps.problems[:100]]
@@ -141,11 +141,11 @@ def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> N
     _run_method(job, sweeps, gradients, record)
 
 
-def _tell(job: Job, verdict: Verdict, watcher: Watcher) -> None:
+def _tell(verdict: Verdict, watcher: Watcher) -> None:
     """What the user should know of how gradients were taken."""
     if verdict.reason:
         watcher.say(f"gradients were taken one example at a time, which is slow: {verdict.reason}")
-    if verdict.loss == "whole" and job.config.model.task == "causal-lm":
+    if verdict.loss_reason is not None:
         watcher.say(f"logits were formed for whole batches, which takes memory: {verdict.loss_reason}")
 
 

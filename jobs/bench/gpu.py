@@ -9,7 +9,8 @@ from peft import PeftModel
 from torch import nn
 
 from bench.measure import Figure, Options, clock, interleaved, median, say, spread
-from bench.models import TARGETS, Full, Shape, adamw, curvature_inputs, first_sweep, pair, train
+from bench.models import TARGETS, Shape, adamw, curvature_inputs, first_sweep, full_batch, pair, train
+from datainf_ray.corpus.batches import Batch
 from datainf_ray.influence.folds import Curvature, State, Statistic
 from datainf_ray.model.replica import Replica
 
@@ -50,7 +51,7 @@ def _one(
     # In the batches that are multiplied: not the embedding, which is looked up, nor the adapter, which is small
     linear = sum(m.weight.numel() for n, m in trained.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n)
     b, s = size
-    batches = [Full.random(b, s, shape.vocabulary, k * b, device) for k in range(BATCHES)]
+    batches = [full_batch(b, s, shape.vocabulary, k * b, device) for k in range(BATCHES)]
     inputs = curvature_inputs(replica, options.queries)
     optimizer = adamw(trained)
     tokens, rows = BATCHES * b * s, BATCHES * b
@@ -97,13 +98,14 @@ def _one(
     )
 
 
-def one_by_one(model: PeftModel, batches: list[Full], inputs: dict[str, State], like: Replica) -> dict[str, Statistic]:
+def one_by_one(model: PeftModel, batches: list[Batch], inputs: dict[str, State], like: Replica) -> dict[str, Statistic]:
     """The batch-of-one way: each row's gradient by plain autograd, then the same fold."""
     named = dict(zip((block.name for block in like.blocks), _trainable(model), strict=True))
     fold = Curvature(like.blocks, sum(len(b.rows) for b in batches), like.device, **inputs)
     for batch in batches:
         for k in range(len(batch.rows)):
-            loss = model(input_ids=batch.input_ids[k : k + 1], labels=batch.labels[k : k + 1], use_cache=False).loss
+            ids, labels = (batch.values[name][k : k + 1] for name in ("input_ids", "labels"))
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
             for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
                 fold.update(name, gradient.float().reshape(1, -1), batch.rows[k : k + 1])
         fold.finite(batch.rows)

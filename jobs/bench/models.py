@@ -1,13 +1,14 @@
 """Random Llama-shaped models with LoRA adapters, rows for them, and the two things that are compared on their batches.
 
-Needs torch, transformers and peft, and of datainf_ray only model/ and influence/: so it runs on a bare GPU machine too.
+Needs torch, transformers, peft and pyarrow, and nothing of datainf_ray that needs Ray: so it runs on
+a bare GPU machine too.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from datainf_ray.corpus.batches import Batch
+from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Curvature, Fold, State, Statistic
 from datainf_ray.model.inspect import quiet
-from datainf_ray.model.replica import Batch, Replica
+from datainf_ray.model.replica import Replica
+from datainf_ray.tasks.causal_lm import TASK as CAUSAL
 
 #: What the adapter is on, in the names that PEFT takes.
 TARGETS: dict[str, str | list[str]] = {"q,v": ["q_proj", "v_proj"], "all linear": "all-linear"}
@@ -76,7 +80,7 @@ def pair(
 ) -> tuple[Replica, PeftModel]:
     """The same model twice: as our replica, and as one that is trained."""
     torch.manual_seed(0)
-    ours = Replica(with_adapter(shape.build(dtype, device), targets), "causal-lm")
+    ours = Replica(with_adapter(shape.build(dtype, device), targets), CAUSAL)
     torch.manual_seed(0)
     return ours, with_adapter(shape.build(dtype, device), targets).train()
 
@@ -93,22 +97,14 @@ def token_rows(tokens: Sequence[int], vocabulary: int, seed: int) -> list[list[i
     return [generator.integers(_FIRST_WORD, vocabulary, n).tolist() for n in tokens]
 
 
-@dataclass(frozen=True)
-class Full:
-    """A batch of b rows of s tokens each, without padding; every token is a target."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    token_type_ids: Tensor | None
-    labels: Tensor
-    rows: Tensor  # b: which of the chunk's rows these are
-
-    @classmethod
-    def random(cls, b: int, s: int, vocabulary: int, first: int, device: torch.device) -> Full:
-        ids = torch.randint(_FIRST_WORD, vocabulary, (b, s), generator=torch.Generator().manual_seed(first)).to(device)
-        positions = torch.arange(s, device=device).expand(b, s)
-        return cls(ids, torch.ones_like(ids), positions, None, ids, torch.arange(first, first + b, device=device))
+def full_batch(b: int, s: int, vocabulary: int, first: int, device: torch.device) -> Batch:
+    """b rows of s random tokens each, without padding; every token is a target. The rows' numbers begin at `first`."""
+    ids = torch.randint(_FIRST_WORD, vocabulary, (b, s), generator=torch.Generator().manual_seed(first))
+    examples = [
+        Example(k, str(k), "ok", values={"input_ids": row, "labels": row}) for k, row in enumerate(ids.tolist())
+    ]
+    batch = CAUSAL.batch(examples, range(b), 0).to(device)
+    return replace(batch, rows=batch.rows + first)
 
 
 def curvature_inputs(replica: Replica, queries: int) -> dict[str, State]:
@@ -145,9 +141,8 @@ def train(model: PeftModel, batches: Iterable[Batch], optimizer: torch.optim.Opt
     """Plain LoRA training, a step for every batch: the model's own loss, backward, AdamW."""
     for batch in batches:
         optimizer.zero_grad(set_to_none=True)
-        model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels, use_cache=False
-        ).loss.backward()
+        names = ("input_ids", "attention_mask", "labels")
+        model(**{name: batch.values[name] for name in names}, use_cache=False).loss.backward()
         optimizer.step()
 
 

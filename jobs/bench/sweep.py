@@ -8,8 +8,9 @@ import torch
 
 from bench.measure import Figure, Options, clock, interleaved, median, say, spread
 from bench.models import TARGETS, Shape, adamw, curvature_inputs, first_sweep, lengths, pair, token_rows, train
-from datainf_ray.corpus.batches import Batch, collate, plan_batches
+from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.tokens import Example
+from datainf_ray.tasks.causal_lm import TASK as CAUSAL
 
 #: Few layers: what a layer costs does not depend on how many there are. And tokens, so that a turn takes seconds.
 SHAPES = {256: (Shape(256, 4), 12_288), 512: (Shape(512, 3), 6_144), 1024: (Shape(1024, 2), 4_096)}
@@ -29,7 +30,7 @@ def sweep(options: Options) -> Iterator[Figure]:
 
 def _one(options: Options, case: str, shape: Shape, targets: str | list[str], tokens: int) -> Figure:
     batches = padded(token_rows(_as_many(tokens), shape.vocabulary, 3), BATCH_TOKENS)
-    rows, real = sum(len(b.rows) for b in batches), sum(int(b.attention_mask.sum()) for b in batches)
+    rows, real = sum(len(b.rows) for b in batches), sum(int(b.values["attention_mask"].sum()) for b in batches)
     replica, trained = pair(shape, targets)
     inputs = curvature_inputs(replica, options.queries)
     optimizer = adamw(trained)
@@ -67,5 +68,7 @@ def _as_many(tokens: int) -> list[int]:
 
 def padded(rows: list[list[int]], batch_tokens: int) -> list[Batch]:
     """Rows of ids as the batches that a worker would make of them; every token is a target."""
-    examples = [Example(k, str(k), "ok", input_ids=ids, labels=[-100, *ids[1:]]) for k, ids in enumerate(rows)]
-    return [collate(examples, batch, 0) for batch in plan_batches([len(ids) for ids in rows], batch_tokens)]
+    values = [{"input_ids": ids, "labels": [-100, *ids[1:]]} for ids in rows]
+    examples = [Example(k, str(k), "ok", "", v, (len(v["labels"]),)) for k, v in enumerate(values)]
+    plan = plan_batches([example.lengths for example in examples], batch_tokens)
+    return [CAUSAL.batch(examples, positions, 0) for positions in plan]

@@ -5,7 +5,8 @@ import pytest
 from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.chat import ChatTemplate
 from datainf_ray.corpus.rows import Row
-from datainf_ray.corpus.tokens import Encoder, Example
+from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
+from tests import tiny
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -33,15 +34,19 @@ def tokenizer(make_tokenizer):
     return tokenizer
 
 
+def encoder(tokenizer, max_length: int) -> Encoder:
+    return tiny.task("causal-lm").encoder_for(EncoderSpec("messages", tokenizer, max_length))
+
+
 def encode(tokenizer, messages, max_length: int = 512) -> Example:
     row = Row(0, "r", {"messages": messages}, None, None)
-    return Encoder(tokenizer, "messages", "causal-lm", max_length).encode([row])[0]
+    return encoder(tokenizer, max_length).encode([row])[0]
 
 
 def said(tokenizer, example: Example) -> list[str]:
     """The text of every run of targets."""
     runs: list[list[int]] = [[]]
-    for label in example.labels:
+    for label in example.values["labels"]:
         if label != -100:
             runs[-1].append(label)
         elif runs[-1]:
@@ -56,8 +61,10 @@ def test_tokens_are_those_of_the_chat_template(make_tokenizer, post, template, t
     tokenizer = make_tokenizer(post)
     tokenizer.chat_template = template
     example = encode(tokenizer, talk)
-    assert example.input_ids == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
-    assert example.input_ids.count(tokenizer.bos_token_id) == 1
+    assert (
+        example.values["input_ids"] == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+    )
+    assert example.values["input_ids"].count(tokenizer.bos_token_id) == 1
     assert example.status == "ok"
 
 
@@ -83,7 +90,7 @@ def test_turns_are_found_to_the_token_with_and_without_character_offsets(tokeniz
 def test_a_reply_that_melts_into_what_stands_before_it_is_found(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     example = encode(tokenizer, [{"role": "user", "content": "The qui"}, {"role": "assistant", "content": "ck brown"}])
-    assert example.input_ids == tokenizer("The quick brown", add_special_tokens=False)["input_ids"]
+    assert example.values["input_ids"] == tokenizer("The quick brown", add_special_tokens=False)["input_ids"]
     assert tokenizer.tokenize("The quick brown")[1] == "Ġquick"
     assert said(tokenizer, example) == [" quick brown"]  # the token that both share was said by the assistant, too
 
@@ -103,7 +110,7 @@ def test_a_template_that_changes_what_came_before_is_reported(tokenizer):
     example = encode(tokenizer, TALK)
     assert example.status == "unreadable"
     assert example.detail == "the chat template renders the talk up to message 2 differently on its own"
-    assert example.input_ids == []
+    assert (example.values, example.tokens) == ({}, 0)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +135,13 @@ def test_messages_that_are_none_are_unreadable(tokenizer, messages, says):
 def test_nulls_that_a_table_puts_into_messages_are_not_shown_to_the_template(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m.keys() | join(' ') }}{{ m['content'] }}{% endfor %}"
     example = encode(tokenizer, [{"role": "assistant", "content": "a", "name": None}])
-    assert tokenizer.decode(example.input_ids) == "role contenta"
+    assert tokenizer.decode(example.values["input_ids"]) == "role contenta"
 
 
 def test_without_a_chat_template_messages_are_refused(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(RequestError, match=r"^model.base: the tokenizer of .* has no chat template") as error:
-        Encoder(tokenizer, "messages", "causal-lm", 512)
+        encoder(tokenizer, 512)
     assert "\n" not in str(error.value)
 
 

@@ -11,6 +11,9 @@ import pytest
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus.chunks import Chunk, Segment, plan_corpus
+from tests import tiny
+
+CAUSAL = tiny.task("causal-lm")
 
 
 def rows(count: int) -> list[dict[str, str]]:
@@ -18,7 +21,7 @@ def rows(count: int) -> list[dict[str, str]]:
 
 
 def plan(path, **options):
-    return plan_corpus(RowsConfig(path=path, **options), "causal-lm", "train")
+    return plan_corpus(RowsConfig(path=path, **options), CAUSAL, "train")
 
 
 def test_chunks_are_fixed_ranges_that_span_files(write, tmp_path):
@@ -116,9 +119,9 @@ def test_id_and_group_columns_must_exist(write):
     with pytest.raises(RequestError, match=r"train.id: no column 'nam' in .*did you mean 'name'"):
         plan(path, id="nam")
     with pytest.raises(RequestError, match=r"queries.group: no column 'tpoic' in .*did you mean 'topic'"):
-        plan_corpus(QueriesConfig(path=path, group="tpoic"), "causal-lm", "queries")
-    assert plan_corpus(QueriesConfig(path=path, group="all"), "causal-lm", "queries").group_column is None
-    assert plan_corpus(QueriesConfig(path=path, group="topic"), "causal-lm", "queries").group_column == "topic"
+        plan_corpus(QueriesConfig(path=path, group="tpoic"), CAUSAL, "queries")
+    assert plan_corpus(QueriesConfig(path=path, group="all"), CAUSAL, "queries").group_column is None
+    assert plan_corpus(QueriesConfig(path=path, group="topic"), CAUSAL, "queries").group_column == "topic"
 
 
 def test_a_thousand_files_are_planned_from_their_footers(tmp_path):

@@ -5,11 +5,13 @@ import pytest
 from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.columns import choose_columns
 from datainf_ray.corpus.files import SourceFile
+from tests import tiny
 
 
 def choose(*columns: tuple[str, ...], task: str = "causal-lm", **asked: str) -> tuple[str, dict[str, str]]:
     files = [SourceFile(f"{i}.jsonl", f"{i}.jsonl", "jsonl", None, 1, "", 1, names) for i, names in enumerate(columns)]
-    return choose_columns(asked, files, task, "train")
+    combination, taken = choose_columns(asked, files, tiny.task(task), "train")
+    return combination.kind, taken
 
 
 @pytest.mark.parametrize(

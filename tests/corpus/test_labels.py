@@ -8,6 +8,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RowsConfig
 from datainf_ray.corpus.chunks import plan_corpus
 from datainf_ray.corpus.labels import check_labels, parse_label
+from tests import tiny
 
 NAMES = {"no": 0, "maybe": 1, "yes": 2}
 
@@ -44,7 +45,7 @@ def test_one_label_is_a_number_of_any_size():
 
 
 def check(path, labels: int = 3) -> None:
-    corpus = plan_corpus(RowsConfig(path=path), "sequence-classification", "train")
+    corpus = plan_corpus(RowsConfig(path=path), tiny.task("sequence-classification"), "train")
     check_labels(corpus, labels, NAMES, "train")
 
 
@@ -79,4 +80,6 @@ def test_labels_without_statistics_are_looked_at(tmp_path):
 
 
 def test_a_corpus_without_labels_passes(write):
-    check_labels(plan_corpus(RowsConfig(path=write("a.jsonl", [{"text": "a"}])), "causal-lm", "train"), 0, {}, "train")
+    check_labels(
+        plan_corpus(RowsConfig(path=write("a.jsonl", [{"text": "a"}])), tiny.task("causal-lm"), "train"), 0, {}, "train"
+    )

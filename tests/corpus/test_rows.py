@@ -15,6 +15,7 @@ from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus import records, tables
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.corpus.rows import Row, RowReader
+from tests import tiny
 
 FORMATS = ["a.parquet", "a.arrow", "a.ipc", "a.jsonl", "a.csv", "a.tsv"]
 CODECS = ["", ".gz", ".bz2", ".xz", ".zst", ".lz4"]
@@ -33,7 +34,7 @@ TEXTS = [
 
 
 def plan(path, task: str = "causal-lm", **options) -> Corpus:
-    return plan_corpus(QueriesConfig(path=path, **options), task, "queries")
+    return plan_corpus(QueriesConfig(path=path, **options), tiny.task(task), "queries")
 
 
 def read(corpus: Corpus, chunk_rows: int = 1000) -> list[Row]:
@@ -289,7 +290,7 @@ def test_times_are_names_whatever_their_resolution(tmp_path, name):
 def test_only_the_columns_that_are_needed_are_read(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a"], "huge": ["b"]}), path, use_dictionary=False, compression="none")
-    corpus = plan_corpus(RowsConfig(path=str(path)), "causal-lm", "train")
+    corpus = plan_corpus(RowsConfig(path=str(path)), tiny.task("causal-lm"), "train")
     column = pq.read_metadata(path).row_group(0).column(1)
     content = bytearray(path.read_bytes())
     content[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = (

@@ -12,6 +12,7 @@ from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.files import SourceFile
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.sample import sample_chunks
+from tests import tiny
 
 
 def corpus_of(*sizes: int) -> Corpus:
@@ -119,7 +120,7 @@ def test_a_sample_is_read_from_files_of_any_format(write, monkeypatch, run):
     paths = [
         write(name, [{"text": f"{name} {i}", "name": f"{name}/{i}"} for i in range(n)]) for name, n in files.items()
     ]
-    corpus = plan_corpus(QueriesConfig(path=paths, id="name"), "causal-lm", "queries")
+    corpus = plan_corpus(QueriesConfig(path=paths, id="name"), tiny.task("causal-lm"), "queries")
     everything = [f"{name}/{i}" for name, n in files.items() for i in range(n)]
     reader = RowReader(corpus)
     seen = set()

@@ -7,11 +7,22 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
+from datainf_ray.corpus import tokens
 from datainf_ray.corpus.rows import Row
-from datainf_ray.corpus.tokens import Encoder, Example
+from datainf_ray.corpus.tokens import EncoderSpec, Example
+from datainf_ray.tasks.task import Task
+from tests import tiny
 
-CAUSAL = "causal-lm"
-CLASSES = "sequence-classification"
+CAUSAL = tiny.task("causal-lm")
+CLASSES = tiny.task("sequence-classification")
+
+
+def Encoder(
+    tokenizer, kind: str, task: Task, max_length: int | None, vocab_size: int | None = None, **facts: Any
+) -> tokens.Encoder:
+    if task is CLASSES:
+        facts.setdefault("label2id", {})
+    return task.encoder_for(EncoderSpec(kind, tokenizer, max_length, vocab_size, facts))
 
 
 def rows(*fields: dict[str, Any]) -> list[Row]:
@@ -19,7 +30,7 @@ def rows(*fields: dict[str, Any]) -> list[Row]:
 
 
 def targets(example: Example) -> list[int]:
-    return [label for label in example.labels if label != -100]
+    return [label for label in example.values["labels"] if label != -100]
 
 
 @pytest.fixture
@@ -39,7 +50,7 @@ def test_text_is_the_tokenizers_own_tokens_then_eos(tokenizer):
     for text, example in zip(texts, examples, strict=True):
         ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         assert ids[0] == tokenizer.bos_token_id
-        assert (example.status, example.input_ids, example.labels) == ("ok", ids, [-100, *ids[1:]])
+        assert (example.status, example.values["input_ids"], example.values["labels"]) == ("ok", ids, [-100, *ids[1:]])
 
 
 @pytest.mark.parametrize("post", ["<s> $A", "<s> $A </s>", "$A </s>", "$A", None])
@@ -50,11 +61,11 @@ def test_special_tokens_stand_once_at_either_end(make_tokenizer, post):
     start = [bos] if post is not None and "<s>" in post else []
     for text in ("a fox", "a fox</s>", *(["<s>a fox", "<s>a fox</s>"] if start else [])):
         (example,) = Encoder(tokenizer, "text", CAUSAL, None).encode(rows({"text": text}))
-        assert example.input_ids == [*start, *plain, eos]
+        assert example.values["input_ids"] == [*start, *plain, eos]
         row = {"prompt": text.removesuffix("</s>"), "completion": " yes" + ("</s>" if "</s>" in text else "")}
         (example,) = Encoder(tokenizer, "prompt-completion", CAUSAL, None).encode(rows(row))
         answer = [*tokenizer(" yes", add_special_tokens=False)["input_ids"], eos]
-        assert example.input_ids == [*start, *plain, *answer]
+        assert example.values["input_ids"] == [*start, *plain, *answer]
         assert targets(example) == answer
 
 
@@ -68,7 +79,7 @@ def test_without_an_eos_none_is_added(tokenizer):
             ("prompt-completion", {"prompt": "a", "completion": ""}),
         )
     )
-    assert text.input_ids == tokenizer("a fox")["input_ids"]
+    assert text.values["input_ids"] == tokenizer("a fox")["input_ids"]
     assert targets(both) == tokenizer(" fox", add_special_tokens=False)["input_ids"]
     assert (empty.status, empty.detail) == ("no_target_tokens", "nothing to predict")
 
@@ -77,25 +88,25 @@ def test_a_completion_that_repeats_the_prompt_is_still_the_completion(tokenizer)
     fields = {"prompt": "Paris Paris Paris", "completion": " Paris"}
     (example,) = Encoder(tokenizer, "prompt-completion", CAUSAL, 512).encode(rows(fields))
     answer = [*tokenizer(" Paris", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    assert example.labels == [-100] * (example.tokens - len(answer)) + answer
+    assert example.values["labels"] == [-100] * (example.tokens - len(answer)) + answer
 
 
 def test_the_prompts_tokens_do_not_depend_on_the_completion(tokenizer):
     both = [{"prompt": "The qui", "completion": end} for end in ("ck", " fox", "")]
     one, two, three = Encoder(tokenizer, "prompt-completion", CAUSAL, 512).encode(rows(*both))
     prompt = tokenizer("The qui")["input_ids"]
-    assert all(example.input_ids[: len(prompt)] == prompt for example in (one, two, three))
+    assert all(example.values["input_ids"][: len(prompt)] == prompt for example in (one, two, three))
     assert targets(three) == [tokenizer.eos_token_id]
 
 
 def test_long_rows_are_cut_from_the_right(tokenizer):
     fields = {"prompt": "The quick brown fox", "completion": " jumps over the lazy dog"}
     whole = Encoder(tokenizer, "prompt-completion", CAUSAL, None).encode(rows(fields))[0]
-    prompt = whole.labels.count(-100)
+    prompt = whole.values["labels"].count(-100)
     for length in range(2, whole.tokens + 2):
         (example,) = Encoder(tokenizer, "prompt-completion", CAUSAL, length).encode(rows(fields))
-        assert example.input_ids == whole.input_ids[:length]
-        assert example.labels == whole.labels[:length]
+        assert example.values["input_ids"] == whole.values["input_ids"][:length]
+        assert example.values["labels"] == whole.values["labels"][:length]
         if length <= prompt:
             assert example.status == "no_target_tokens"
             assert example.detail == f"all of them lie beyond max_length {length}"
@@ -108,7 +119,7 @@ def test_rows_of_no_or_one_token_have_a_status_and_shift_nothing(tokenizer):
     examples = Encoder(tokenizer, "tokens", CAUSAL, 512).encode(rows(*({"input_ids": ids} for ids in given)))
     assert [e.status for e in examples] == ["ok", "no_target_tokens", "no_target_tokens", "ok"]
     assert [e.id for e in examples] == ["r0", "r1", "r2", "r3"]
-    assert [e.input_ids for e in examples] == given
+    assert [e.values["input_ids"] for e in examples] == given
     texts = Encoder(tokenizer, "text", CAUSAL, 512).encode(rows({"text": "a"}, {"text": ""}, {"text": " "}))
     assert [e.status for e in texts] == ["ok", "no_target_tokens", "ok"]
 
@@ -116,7 +127,7 @@ def test_rows_of_no_or_one_token_have_a_status_and_shift_nothing(tokenizer):
 def test_given_labels_are_kept(tokenizer):
     encoder = Encoder(tokenizer, "tokens", CAUSAL, 3)
     (example,) = encoder.encode(rows({"input_ids": [5, 6, 7, 8], "labels": [5, -100, 9, 8]}))
-    assert (example.input_ids, example.labels) == ([5, 6, 7], [-100, -100, 9])
+    assert (example.values["input_ids"], example.values["labels"]) == ([5, 6, 7], [-100, -100, 9])
     assert encoder.encode(rows({"input_ids": [5, 6], "labels": [5, -100]}))[0].status == "no_target_tokens"
 
 
@@ -136,7 +147,7 @@ def test_given_labels_are_kept(tokenizer):
 )
 def test_ids_that_are_none_are_unreadable(tokenizer, fields, says):
     bad, good = Encoder(tokenizer, "tokens", CAUSAL, 512, vocab_size=400).encode(rows(fields, {"input_ids": [1, 2]}))
-    assert (bad.status, bad.input_ids, bad.labels) == ("unreadable", [], [])
+    assert (bad.status, bad.values, bad.tokens) == ("unreadable", {}, 0)
     assert bad.detail.startswith(says)
     assert good.status == "ok"
 
@@ -173,7 +184,7 @@ def test_a_row_that_the_tokenizer_cannot_take_spoils_no_other(tokenizer):
     one, bad, two = Encoder(tokenizer, "text", CAUSAL, 512).encode(given)
     assert (one.status, bad.status, two.status) == ("ok", "unreadable", "ok")
     assert one == Encoder(tokenizer, "text", CAUSAL, 512).encode(given[:1])[0]
-    assert two.input_ids == [*tokenizer("a dog")["input_ids"], tokenizer.eos_token_id]
+    assert two.values["input_ids"] == [*tokenizer("a dog")["input_ids"], tokenizer.eos_token_id]
 
 
 def test_encoding_does_not_depend_on_the_company(tokenizer):
@@ -187,7 +198,7 @@ def test_duplicates_keep_their_own_rows(tokenizer):
     given[1].id = "r0"
     one, two = Encoder(tokenizer, "text", CAUSAL, 512).encode(given)
     assert (one.row, two.row, one.id, two.id) == (0, 1, "r0", "r0")
-    assert one.input_ids == two.input_ids
+    assert one.values["input_ids"] == two.values["input_ids"]
 
 
 def test_classes_are_encoded_as_the_tokenizer_does(bert):
@@ -195,9 +206,9 @@ def test_classes_are_encoded_as_the_tokenizer_does(bert):
     one, two, cut = encoder.encode(
         rows({"text": "good film", "label": "pos"}, {"text": "bad", "label": 0}, {"text": "very " * 9, "label": "1"})
     )
-    assert (one.input_ids, one.target, one.token_type_ids, one.labels) == ([2, 4, 6, 3], 1, [0, 0, 0, 0], [])
-    assert (two.input_ids, two.target, two.preview) == ([2, 5, 3], 0, "[neg] bad")
-    assert (cut.input_ids, cut.target) == ([2, 7, 7, 7, 3], 1)
+    assert one.values == {"input_ids": [2, 4, 6, 3], "target": 1, "token_type_ids": [0, 0, 0, 0]}
+    assert (two.values["input_ids"], two.values["target"], two.preview) == ([2, 5, 3], 0, "[neg] bad")
+    assert (cut.values["input_ids"], cut.values["target"]) == ([2, 7, 7, 7, 3], 1)
 
 
 def test_pairs_have_two_kinds_of_tokens(bert):
@@ -205,9 +216,9 @@ def test_pairs_have_two_kinds_of_tokens(bert):
     one, two = encoder.encode(
         rows({"text": "good", "text_pair": "bad", "label": 0.5}, {"text": "very " * 9, "text_pair": "bad", "label": 2})
     )
-    assert (one.input_ids, one.token_type_ids) == ([2, 4, 3, 5, 3], [0, 0, 0, 1, 1])
-    assert (one.target, one.preview) == (0.5, "[0.5] good | bad")
-    assert (two.input_ids, two.target) == ([2, 7, 7, 3, 5, 3], 2.0)
+    assert (one.values["input_ids"], one.values["token_type_ids"]) == ([2, 4, 3, 5, 3], [0, 0, 0, 1, 1])
+    assert (one.values["target"], one.preview) == (0.5, "[0.5] good | bad")
+    assert (two.values["input_ids"], two.values["target"]) == ([2, 7, 7, 3, 5, 3], 2.0)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +233,7 @@ def test_a_class_row_without_text_or_label_is_unreadable(bert, fields, says):
     bad, good = Encoder(bert, "classification", CLASSES, 8, num_labels=2).encode(
         rows(fields, {"text": "a", "label": 1})
     )
-    assert (bad.status, bad.input_ids, bad.target) == ("unreadable", [], None)
+    assert (bad.status, bad.values, bad.tokens) == ("unreadable", {}, 0)
     assert bad.detail.startswith(says)
     assert good.status == "ok"
 
@@ -230,7 +241,7 @@ def test_a_class_row_without_text_or_label_is_unreadable(bert, fields, says):
 def test_given_ids_may_have_a_class(bert):
     encoder = Encoder(bert, "tokens", CLASSES, 2, num_labels=3)
     good, empty = encoder.encode(rows({"input_ids": [2, 4, 3], "label": 2}, {"input_ids": [], "label": 2}))
-    assert (good.input_ids, good.target, good.labels, good.preview) == ([2, 4], 2, [], "[2] [CLS] good")
+    assert (good.values, good.preview) == ({"input_ids": [2, 4], "target": 2}, "[2] [CLS] good")
     assert (empty.status, empty.detail) == ("unreadable", "there are no tokens")
 
 
@@ -253,5 +264,6 @@ def test_encoded_rows_are_plain_integers(tokenizer, bert):
         *Encoder(bert, "classification", CLASSES, 8, num_labels=2).encode(rows({"text": "good", "label": True})),
     ]
     for example in examples:
-        assert {type(i) for i in [*example.input_ids, *example.labels]} == {int}
-        assert not isinstance(example.target, bool | np.generic)
+        listed = [value for value in example.values.values() if isinstance(value, list)]
+        assert {type(i) for value in listed for i in value} == {int}
+        assert not isinstance(example.values.get("target"), bool | np.generic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datainf_ray.corpus.batches import Batch, collate, plan_batches
+from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.model.replica import Replica
+from datainf_ray.tasks.task import Task
 from tests import reference, tiny
 
 
@@ -21,24 +23,24 @@ def rows_for(model: dict[str, Any], folder: Path, count: int = 7) -> list[dict[s
 
 
 def examples_of(rows: list[dict[str, Any]]) -> list[Example]:
-    return [
-        Example(k, str(k), "ok", input_ids=r["input_ids"], target=r["labels"])
-        if isinstance(r["labels"], int)
-        else Example(k, str(k), "ok", input_ids=r["input_ids"], labels=r["labels"])
-        for k, r in enumerate(rows)
+    """With what `causal-lm` makes of rows of tokens, or where the label is one number what classification makes."""
+    named = [
+        {"input_ids": row["input_ids"], "target" if isinstance(row["labels"], int) else "labels": row["labels"]}
+        for row in rows
     ]
+    return [Example(k, str(k), "ok", "", values, (len(values["input_ids"]),)) for k, values in enumerate(named)]
 
 
-def padded_left(batch: Batch) -> Batch:
-    """The same rows with their padding on the left."""
-    moved: dict[str, Tensor] = {}
-    for name in ("input_ids", "attention_mask", "labels", "token_type_ids"):
-        values = getattr(batch, name)
-        if values is not None and values.shape == batch.attention_mask.shape:
-            rows = zip(values, batch.attention_mask.sum(1).tolist(), strict=True)
-            moved[name] = torch.stack([row.roll(len(row) - tokens) for row, tokens in rows])
-    positions = (moved["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    return replace(batch, **moved, position_ids=positions)
+def batch_of(examples: list[Example], positions: Iterable[int], side: str = "right", task: Task | None = None) -> Batch:
+    """The examples as their task batches them; or padded on the left, as we never do."""
+    task = task or tiny.task("sequence-classification" if "target" in examples[0].values else "causal-lm")
+    batch = task.batch(examples, list(positions), 0)
+    if side == "left":
+        short = (1 - batch.values["attention_mask"]).sum(1).tolist()
+        rolled = {n: x for n, x in batch.values.items() if x.ndim == 2}
+        rolled = {n: torch.stack([row.roll(k) for row, k in zip(x, short, strict=True)]) for n, x in rolled.items()}
+        batch = replace(batch, values=batch.values | rolled)
+    return batch
 
 
 def captured(
@@ -47,11 +49,9 @@ def captured(
     """{block: rows × size} and the losses, from batches of `size` rows."""
     out = {b.name: torch.zeros(len(examples), b.size) for b in replica.blocks}
     losses = torch.zeros(len(examples))
-    order = [k for batch in plan_batches([e.tokens for e in examples], 10**9) for k in batch]
+    order = [k for batch in plan_batches([e.lengths for e in examples], 10**9) for k in batch]
     for start in range(0, len(order), size):
-        batch = collate(examples, order[start : start + size], 0)
-        if side == "left":
-            batch = padded_left(batch)
+        batch = batch_of(examples, order[start : start + size], side, replica.task)
 
         def keep(block: str, gradients: Tensor, at: Tensor, rows: Tensor = batch.rows) -> None:
             out[block][rows[at]] = gradients.float()

@@ -15,14 +15,12 @@ from torch import Tensor
 from datainf_ray.cluster.chunk import sweep_chunk
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
-from datainf_ray.corpus.batches import collate
 from datainf_ray.influence.folds import Curvature
 from datainf_ray.model.fit import FIRST, MOST, largest_batch
-from datainf_ray.model.inspect import model_class
-from datainf_ray.model.replica import Replica, load_replica
+from datainf_ray.model.replica import Replica
 from datainf_ray.model.spread import HELD, place
 from tests import tiny
-from tests.model.compare import captured, examples_of, relative, rows_for
+from tests.model.compare import batch_of, captured, examples_of, relative, rows_for
 from tests.model.elsewhere import SECOND, Elsewhere, dispatch, second_device
 
 Result = tuple[dict[str, Tensor], Tensor]
@@ -43,6 +41,10 @@ OFFLOADED: dict[str, dict[str, str]] = {
 }  # fmt: skip
 
 
+def unmasked(replica: Replica) -> bool:
+    return replica.shortcut is not None and replica.shortcut.unmasked
+
+
 def same(got: Result, want: Result) -> None:
     """The same losses and gradients, bit by bit."""
     assert torch.equal(got[1], want[1])
@@ -55,15 +57,15 @@ def same(got: Result, want: Result) -> None:
 def test_offloaded_layers_change_nothing(tmp_path: Path, arch: str) -> None:
     model = tiny.save_model(tmp_path, arch, "all-linear")
     examples = examples_of(rows_for(model, tmp_path))
-    plain = load_replica(ModelConfig(**model))
-    replica = load_replica(ModelConfig(**model), device_map=OFFLOADED[arch])
+    plain = tiny.replica(model)
+    replica = tiny.replica(model, device_map=OFFLOADED[arch])
     assert any(p.is_meta for p in replica.model.parameters())
     assert not any(p.is_meta for p in replica.parameters.values())
     assert (replica.device, replica.devices) == (torch.device("cpu"), (torch.device("cpu"),))
-    assert (replica.path, replica.loss, replica.unmasked) == (plain.path, plain.loss, plain.unmasked)
+    assert (replica.path, replica.loss, unmasked(replica)) == (plain.path, plain.loss, unmasked(plain))
     want = captured(plain, examples, 3)
     same(captured(replica, examples, 3), want)
-    verdict = replica.check(collate(examples, [0, 1], 0))
+    verdict = replica.check(batch_of(examples, [0, 1]))
     assert (verdict.path, verdict.loss, verdict.reason) == ("hooks", plain.loss, None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
     same(captured(replica, examples, 3), want)  # and what was probed has left no trace
@@ -75,18 +77,18 @@ def test_offloaded_layers_change_nothing(tmp_path: Path, arch: str) -> None:
 def test_an_offloaded_output_embedding_takes_whole_logits(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "llama")
     examples = examples_of(rows_for(model, tmp_path))
-    replica = load_replica(ModelConfig(**model), device_map=OFFLOADED["llama"] | {"lm_head": "disk"})
-    assert replica.whole is not None
-    assert "offloaded" in replica.whole
-    plain = load_replica(ModelConfig(**model))
-    plain.whole = "for comparison"
+    replica = tiny.replica(model, device_map=OFFLOADED["llama"] | {"lm_head": "disk"})
+    assert replica.shortcut.whole is not None
+    assert "offloaded" in replica.shortcut.whole
+    plain = tiny.replica(model)
+    plain.shortcut.whole = "for comparison"
     same(captured(replica, examples, 3), captured(plain, examples, 3))
 
 
 def test_what_is_trained_as_a_whole_is_not_offloaded(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "llama", lora={"modules_to_save": ["norm"]})
     with pytest.raises(RequestError, match="device_map"):
-        load_replica(ModelConfig(**model), device_map=OFFLOADED["llama"] | {"model.norm": "disk"})
+        tiny.replica(model, device_map=OFFLOADED["llama"] | {"model.norm": "disk"})
 
 
 def alike(got: Result, want: Result) -> None:
@@ -100,11 +102,15 @@ def alike(got: Result, want: Result) -> None:
 def spread_out(model: dict[str, Any], second: tuple[str, ...], reduction: Any = "mean") -> Replica:
     """A replica with some of its modules on the second device, made as `load_replica` makes it."""
     config = ModelConfig(**model)
-    base = model_class(config.task).from_pretrained(config.base, attn_implementation="eager", dtype=torch.float32)
+    base = (
+        tiny.task(config.task)
+        .model_class()
+        .from_pretrained(config.base, attn_implementation="eager", dtype=torch.float32)
+    )
     if second:
         dispatch(base, second)
     wrapped = PeftModel.from_pretrained(base, config.adapter, is_trainable=True)
-    return Replica(wrapped, config.task, reduction, torch.device("cpu"))
+    return Replica(wrapped, tiny.task(config.task), reduction, torch.device("cpu"))
 
 
 LLAMA = ("model.layers.1", "model.norm", "lm_head")
@@ -128,10 +134,10 @@ def test_two_devices_give_what_one_gives(tmp_path: Path, case: str, reduction: s
     plain = spread_out(model, (), reduction)
     with second_device():
         replica = spread_out(model, second, reduction)
-        assert (replica.path, replica.loss, replica.unmasked) == ("hooks", plain.loss, plain.unmasked)
+        assert (replica.path, replica.loss, unmasked(replica)) == ("hooks", plain.loss, unmasked(plain))
         assert replica.devices == (torch.device("cpu"), SECOND)
         got = captured(replica, examples, 3)
-        verdict = replica.check(collate(examples, [0, 1], 0))
+        verdict = replica.check(batch_of(examples, [0, 1]))
         again = captured(replica, examples, 3)
     want = captured(plain, examples, 3)
     alike(got, want)
@@ -151,7 +157,7 @@ def test_other_adapters_on_two_devices(tmp_path: Path, lora: dict[str, Any], pat
     with second_device():
         replica = spread_out(model, ("model.layers.1", "lm_head"))
         got = captured(replica, examples, 3)
-        verdict = replica.check(collate(examples, [0, 1], 0))
+        verdict = replica.check(batch_of(examples, [0, 1]))
     assert (plain.path, replica.path, verdict.path) == (path, path, path)
     alike(got, captured(plain, examples, 3))
 
@@ -170,7 +176,7 @@ def test_a_fold_on_the_first_device_sums_what_both_give(tmp_path: Path) -> None:
             def fold(replica: Replica = replica, queries: Any = queries, nodes: Any = nodes) -> Curvature:
                 return Curvature(replica.blocks, len(examples), replica.device, queries=queries, nodes=nodes)
 
-            swept = sweep_chunk(replica, examples, fold, 60, 0)
+            swept = sweep_chunk(replica, examples, fold, 60, batch_of)
             sums.append((swept.fold.result(), swept.facts))
     (want, facts), (got, others) = sums
     assert facts.drop_columns("loss") == others.drop_columns("loss")
@@ -201,7 +207,7 @@ def meta_model(arch: str, **settings: Any) -> Any:
     for key, value in settings.items():
         setattr(config, key, value)
     with torch.device("meta"):
-        return model_class("sequence-classification" if arch == "bert" else "causal-lm").from_config(config)
+        return tiny.task(tiny.task_name(arch)).model_class().from_config(config)
 
 
 def weights_on(model: Any, where: dict[str, int], gpus: int) -> list[int]:
@@ -269,10 +275,10 @@ def test_a_model_that_does_not_say_what_is_whole_is_not_spread() -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="there are that many")
 def test_fewer_gpus_than_asked_for_are_refused(tmp_path: Path) -> None:
-    model = ModelConfig(**tiny.save_model(tmp_path, "llama"))
+    model = tiny.save_model(tmp_path, "llama")
     for device in ("cpu", "cuda"):
         with pytest.raises(RequestError, match=r"cluster\.gpus_per_worker: 8: torch sees \d GPU"):
-            load_replica(model, device, devices=8)
+            tiny.replica(model, device, devices=8)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +303,6 @@ def test_a_batch_has_room_on_every_gpu(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40000 - used[device], 40000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", used.__getitem__)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: used[device] + last[0])
-    monkeypatch.setattr("datainf_ray.model.fit.random_rows", lambda replica, budget, length: budget)
     replica: Any = SimpleNamespace(
         device=devices[0],
         devices=devices,
@@ -306,9 +311,9 @@ def test_a_batch_has_room_on_every_gpu(
     )
     if found is None:
         with pytest.raises(RequestError, match="2 × GPU"):
-            largest_batch(replica, 10, hold)
+            largest_batch(replica, lambda tokens, length: tokens, 10, hold)
     else:
-        assert largest_batch(replica, 10, hold) == found
+        assert largest_batch(replica, lambda tokens, length: tokens, 10, hold) == found
 
 
 @pytest.mark.gpu
@@ -317,12 +322,12 @@ def test_a_batch_has_room_on_every_gpu(
 def test_two_gpus_give_what_one_gives(tmp_path: Path, arch: str, targets: str | None) -> None:
     model = tiny.save_model(tmp_path, arch, targets)
     examples = examples_of(rows_for(model, tmp_path))
-    plain = load_replica(ModelConfig(**model), "cuda")
-    replica = load_replica(ModelConfig(**model), "cuda", devices=2)
+    plain = tiny.replica(model, "cuda")
+    replica = tiny.replica(model, "cuda", devices=2)
     assert replica.devices == (torch.device("cuda", 0), torch.device("cuda", 1))
     assert replica.device_name == f"2 × {torch.cuda.get_device_name(0)}"
-    assert (replica.path, replica.loss, replica.unmasked) == ("hooks", plain.loss, plain.unmasked)
-    batch = collate(examples, range(len(examples)), 0).to("cuda")
+    assert (replica.path, replica.loss, unmasked(replica)) == ("hooks", plain.loss, unmasked(plain))
+    batch = batch_of(examples, range(len(examples))).to("cuda")
     verdict = replica.check(batch)
     assert (verdict.path, verdict.loss) == ("hooks", plain.loss)
     results: list[tuple[dict[str, Tensor], Tensor]] = []
@@ -337,4 +342,8 @@ def test_two_gpus_give_what_one_gives(tmp_path: Path, arch: str, targets: str | 
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=0)
     for name, gradients in results[0][0].items():
         assert relative(results[1][0][name], gradients.double()) < 1e-3, name
-    assert FIRST <= largest_batch(replica, 60, 0) <= MOST
+
+    def trial(tokens: int, length: int) -> Any:
+        return tiny.task(model["task"]).trial_batch(tokens, length, tiny.VOCABULARY).to("cuda")
+
+    assert FIRST <= largest_batch(replica, trial, 60, 0) <= MOST

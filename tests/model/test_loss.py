@@ -99,23 +99,23 @@ MEMORY = """
 import resource, sys, torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
-from datainf_ray.model.fit import random_rows
 from datainf_ray.model.replica import Replica
+from datainf_ray.tasks.causal_lm import TASK
 
 torch.set_num_threads(1)
 base = AutoModelForCausalLM.from_config(LlamaConfig(
     hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50_000))
-replica = Replica(get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])), "causal-lm")
-batch = random_rows(replica, 4096, 64)
+replica = Replica(get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])), TASK)
+batch = TASK.trial_batch(4096, 64, 50_000)
 
 def grown():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     replica.gradients(batch, lambda block, gradients, rows: None)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
 
-assert replica.loss == "chunked", replica.whole
+assert replica.loss == "chunked", replica.shortcut.whole
 chunked = grown()
-replica.whole = "for comparison"
+replica.shortcut.whole = "for comparison"
 print(chunked, grown())
 """
 

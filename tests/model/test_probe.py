@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, Gemma2Config, GraniteConfig
 
-from datainf_ray.config import ModelConfig
-from datainf_ray.corpus.batches import Batch, collate
+from datainf_ray.corpus.batches import Batch
 from datainf_ray.model import loss
-from datainf_ray.model.replica import Replica, load_replica
+from datainf_ray.model.replica import Replica
 from tests import tiny
-from tests.model.compare import captured, examples_of, is_right, padded_left, relative, rows_for
+from tests.model.compare import batch_of, captured, examples_of, is_right, relative, rows_for
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -43,11 +42,11 @@ def test_the_loss_in_pieces_is_that_of_whole_logits(
     monkeypatch.setitem(loss.PIECE_BYTES, "cpu", 5 * 4 * tiny.VOCABULARY)  # five tokens
     model = tiny.save_model(tmp_path, arch, "all-linear")
     rows = rows_for(model, tmp_path)
-    replica = load_replica(ModelConfig(**model), reduction=reduction)
+    replica = tiny.replica(model, reduction=reduction)
     assert replica.loss == "chunked"
     is_right(replica, model, rows)
     quick = captured(replica, examples_of(rows), 3)
-    replica.whole, replica.unmasked = "for comparison", False
+    replica.shortcut.whole, replica.shortcut.unmasked = "for comparison", False
     assert replica.loss == "whole"
     plain = captured(replica, examples_of(rows), 3)
     torch.testing.assert_close(quick[1], plain[1], rtol=1e-6, atol=0)
@@ -70,17 +69,17 @@ def test_where_more_than_a_frozen_layer_makes_the_logits_they_are_whole(
 ) -> None:
     model = tiny.save_model(tmp_path, arch, None if arch in tiny.ATTENTION else ATTENTION, lora=lora)
     rows = rows_for(model, tmp_path)
-    replica = load_replica(ModelConfig(**model))
-    assert replica.whole is not None
-    assert said in replica.whole
+    replica = tiny.replica(model)
+    assert replica.shortcut.whole is not None
+    assert said in replica.shortcut.whole
     is_right(replica, model, rows)
-    verdict = replica.check(collate(examples_of(rows), [0, 1], 0))
-    assert (verdict.loss, verdict.loss_reason) == ("whole", replica.whole)
+    verdict = replica.check(batch_of(examples_of(rows), [0, 1]))
+    assert (verdict.loss, verdict.loss_reason) == ("whole", replica.shortcut.whole)
 
 
 def test_logits_times_a_constant_need_not_be_whole(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "granite", ATTENTION)
-    replica = load_replica(ModelConfig(**model))
+    replica = tiny.replica(model)
     assert replica.loss == "chunked"
     is_right(replica, model, rows_for(model, tmp_path))
 
@@ -88,7 +87,7 @@ def test_logits_times_a_constant_need_not_be_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("what", ["bias", "mask"])
 def test_the_slightest_change_to_the_logits_is_seen(tmp_path: Path, dtype: str, what: str) -> None:
-    model = load_replica(ModelConfig(**tiny.save_model(tmp_path, "llama"), dtype=dtype)).model
+    model = tiny.replica(tiny.save_model(tmp_path, "llama") | {"dtype": dtype}).model
 
     def change(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         logits = output.logits.clone()
@@ -99,25 +98,25 @@ def test_the_slightest_change_to_the_logits_is_seen(tmp_path: Path, dtype: str, 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     model.get_base_model().register_forward_hook(change)
-    replica = Replica(model, "causal-lm")
-    assert replica.whole is not None
-    assert "a cap, a mask or a bias" in replica.whole
+    replica = Replica(model, tiny.task("causal-lm"))
+    assert replica.shortcut.whole is not None
+    assert "a cap, a mask or a bias" in replica.shortcut.whole
 
 
 def test_check_finds_a_wrong_loss_that_was_taken_for_right(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "gemma2", ATTENTION, settings={"final_logit_softcapping": 0.05})
     rows = rows_for(model, tmp_path)
-    sample = collate(examples_of(rows), [0, 1], 0)
-    replica = load_replica(ModelConfig(**model))
-    replica.whole = None
+    sample = batch_of(examples_of(rows), [0, 1])
+    replica = tiny.replica(model)
+    replica.shortcut.whole = None
     verdict = replica.check(sample)
     assert (verdict.path, verdict.loss) == ("hooks", "whole")
     assert verdict.loss_reason is not None
     assert "differ" in verdict.loss_reason
     is_right(replica, model, rows)
 
-    both = load_replica(ModelConfig(**model))  # and with hooks that are wrong as well
-    both.whole = None
+    both = tiny.replica(model)  # and with hooks that are wrong as well
+    both.shortcut.whole = None
     assert both._capture is not None
     emit = both._capture._emit
 
@@ -135,15 +134,15 @@ def test_a_row_by_row_replica_is_checked_too(tmp_path: Path) -> None:
     model = tiny.save_model(
         tmp_path, "gemma2", ATTENTION, lora={"use_dora": True}, settings={"final_logit_softcapping": 0.05}
     )
-    sample = collate(examples_of(rows_for(model, tmp_path)), [0, 1], 0)
-    replica = load_replica(ModelConfig(**model))
+    sample = batch_of(examples_of(rows_for(model, tmp_path)), [0, 1])
+    replica = tiny.replica(model)
     assert replica.path == "one by one"
-    replica.whole = None
+    replica.shortcut.whole = None
     assert replica.check(sample).loss == "whole"
 
 
 def test_without_rows_the_verdict_is_what_start_up_found(tmp_path: Path) -> None:
-    verdict = load_replica(ModelConfig(**tiny.save_model(tmp_path, "llama"))).check(None)
+    verdict = tiny.replica(tiny.save_model(tmp_path, "llama")).check(None)
     assert (verdict.path, verdict.loss, verdict.cosine, verdict.reason, verdict.loss_reason) == (
         "hooks", "chunked", None, None, None,
     )  # fmt: skip
@@ -166,20 +165,18 @@ def masks_given(replica: Replica, batch: Batch) -> list[bool]:
 def test_padding_on_the_right_needs_no_mask(tmp_path: Path, arch: str) -> None:
     model = tiny.save_model(tmp_path, arch)
     examples = examples_of(rows_for(model, tmp_path))
-    replica = load_replica(ModelConfig(**model))
-    batch = collate(examples, [0, 1, 2], 0)
+    replica = tiny.replica(model)
+    batch = batch_of(examples, [0, 1, 2])
     assert masks_given(replica, batch) == [False, False]
-    assert masks_given(replica, padded_left(batch)) == [True, True]
+    assert masks_given(replica, batch_of(examples, [0, 1, 2], "left")) == [True, True]
 
     def longer(x: Tensor, filler: int) -> Tensor:
         return torch.cat([x, torch.full((3, 5), filler)], 1)
 
+    fillers = {"input_ids": 9, "attention_mask": 0, "position_ids": 0, "labels": -100}
     padded = replace(
         batch,
-        input_ids=longer(batch.input_ids, 9),
-        attention_mask=longer(batch.attention_mask, 0),
-        position_ids=longer(batch.position_ids, 0),
-        labels=longer(batch.labels, -100),
+        values={name: longer(batch.values[name], filler) for name, filler in fillers.items()},
     )
     torch.testing.assert_close(replica.losses(padded), replica.losses(batch), rtol=1e-6, atol=0)
 
@@ -192,13 +189,13 @@ def test_a_model_that_looks_ahead_gets_its_mask(tmp_path: Path, monkeypatch: pyt
 
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(BertConfig(**SMALL, is_decoder=decoder))
-    replica = Replica(get_peft_model(base, LoraConfig(r=2, target_modules=["query"])), "causal-lm")
-    assert (replica.unmasked, replica.loss) == (decoder, "chunked")
+    replica = Replica(get_peft_model(base, LoraConfig(r=2, target_modules=["query"])), tiny.task("causal-lm"))
+    assert (replica.shortcut.unmasked, replica.loss) == (decoder, "chunked")
     examples = examples_of([{"input_ids": list(range(3, 3 + n)), "labels": list(range(3, 3 + n))} for n in (5, 9, 14)])
-    assert masks_given(replica, collate(examples, [0, 1], 0))[0] is not decoder
-    alone = torch.cat([replica.losses(collate(examples, [k], 0)) for k in range(3)])
-    torch.testing.assert_close(replica.losses(collate(examples, [0, 1, 2], 0)), alone, rtol=1e-5, atol=0)
+    assert masks_given(replica, batch_of(examples, [0, 1]))[0] is not decoder
+    alone = torch.cat([replica.losses(batch_of(examples, [k])) for k in range(3)])
+    torch.testing.assert_close(replica.losses(batch_of(examples, [0, 1, 2])), alone, rtol=1e-5, atol=0)
     if not decoder:  # and the probe is right about it
-        replica.unmasked = True
-        assert replica.check(collate(examples, [0, 1], 0)).loss == "whole"
-        assert not replica.unmasked
+        replica.shortcut.unmasked = True
+        assert replica.check(batch_of(examples, [0, 1])).loss == "whole"
+        assert not replica.shortcut.unmasked

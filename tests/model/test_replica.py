@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.config import ModelConfig
-from datainf_ray.corpus.batches import collate
-from datainf_ray.model.replica import Replica, load_replica
+from datainf_ray.model.replica import Replica
 from tests import reference, tiny
-from tests.model.compare import captured, examples_of, is_right, relative, rows_for
+from tests.model.compare import batch_of, captured, examples_of, is_right, relative, rows_for
 
 MODELS = [
     ("llama", None, "right"),
@@ -35,7 +33,7 @@ def test_gradients_equal_single_example_autograd(
 ) -> None:
     model = tiny.save_model(tmp_path, arch, targets, side=side)
     rows = rows_for(model, tmp_path)
-    replica = load_replica(ModelConfig(**model), reduction=reduction)
+    replica = tiny.replica(model, reduction=reduction)
     assert replica.path == "hooks"
     is_right(replica, model, rows, side, sizes=(1, 3, 7))
 
@@ -47,20 +45,20 @@ def test_losses_are_those_that_peft_gives_a_row_alone(tmp_path: Path, arch: str)
     peft = reference.load(model, torch.float32)
     with torch.no_grad():
         want = [peft(input_ids=torch.tensor([r["input_ids"]]), labels=torch.tensor([r["labels"]])).loss for r in rows]
-    _, losses = captured(load_replica(ModelConfig(**model)), examples_of(rows), 7)
+    _, losses = captured(tiny.replica(model), examples_of(rows), 7)
     torch.testing.assert_close(losses, torch.stack(want), rtol=1e-5, atol=0)
 
 
 def test_the_base_gets_no_gradient_and_the_batch_none(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "llama")
-    replica = load_replica(ModelConfig(**model))
+    replica = tiny.replica(model)
     captured(replica, examples_of(rows_for(model, tmp_path)), 3)
     assert all(p.grad is None and not p.requires_grad for p in replica.model.parameters())
 
 
 def test_dropout_is_off(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "bert", lora={"lora_dropout": 0.5}, settings={"hidden_dropout_prob": 0.5})
-    replica = load_replica(ModelConfig(**model))
+    replica = tiny.replica(model)
     examples = examples_of(rows_for(model, tmp_path))
     first, second = captured(replica, examples, 3)[0], captured(replica, examples, 3)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -83,7 +81,7 @@ def test_adapters_beyond_plain_lora_are_right_too(tmp_path: Path, case: str) -> 
     rows = rows_for(model, tmp_path)
     exact = reference.load(model)
     want = list(reference.gradients(exact, rows).values())
-    replica = load_replica(ModelConfig(**model))
+    replica = tiny.replica(model)
     got, _ = captured(replica, examples_of(rows), 3)
     assert sum(b.size for b in replica.blocks) == sum(p.numel() for p in exact.parameters() if p.requires_grad)
     for (name, g), w in zip(got.items(), want, strict=True):
@@ -96,10 +94,10 @@ def test_adapters_beyond_plain_lora_are_right_too(tmp_path: Path, case: str) -> 
 def test_half_precision_gives_wide_gradients_of_the_right_size(tmp_path: Path, dtype: str) -> None:
     model = tiny.save_model(tmp_path, "llama", "all-linear")
     rows = rows_for(model, tmp_path)
-    replica = load_replica(ModelConfig(**model, dtype=dtype))
+    replica = tiny.replica(model | {"dtype": dtype})
     assert replica.model.get_base_model().dtype == getattr(torch, dtype)
     dtypes = set()
-    batch = collate(examples_of(rows), [0, 1], 0)
+    batch = batch_of(examples_of(rows), [0, 1])
     losses = replica.gradients(batch, lambda block, g, at: dtypes.add(g.dtype))
     assert dtypes == {torch.float32}
     assert losses.dtype == torch.float32
@@ -112,20 +110,20 @@ def test_half_precision_gives_wide_gradients_of_the_right_size(tmp_path: Path, d
 
 def test_any_adapter_name_is_read(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "llama", adapter_name="mine")
-    replica = load_replica(ModelConfig(**model))
+    replica = tiny.replica(model)
     assert replica.blocks[0].name == "model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 def test_check_agrees_with_autograd_and_notices_a_wrong_hook(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "llama")
     examples = examples_of(rows_for(model, tmp_path))
-    sample = collate(examples, [0, 1], 0)
-    replica = load_replica(ModelConfig(**model))
+    sample = batch_of(examples, [0, 1])
+    replica = tiny.replica(model)
     verdict = replica.check(sample)
     assert (verdict.path, verdict.reason) == ("hooks", None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
 
-    wrong = load_replica(ModelConfig(**model))
+    wrong = tiny.replica(model)
     assert wrong._capture is not None
     emit = wrong._capture._emit
 
@@ -136,7 +134,7 @@ def test_check_agrees_with_autograd_and_notices_a_wrong_hook(tmp_path: Path) -> 
     wrong._capture._emit = half
     verdict = wrong.check(sample)
     assert (verdict.path, verdict.loss) == ("one by one", "chunked")  # the loss was not at fault
-    want = captured(load_replica(ModelConfig(**model)), examples, 3)[0]
+    want = captured(tiny.replica(model), examples, 3)[0]
     got = captured(wrong, examples, 3)[0]  # and from then on it is right, if slow
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-3, atol=1e-7)
@@ -154,13 +152,13 @@ def test_a_layer_that_is_called_twice_gives_the_sum(tmp_path: Path) -> None:
     exact = reference.load(model)
     share(exact)
     want = list(reference.gradients(exact, rows).values())
-    loaded = load_replica(ModelConfig(**model)).model
+    loaded = tiny.replica(model).model
     for p in loaded.parameters():
         p.requires_grad_(False)
     for n, p in loaded.named_parameters():
         p.requires_grad_("lora_" in n)
     share(loaded)
-    replica = Replica(loaded, "causal-lm")
+    replica = Replica(loaded, tiny.task("causal-lm"))
     for (name, g), w in zip(captured(replica, examples_of(rows), 3)[0].items(), want, strict=True):
         assert relative(g, w) < 1e-4, name
 
@@ -174,7 +172,7 @@ def test_a_base_without_its_weights_is_refused(tmp_path: Path) -> None:
     dropped = "bert.encoder.layer.1.output.dense.weight"
     save_file({k: v for k, v in weights.items() if k != dropped}, file, {"format": "pt"})
     with pytest.raises(RequestError, match=r"model.base: .* has no .*output\.dense\.weight"):
-        load_replica(ModelConfig(**model))
+        tiny.replica(model)
 
 
 def test_the_head_may_come_from_the_adapter_alone(tmp_path: Path) -> None:
@@ -192,6 +190,6 @@ def test_the_head_may_come_from_the_adapter_alone(tmp_path: Path) -> None:
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     file = tmp_path / "base" / "model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if "classifier" not in k}, file, {"format": "pt"})
-    got = captured(load_replica(ModelConfig(**model)), examples_of(rows), 3)[0]
+    got = captured(tiny.replica(model), examples_of(rows), 3)[0]
     for (name, g), w in zip(got.items(), want, strict=True):
         assert relative(g, w) < 1e-4, name

@@ -213,15 +213,14 @@ ACTIVATIONS = {
 MEASURE = """
 import json, sys, torch
 from datainf_ray.config import ModelConfig
-from datainf_ray.corpus.batches import Batch
 from datainf_ray.model.replica import load_replica
+from datainf_ray.tasks.register import task_of
 torch.set_num_threads(1)
-replica = load_replica(ModelConfig(**json.loads(sys.argv[1])))
+model = ModelConfig(**json.loads(sys.argv[1]))
+task = task_of(model)
+replica = load_replica(model, task)
 def peak(rows, length):
-    ids = torch.full((rows, length), 5)
-    labels = ids if replica.task == "causal-lm" else torch.zeros(rows, dtype=torch.int64)
-    one = torch.ones_like(ids)
-    replica.gradients(Batch(ids, one, one.cumsum(1) - 1, labels, None, torch.arange(rows)), lambda *a: None)
+    replica.gradients(task.trial_batch(rows * length, length, 60), lambda *a: None)
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024  # ru_maxrss would be the parent's, if that has more
 before = peak(1, 8)

@@ -60,7 +60,7 @@ def job(model: str = "small", rows: int = 600, queries: int = 50, tokens: int = 
         name: Corpus((SourceFile("f", "f", "jsonl", None, 1, "", rows=n),), "text", {}, None, None, n)
         for name, n in (("train", rows), ("queries", queries))
     }
-    example = Example(0, "", "ok", input_ids=[0] * tokens)
+    example = Example(0, "", "ok", lengths=(tokens,))
     return Job(
         load_config(keys, **settings),
         RunDirectory("/o"),

@@ -1,0 +1,40 @@
+"""The tasks by their names. A task's module is loaded when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.words import meant
+from datainf_ray.config import ModelConfig
+from datainf_ray.tasks.own import Source, load_task, source_of
+from datainf_ray.tasks.task import Task
+
+#: Each has a `TASK`.
+MODULES = {
+    "causal-lm": "datainf_ray.tasks.causal_lm",
+    "sequence-classification": "datainf_ray.tasks.sequence_classification",
+}
+LATER = ("text-to-image",)  # what the contract names and this version does not do yet
+
+
+def task_of(model: ModelConfig) -> Task:
+    """The task that a model is trained for. Raises `RequestError` where there is none of that name.
+
+    `package.module:TASK` is a task of the user's own, whose code is run only where `trust_remote_code` allows it.
+    """
+    name = model.task
+    if ":" in name:
+        return load_task(name, model.trust_remote_code)
+    if name in LATER:
+        choice = " or ".join(map(repr, MODULES))
+        raise RequestError(f"model.task: {name!r} is not available in this version; use {choice}")
+    if name not in MODULES:
+        raise RequestError(f"model.task: there is no task {name!r}{meant(name, MODULES)}, or package.module:TASK")
+    task: Task = importlib.import_module(MODULES[name]).TASK
+    return task
+
+
+def own_source(model: ModelConfig) -> Source | None:
+    """The code of a task of the user's own; None where the task is one of ours. Raises `RequestError`."""
+    return source_of(model.task) if ":" in model.task else None

@@ -1,0 +1,163 @@
+"""A classifier of texts, or of pairs of texts; with one label, a regression.
+
+How rows become tokens: the tokenizer's own encoding of text, or of text and text_pair, cut by the tokenizer at
+`max_length`; or input_ids as they are. The target is the label: the number of a class or its name in the model's
+`label2id`; with one label any number. The loss is the cross-entropy of the class, or the squared error of the number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datainf_ray.common.errors import RequestError
+from datainf_ray.config import ModelConfig
+from datainf_ray.corpus.chunks import Corpus
+from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.labels import check_labels, parse_label
+from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, decoded, each, given_ids, texts_of
+from datainf_ray.tasks.task import Task
+
+if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is looked at before
+    import torch
+    from torch import Tensor, nn
+
+    from datainf_ray.model.objective import Reduction, Shapes, Values
+
+HEADS = ("classifier", "score")  #: what transformers calls the layer on top of a sequence classifier
+
+
+def encoder(spec: EncoderSpec) -> Encode:
+    def finished(fields: Fields, tokens: dict[str, Any]) -> Encoded:
+        if not tokens["input_ids"]:
+            raise ValueError("there are no tokens")
+        tokens["target"] = parse_label(fields["label"], spec.facts["num_labels"], spec.facts["label2id"])
+        return Encoded(tokens, (len(tokens["input_ids"]),))
+
+    def given(fields: Fields) -> Encoded:
+        return finished(fields, {"input_ids": given_ids(spec, fields["input_ids"], "input_ids")[: spec.max_length]})
+
+    def texts(rows: Sequence[Fields]) -> list[Encoded | Exception]:
+        made = spec.tokenizer(
+            [row["text"] for row in rows],
+            [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None,
+            truncation=spec.max_length is not None,
+            max_length=spec.max_length,
+            return_attention_mask=False,
+        )
+        names = [name for name in ("input_ids", "token_type_ids") if name in made]
+        tokens = iter([{name: made[name][k] for name in names} for k in range(len(rows))])
+
+        def one(fields: Fields) -> Encoded:
+            found = next(tokens)
+            if not fields["text"]:
+                raise ValueError("text is empty")
+            return finished(fields, found)
+
+        return list(each(one)(rows))
+
+    return each(given) if spec.kind == "tokens" else texts
+
+
+def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
+    """The label by its name, and what the row says."""
+    names = {index: name for name, index in spec.facts["label2id"].items()}
+    label = "" if values is None else f"[{names.get(values['target'], values['target'])}] "
+    if spec.kind == "tokens":
+        return label + (decoded(spec.tokenizer, values["input_ids"]) if values else "")
+    texts = texts_of(fields)
+    return " | ".join((label + texts.get("text", ""), *filter(None, [texts.get("text_pair")])))
+
+
+def trial(length: int, vocabulary: int, generator: torch.Generator) -> Encoded:
+    import torch
+
+    ids = torch.randint(vocabulary, (length,), generator=generator).tolist()
+    return Encoded({"input_ids": ids, "target": 0}, (length,))
+
+
+def collate(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
+    """The tokens, padded on the right, and `labels`: b classes (int64) or b numbers (float32)."""
+    import torch
+
+    from datainf_ray.corpus.batches import token_tensors
+
+    targets = [value["target"] for value in values]
+    kind = torch.float32 if isinstance(targets[0], float) else torch.int64
+    return {**token_tensors(values, pad_id), "labels": torch.tensor(targets, dtype=kind)}
+
+
+def model_class() -> Any:
+    import transformers
+
+    return transformers.AutoModelForSequenceClassification
+
+
+def losses(model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
+    """A row has one target: mean and sum are the same."""
+    from datainf_ray.model.forward import token_arguments
+    from datainf_ray.model.loss import class_losses
+
+    logits = model(**token_arguments(model, values)).logits
+    return class_losses(logits, values["labels"].to(logits.device))
+
+
+def head_size(shapes: Shapes) -> int | None:
+    """The number of labels of the classification head that the adapter carries; None where it carries none."""
+    for key, shape in shapes.items():
+        parts = key.split(".")
+        ending = parts[-2:] if parts[-2] in HEADS else parts[-3:]
+        if len(shape) == 2 and (ending[0] in HEADS) and ending[1:] in (["weight"], ["out_proj", "weight"]):
+            return shape[0]
+    return None
+
+
+def configure(shapes: Shapes) -> dict[str, Any]:
+    labels = head_size(shapes)
+    return {} if labels is None else {"num_labels": labels}
+
+
+def facts(model: ModelConfig, config: Any) -> dict[str, Any]:
+    """`num_labels`, of which 1 is regression, and `label2id`."""
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        raise RequestError(f"model.base: {model.base}: rows with several labels are not supported")
+    return {
+        "num_labels": config.num_labels,
+        "label2id": {str(name): int(number) for name, number in (config.label2id or {}).items()},
+    }
+
+
+def complete(model: ModelConfig, base: Any) -> None:
+    """Decoders with a classification head look for padding to find a row's last token."""
+    if base.config.pad_token_id is not None:
+        return
+    from datainf_ray.model.inspect import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    ids = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    base.config.pad_token_id = next((one for one in ids if one is not None), None)
+    if base.config.pad_token_id is None:
+        raise RequestError(f"model.base: {model.base}: neither the model nor its tokenizer has a padding token")
+
+
+def check(corpus: Corpus, known: Mapping[str, Any], key: str) -> None:
+    check_labels(corpus, known["num_labels"], known["label2id"], key)
+
+
+TASK = Task(
+    name="sequence-classification",
+    kinds=(
+        Combination("classification", ("text", "label"), ("text_pair",)),
+        Combination("tokens", ("input_ids", "label")),
+    ),
+    model_class=model_class,
+    encoder=encoder,
+    collate=collate,
+    losses=losses,
+    preview=preview,
+    trial=trial,
+    configure=configure,
+    facts=facts,
+    complete=complete,
+    check=check,
+)

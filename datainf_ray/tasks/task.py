@@ -1,0 +1,95 @@
+"""The record that a task is. Nothing here imports torch: a task is looked at before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datainf_ray.config import ModelConfig
+from datainf_ray.corpus.chunks import Corpus
+from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.tokens import OK, Encode, Encoded, Encoder, EncoderSpec, Example, Fields, texts_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from datainf_ray.corpus.batches import Batch, Collate
+    from datainf_ray.model.objective import Losses, Shapes, Shortcut
+
+
+def _all_texts(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
+    return " | ".join(texts_of(fields).values())
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: a record of functions. The first six have no default; the README has a complete example.
+
+    A row of a corpus is a dictionary, {role: value}. `encoder` makes it an `Encoded`, whose `values` are plain Python;
+    `collate` makes tensors of the values of b rows; `losses` gives b losses.
+    """
+
+    #: As it is called in messages.
+    name: str
+    #: The kinds of row, in order of preference.
+    kinds: tuple[Combination, ...]
+    #: The class that bases are made with, by `from_pretrained` and `from_config`: `lambda: transformers.AutoModel`.
+    model_class: Callable[[], Any]
+    #: What encodes the rows of a corpus. `each` makes one of a function of one row.
+    encoder: Callable[[EncoderSpec], Encode]
+    #: `collate(values, pad_id)`: the tensors of a batch, by name; the first dimension of each is b.
+    collate: Collate
+    #: `losses(model, tensors, reduction)`: b losses, each of its own row alone, in float32 or wider. `reduction` is
+    #: method.loss: "mean" or "sum" over a row's targets. The model is in eval mode. Every layer that holds adapter
+    #: weights should see b rows each time it is called; else gradients are taken one row at a time, which is slow.
+    losses: Losses
+
+    #: `preview(spec, fields, values)`: a line that says what a row is about; values are None where it is unreadable.
+    preview: Callable[[EncoderSpec, Fields, Mapping[str, Any] | None], str] = _all_texts
+    #: `trial(length, vocabulary, generator)`: a random row of `length` tokens, to find out how large batches may be on
+    #: a GPU. None: a real row is repeated.
+    trial: Callable[[int, int, torch.Generator], Encoded] | None = None
+    #: `configure(shapes)`: settings of the base's configuration that follow from the adapter's tensors, {name: shape}.
+    configure: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
+    #: `facts(model, config)`: what the task must know of the model to encode rows, from its transformers configuration,
+    #: in plain values; it is found in `EncoderSpec.facts`. Raises `RequestError` where such a model cannot be used.
+    facts: Callable[[ModelConfig, Any], dict[str, Any]] = lambda model, config: {}
+    #: `complete(model, base)` sets what a base that was just loaded lacks.
+    complete: Callable[[ModelConfig, nn.Module], None] = lambda model, base: None
+    #: `check(corpus, facts, key)` raises `RequestError` where rows do not fit the model, as far as can be seen at once.
+    check: Callable[[Corpus, Mapping[str, Any], str], None] = lambda corpus, facts, key: None
+    #: `shortcut(model, blocks, device)` looks for a quicker way to the same losses; see `model.shortcut`.
+    shortcut: Callable[[nn.Module, Mapping[str, nn.Parameter], torch.device], Shortcut] | None = None
+    #: `cost(tokens, vocabulary, on_gpu)`: bytes that a batch takes beyond what its layers do.
+    cost: Callable[[float, int, bool], float] = lambda tokens, vocabulary, on_gpu: 0.0
+
+    def encoder_for(self, spec: EncoderSpec) -> Encoder:
+        """What encodes the rows of a corpus. Raises `RequestError` where that cannot be."""
+        return Encoder(self.encoder(spec), functools.partial(self.preview, spec))
+
+    def batch(self, examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
+        """The examples at `positions`, all of them ok, as a batch."""
+        from datainf_ray.corpus.batches import make_batch  # here, because it loads torch
+
+        return make_batch(self.collate, examples, positions, pad_id)
+
+    def trial_batch(
+        self, tokens: int, length: int, vocabulary: int, pad_id: int = 0, sample: Sequence[Example] = ()
+    ) -> Batch:
+        """A batch of rows of `length` tokens, as many as make `tokens`; one of `tokens`, if that is less.
+
+        Where the task makes no random rows, the longest of `sample` is repeated. Raises ValueError where there is none.
+        """
+        import torch
+
+        if self.trial is None:
+            longest = max(sample, key=lambda example: example.tokens)
+            examples = [longest] * max(tokens // longest.tokens, 1)
+        else:
+            length, generator = min(length, tokens), torch.Generator().manual_seed(0)
+            rows = [self.trial(length, vocabulary, generator) for _ in range(tokens // length)]
+            examples = [Example(k, "", OK, "", row.values, row.lengths) for k, row in enumerate(rows)]
+        return self.batch(examples, range(len(examples)), pad_id)
