@@ -14,6 +14,7 @@ from datainf_ray.tasks.task import Task
 MODULES = {
     "causal-lm": "datainf_ray.tasks.causal_lm",
     "sequence-classification": "datainf_ray.tasks.sequence_classification",
+    "seq2seq-lm": "datainf_ray.tasks.seq2seq_lm",
 }
 LATER = ("text-to-image",)  # what the contract names and this version does not do yet
 
