@@ -27,7 +27,7 @@ from datainf_ray.tasks.task import Task
 
 MOST_BYTES = 32 * 2**20  #: of a package that is taken along
 _LOCK = threading.Lock()  # sys.path and sys.modules belong to the whole process
-_LOADED: dict[str, str] = {}  # top-level module: the digest of what was imported under that name
+_LOADED: dict[str, str] = {}  # top-level module: what was imported here under that name
 
 
 @dataclass(frozen=True)
@@ -129,23 +129,36 @@ def _elsewhere(top: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _imported(source: Source, name: str, said: str) -> ModuleType:
-    """The module, imported again where its code is another than what is loaded under its name."""
-    digest = f"{source.root} {source.digest}"
-    if not source.installed and _LOADED.get(source.top) != digest:
+    """The module, imported again where its code has changed since this was done before.
+
+    What the program itself has imported under that name stays.
+    """
+    version = f"{source.root} {source.digest}"
+    if _LOADED.get(source.top, version) != version:
         for known in [m for m in sys.modules if m == source.top or m.startswith(f"{source.top}.")]:
             del sys.modules[known]
+    elif source.top in sys.modules and (there := _root_of(sys.modules[source.top])) not in (None, source.root):
+        raise RequestError(f"{said}: found in {source.root}, but {source.top!r} was imported from {there} before")
+    ours = source.top in _LOADED or source.top not in sys.modules
     importlib.invalidate_caches()
     try:
         with _first_on_path(source.root):
-            module = importlib.import_module(name)
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise RequestError(f"{said}: {name} cannot be imported: {one_line(error)}") from None
         raise RequestError(f"{said}: there is no module {error.name!r} in {source.root}") from None
     except Exception as error:  # it is the user's code: anything
         raise RequestError(f"{said}: {name} cannot be imported: {type(error).__name__}: {one_line(error)}") from None
-    _LOADED[source.top] = digest
-    return module
+    finally:
+        if ours and source.top in sys.modules:
+            _LOADED[source.top] = version
+
+
+def _root_of(module: ModuleType) -> str | None:
+    """The directory that a top-level module or package was imported from; None where that cannot be told."""
+    places = list(getattr(module, "__path__", ())) or ([module.__file__] if getattr(module, "__file__", None) else [])
+    return str(Path(places[0]).resolve().parent) if places else None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from datainf_ray.config import ModelConfig, load_config
 from datainf_ray.model.replica import load_replica
 from datainf_ray.request.identity import difference
 from datainf_ray.request.job import prepare
-from datainf_ray.tasks.own import source_of
+from datainf_ray.tasks.own import _LOADED, source_of
 from datainf_ray.tasks.register import MODULES, task_of
 from tests import reference, tiny
 from tests.runs_of import COMMAND, attribute, scores
@@ -178,6 +179,22 @@ def test_other_code_is_another_run(example: Path, monkeypatch: pytest.MonkeyPatc
     assert after.task.name == "towers"  # and it is the new code that is used
     assert [key for key in after.identity if after.identity[key] != before[key]] == ["task"]
     assert difference(before, after.identity) == "the task's code is another"
+
+
+def test_what_the_program_has_imported_stays(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example / "mine.py").write_text((example / "embedding.py").read_text())
+    monkeypatch.syspath_prepend(str(example))
+    import mine
+
+    model = ModelConfig(base="b", adapter="a", task="mine:TASK", trust_remote_code=True)
+    assert task_of(model) is mine.TASK
+    assert "mine" not in _LOADED
+    (example / "other").mkdir()
+    (example / "other" / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(example / "other"))
+    with pytest.raises(RequestError, match=r"found in .*/other, but 'mine' was imported from .* before$"):
+        task_of(model)
+    monkeypatch.delitem(sys.modules, "mine")
 
 
 def test_a_task_of_ours_is_no_part_of_the_identity(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
