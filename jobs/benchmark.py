@@ -13,7 +13,7 @@ gpu          a random Llama of --size 1B or 8B in bfloat16 on one GPU, without R
 
 Things that are compared take turns, and a figure is the median of the turns. Aims are the project's own. A machine that
 does other things meanwhile gives other figures: its load is in the JSON. Needs `pip install -e ".[test]"`, but for the
-gpu table, which wants torch, transformers, peft, pydantic and rich alone.
+gpu table, which wants torch, transformers, peft, pyarrow, pydantic and rich alone.
 """
 
 from __future__ import annotations
