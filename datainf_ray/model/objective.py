@@ -45,8 +45,8 @@ class Objective(Protocol):
         """What the task must know of the model, from its transformers configuration, in plain values."""
 
     @property
-    def complete(self) -> Callable[[ModelConfig, nn.Module], None]:
-        """Sets what a base that was just loaded lacks."""
+    def complete(self) -> Callable[[ModelConfig, nn.Module, Callable[[], Any]], None]:
+        """Sets what a base that was just loaded lacks; the last of its arguments loads the model's tokenizer."""
 
     @property
     def losses(self) -> Losses: ...

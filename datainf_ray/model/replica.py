@@ -21,6 +21,7 @@ from datainf_ray.model.inspect import (
     adapter_shapes,
     base_config,
     kind_of,
+    load_tokenizer,
     name_blocks,
     peft_config,
     quiet,
@@ -292,7 +293,7 @@ def load_replica(
             f"model.base: {model.base}: its checkpoint has no {random[0]} (and {len(random) - 1} more), and the "
             "adapter does not bring it: random weights would be attributed"
         )
-    task.complete(model, base)
+    task.complete(model, base, lambda: load_tokenizer(model, options))
     from peft import PeftModel
 
     if {"cpu", "disk"} & {*(device_map or {}).values()}:

@@ -7,7 +7,7 @@ How rows become tokens: the tokenizer's own encoding of text, or of text and tex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import RequestError
@@ -127,14 +127,12 @@ def facts(model: ModelConfig, config: Any) -> dict[str, Any]:
     }
 
 
-def complete(model: ModelConfig, base: Any) -> None:
+def complete(model: ModelConfig, base: Any, tokenizer: Callable[[], Any]) -> None:
     """Decoders with a classification head look for padding to find a row's last token."""
     if base.config.pad_token_id is not None:
         return
-    from datainf_ray.model.inspect import load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    ids = (getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+    found = tokenizer()
+    ids = (getattr(found, name, None) for name in ("pad_token_id", "eos_token_id"))
     base.config.pad_token_id = next((one for one in ids if one is not None), None)
     if base.config.pad_token_id is None:
         raise RequestError(f"model.base: {model.base}: neither the model nor its tokenizer has a padding token")

@@ -57,8 +57,8 @@ class Task:
     #: `facts(model, config)`: what the task must know of the model to encode rows, from its transformers configuration,
     #: in plain values; it is found in `EncoderSpec.facts`. Raises `RequestError` where such a model cannot be used.
     facts: Callable[[ModelConfig, Any], dict[str, Any]] = lambda model, config: {}
-    #: `complete(model, base)` sets what a base that was just loaded lacks.
-    complete: Callable[[ModelConfig, nn.Module], None] = lambda model, base: None
+    #: `complete(model, base, tokenizer)` sets what a base that was just loaded lacks; `tokenizer()` loads the model's.
+    complete: Callable[[ModelConfig, nn.Module, Callable[[], Any]], None] = lambda model, base, tokenizer: None
     #: `check(corpus, facts, key)` raises `RequestError` where rows do not fit the model, as far as can be seen at once.
     check: Callable[[Corpus, Mapping[str, Any], str], None] = lambda corpus, facts, key: None
     #: `shortcut(model, blocks, device)` looks for a quicker way to the same losses; see `model.shortcut`.

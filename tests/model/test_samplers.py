@@ -14,13 +14,10 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from datainf_ray.config import ModelConfig
-from datainf_ray.corpus.batches import collate
 from datainf_ray.model.capture import Capture, unsupported
-from datainf_ray.model.replica import load_replica
 from datainf_ray.model.samplers import sampler_of
 from tests import reference, tiny
-from tests.model.compare import examples_of, is_right, rows_for
+from tests.model.compare import batch_of, examples_of, is_right, rows_for
 from tests.runs_of import attribute, scores
 
 WIDTH, WORDS = 6, 9
@@ -182,8 +179,8 @@ def test_saved_modules_are_captured_by_hooks(case: str, tmp_path: Path) -> None:
     arch, modules, side = SAVED[case]
     model = tiny.save_model(tmp_path, arch, side=side, lora={"modules_to_save": modules})
     rows = rows_for(model, tmp_path)
-    replica = load_replica(ModelConfig(**model))
-    verdict = replica.check(collate(examples_of(rows), [0, 1, 2], 0))
+    replica = tiny.replica(model)
+    verdict = replica.check(batch_of(examples_of(rows), [0, 1, 2]))
     assert (verdict.path, verdict.reason) == ("hooks", None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
     assert {b.kind for b in replica.blocks} >= {"modules_to_save"}
