@@ -5,14 +5,12 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +35,7 @@ from datainf_ray.cluster.chunk import (
 )
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
 from datainf_ray.cluster.failures import Fault, classify
+from datainf_ray.cluster.memory import gpu_bytes, peak_bytes
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
@@ -153,12 +152,6 @@ class Worker:
         """The memory of this worker's GPU, of several the first, where folds are; None where it has none."""
         return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
 
-    def _gpu_bytes(self) -> int | None:
-        """What this process has of its GPUs; None where it has none."""
-        if self.device.type != "cuda":
-            return None
-        return sum(torch.cuda.memory_reserved(number) for number in range(torch.cuda.device_count()))
-
     def reach(self) -> int:
         """Read the first rows of every corpus, and write a file into the output and take it away; how many were read.
 
@@ -203,15 +196,7 @@ class Worker:
         while turns == 0 or time.perf_counter() - began < _CALIBRATION:
             tokens, turns = tokens + turn(), turns + 1
         rate = tokens / (time.perf_counter() - began)
-        return rate, self._peak_bytes(), tokens / (turns * chunk.rows)
-
-    def _peak_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return sum(torch.cuda.max_memory_allocated(device) for device in self.replica.devices)
-        status = Path("/proc/self/status")
-        if status.is_file():  # what getrusage says begins with what the parent process had
-            return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return rate, peak_bytes(self.replica.devices), tokens / (turns * chunk.rows)
 
     def run(self, number: int, sweep: Sequence[Any], order: Order) -> tuple[Any, ...]:
         """Sweep one chunk: its report, then one statistic per shard, then its top rows where there are scores, then
@@ -237,7 +222,7 @@ class Worker:
             batch_tokens=done.batch_tokens,
         )
         times = done.timing.seconds, done.timing.waited
-        self.metrics.chunk(current.name, report.rows, report.tokens, *times, self._gpu_bytes())
+        self.metrics.chunk(current.name, report.rows, report.tokens, *times, gpu_bytes(self.device))
         shards = [{name: done.state[name] for name in shard} for shard in current.shards]
         top = [] if done.influence is None else [top_of(done.influence, done.facts, config.results.top_k)]
         return (report, *shards, *top, *([done.kept] if current.keep else []))

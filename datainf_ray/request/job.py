@@ -321,7 +321,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     for part in ("adapter", "base"):
         if job.identity[part] != made_by.identity.get(part):
             raise RequestError(f"model.{part}: {getattr(config.model, part)}: has changed since {run.url} was made")
-    if job.identity.get("task") != run.document["identity"].get("task"):
+    if job.identity.get("task") != made_by.identity.get("task"):
         raise RequestError(f"model.task: {config.model.task}: its code has changed since {run.url} was made")
     check_output(job)
     return job
