@@ -89,7 +89,7 @@ def test_a_worker_that_the_cluster_has_no_room_for(config: dict[str, Any]) -> No
 
 def test_rows_that_a_worker_cannot_read_are_found(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """They are there for the driver, and not where the worker looks."""
-    from datainf_ray.cluster import pool
+    from datainf_ray.cluster import hiring
     from datainf_ray.cluster.worker import Worker
 
     class Elsewhere(Worker):
@@ -99,7 +99,7 @@ def test_rows_that_a_worker_cannot_read_are_found(config: dict[str, Any], monkey
                 Path(file.path).rename(f"{file.path}.gone")
             return info
 
-    monkeypatch.setattr(pool, "Worker", Elsewhere)
+    monkeypatch.setattr(hiring, "Worker", Elsewhere)
     found = look(config)
     assert found["worker"].ok
     assert not found["storage"].ok
