@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datainf_ray.progress import Silent
 
 import datainf_ray
 from datainf_ray import RunFailedError, StoppedError
@@ -23,6 +22,7 @@ from datainf_ray.runs import lease
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.lease import driver_of
 from datainf_ray.session.execute import execute
+from datainf_ray.watch.progress import Silent
 from tests import tiny
 
 ROWS = 800

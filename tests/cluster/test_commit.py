@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datainf_ray.progress import Silent
 
 from datainf_ray.config import load_config
 from datainf_ray.request.job import prepare
 from datainf_ray.runs.schemas import matrix
 from datainf_ray.session.execute import execute
+from datainf_ray.watch.progress import Silent
 from tests import tiny
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datainf_ray.cluster.sweep import SHARD_BYTES, shard_blocks
+from datainf_ray.cluster.states import SHARD_BYTES, shard_blocks
 from datainf_ray.influence.block import Block
 
 
