@@ -13,7 +13,7 @@ from datainf_ray.model.objective import Values
 _TAKEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
-def base_of(model: nn.Module) -> Any:
+def base_of(model: Any) -> Any:
     """The transformers model inside PEFT's."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
