@@ -5,11 +5,19 @@ Ray puts `ray_` in front of the names, and `_total` behind those of counters.
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from ray.util.metrics import Counter, Gauge
 
 DONE, RETRIED, FAILED = "done", "retried", "failed"
 
 _RUN = ("run",)
+_AS_IT_IS = "".join(map(chr, range(0x20, 0x7F)))  # printable ASCII
+
+
+def tag(text: str) -> str:
+    """A tag's value, for which Ray takes ASCII alone: what is not printable ASCII is percent-encoded, as in a URL."""
+    return quote(text, safe=_AS_IT_IS, errors="surrogateescape")
 
 
 class DriverMetrics:
@@ -21,7 +29,7 @@ class DriverMetrics:
         )
         self._workers = Gauge("datainf_workers", "Workers that are up.", _RUN)
         for metric in (self._chunks, self._workers):
-            metric.set_default_tags({"run": run})
+            metric.set_default_tags({"run": tag(run)})
 
     def chunk(self, outcome: str) -> None:
         self._chunks.inc(1, {"outcome": outcome})
@@ -41,7 +49,7 @@ class WorkerMetrics:
         self._waited = Counter("datainf_wait_seconds", "Seconds of idling because rows were still being read.", tags)
         self._memory = Gauge("datainf_gpu_memory_bytes", "Memory that the worker has of its GPUs; none on a CPU.", tags)
         for metric in (self._rows, self._tokens, self._rate, self._waited, self._memory):
-            metric.set_default_tags({"run": run, "worker": worker})
+            metric.set_default_tags({"run": tag(run), "worker": tag(worker)})
 
     def chunk(self, sweep: str, rows: int, tokens: int, computed: float, waited: float, gpu_bytes: int | None) -> None:
         """A chunk is done; `computed` and `waited` in seconds."""
