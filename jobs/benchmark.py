@@ -5,7 +5,8 @@
 sweep        the first sweep over a plain LoRA training step on the same batches
 whole        a whole `datainf run` over training on the same batches
 closed-form  DataInf on 900 × 100 gradients in memory, over one matrix product and over the paper's loops
-peers        the fixed workload in --peers FOLDER: over the limit of DataInf's work, and over bergson's commands
+peers        the fixed workload in --peers FOLDER: over the limit of DataInf's work, and over bergson's commands;
+             skipped without the folder, and without --bergson compared with the limit alone
 workers      one worker against two
 queue        the driver's time for a chunk, at 10,000 tiny ones
 memory       peak memory at n, 4n and 16n rows
@@ -134,7 +135,7 @@ def _table(figures: list[Figure]) -> Table:
         last = (figure.table, figure.case)
         aim = ""
         if figure.aim:
-            aim = f"{figure.aim[0]} {figure.aim[1]:g}" + ({True: " ✓", False: " ✗"}.get(figure.met, ""))
+            aim = f"{figure.aim[0]} {figure.aim[1]:g}" + ("" if figure.met is None else " ✓" if figure.met else " ✗")
         table.add_row(*shown, figure.name, _value(figure), aim, figure.note)
     return table
 

@@ -16,6 +16,9 @@ from tests import reference
 
 Run = Callable[..., dict[str, dict[str, Any]]]
 
+#: Beside the repository, where it is developed.
+PEERS = Path(__file__).parents[2] / "shared" / "peers"
+
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
@@ -39,6 +42,9 @@ def figures(benchmark: ModuleType, tmp_path: Path) -> Run:
         assert document["command"][:2] == ["jobs/benchmark.py", "--small"]
         assert document["machine"]["versions"]["torch"] == torch.__version__
         for figure in document["figures"]:
+            if figure["note"].endswith("bergson was not run"):
+                assert figure["value"] is None
+                continue
             assert figure["value"] is not None, figure
             assert math.isfinite(figure["value"])
             assert figure["value"] > 0
@@ -153,6 +159,18 @@ def test_a_command_that_fails_is_told_by_its_last_line_and_the_other_tables_are_
     peers, *others = benchmark.main(["peers", "closed-form", "--small", "--repeats", "1", "--peers", str(tmp_path)])
     assert (peers.name, peers.value, peers.note) == ("failed", None, "no such thing")
     assert len(others) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.skipif(not PEERS.is_dir(), reason=f"the peers' fixed workload is not there: {PEERS}")
+def test_the_peers_table_has_its_figures(figures: Run) -> None:
+    found = figures("peers", "--repeats", "1", "--peers", str(PEERS))
+    cases = ("keep, 1 worker × 2", "recompute, 1 worker × 2")  # folders of the runs too: no name's alphabet stops a run
+    assert {case for _, case, _ in (name.split(": ", 2) for name in found)} == {"the peers' workload", *cases}
+    for case in cases:
+        assert found[f"peers: {case}: difference from the formula in float64"]["value"] < 1e-4
+        assert found[f"peers: {case}: inside the sweeps / limit"]["aim"]
 
 
 @pytest.mark.cluster

@@ -81,7 +81,7 @@ def peers(options: Options) -> Iterator[Figure]:
         for layout in layouts:
             name = f"{mode}, {layout}"
             if name in failed:
-                yield Figure("peers", name, "datainf run", None, note=failed[name])
+                yield Figure("peers", name, "failed", None, note=failed[name])
                 continue
             done: list[Ran] = runs[name]
             inside = [run.inside for run in done]
