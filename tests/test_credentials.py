@@ -142,19 +142,19 @@ def test_options_are_taken_by_the_protocols_of_a_url() -> None:
 def test_the_files_of_a_corpus_take_their_options_with_them(scene: Scene) -> None:
     options = scene.options("mine")
     with settled():
-        plain = plan_corpus(RowsConfig(path="s3://mine/train.jsonl"), "causal-lm", "train", options)
-        cached = plan_corpus(RowsConfig(path="simplecache::s3://mine/tr*.jsonl"), "causal-lm", "train", options)
+        plain = plan_corpus(RowsConfig(path="s3://mine/train.jsonl"), tiny.task("causal-lm"), "train", options)
+        cached = plan_corpus(RowsConfig(path="simplecache::s3://mine/tr*.jsonl"), tiny.task("causal-lm"), "train", options)
         for corpus in (plain, cached):
             (file,) = pickle.loads(pickle.dumps(corpus)).files
             with open_file(file) as stream:
                 assert stream.read() == (scene.folder / "mine.jsonl").read_bytes()
     assert SECRET not in f"{plain!r} {plain} {cached!r}"
-    here = plan_corpus(RowsConfig(path=str(scene.folder / "mine.jsonl")), "causal-lm", "train", options)
-    bare = plan_corpus(RowsConfig(path=str(scene.folder / "mine.jsonl")), "causal-lm", "train")
+    here = plan_corpus(RowsConfig(path=str(scene.folder / "mine.jsonl")), tiny.task("causal-lm"), "train", options)
+    bare = plan_corpus(RowsConfig(path=str(scene.folder / "mine.jsonl")), tiny.task("causal-lm"), "train")
     assert here == bare
     assert here.fingerprint() == bare.fingerprint()
     with pytest.raises(RequestError, match=r"^train.path: s3://yours/train.jsonl: cannot be listed: .*Forbidden"):
-        plan_corpus(RowsConfig(path="s3://yours/train.jsonl"), "causal-lm", "train", options)
+        plan_corpus(RowsConfig(path="s3://yours/train.jsonl"), tiny.task("causal-lm"), "train", options)
 
 
 def test_what_was_put_into_a_store_since_is_seen(scene: Scene) -> None:
@@ -165,7 +165,7 @@ def test_what_was_put_into_a_store_since_is_seen(scene: Scene) -> None:
     for number in range(2):
         elsewhere.put_object(Bucket="mine", Key=f"since/{number}.jsonl", Body=b'{"text": "a"}\n')
         elsewhere.put_object(Bucket="mine", Key="since/weights", Body=b"%d" % number)
-        rows.append(plan_corpus(RowsConfig(path=at), "causal-lm", "train", options).rows)
+        rows.append(plan_corpus(RowsConfig(path=at), tiny.task("causal-lm"), "train", options).rows)
         digests.append(listing_digest(at, "model.base", options))
     assert rows == [1, 2]
     assert digests[0] != digests[1]

@@ -57,7 +57,7 @@ class Portions(_Part):
     chunk_rows: int = Field(ge=1)
     batch_tokens: int = Field(ge=1)
     groups: tuple[tuple[int, int], ...]
-    resident: bool
+    resident: bool = True
     gradients: Literal["keep", "recompute"]
     why: str = ""
 
@@ -65,7 +65,7 @@ class Portions(_Part):
 class SweepRecord(_Part):
     """What a sweep took. `id` is its name in files, the same in every attempt."""
 
-    id: str
+    id: str = ""
     name: str
     source: Literal["backward", "object-store", "index"]
     examples: int

@@ -154,7 +154,7 @@ def test_what_a_worker_asked_ray_for_and_did_not_get_is_no_fault_of_the_worker()
 
 
 def test_our_error_in_a_constructor_is_found_in_the_traceback() -> None:
-    text = 'Traceback:\n  File "x.py", line 1\ndatainf_ray.errors.RequestError: model.base: no such model\n'
+    text = 'Traceback:\n  File "x.py", line 1\ndatainf_ray.common.errors.RequestError: model.base: no such model\n'
     failure = classify(ActorDiedError(RayTaskError("f", text, RequestError("x"), "ray::f", 1, "127.0.0.1")))
     assert failure.fault is Fault.PERMANENT
     assert isinstance(failure.cause, RequestError)
