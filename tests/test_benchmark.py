@@ -121,10 +121,10 @@ def test_the_gpu_table_can_be_had_without_a_gpu(figures: Run) -> None:
 
 def test_one_row_at_a_time_gives_the_fold_the_same(benchmark: ModuleType) -> None:
     from bench.gpu import one_by_one
-    from bench.models import TARGETS, Full, Shape, curvature_inputs, first_sweep, pair
+    from bench.models import TARGETS, Shape, curvature_inputs, first_sweep, full_batch, pair
 
     replica, trained = pair(Shape(32, 1, vocabulary=64), TARGETS["q,v"])
-    batches = [Full.random(3, 8, 64, first, torch.device("cpu")) for first in (0, 3)]
+    batches = [full_batch(3, 8, 64, first, torch.device("cpu")) for first in (0, 3)]
     inputs = curvature_inputs(replica, 2)
     together, alone = first_sweep(replica, batches, 6, inputs), one_by_one(trained, batches, inputs, replica)
     for block in replica.blocks:
