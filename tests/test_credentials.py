@@ -143,7 +143,9 @@ def test_the_files_of_a_corpus_take_their_options_with_them(scene: Scene) -> Non
     options = scene.options("mine")
     with settled():
         plain = plan_corpus(RowsConfig(path="s3://mine/train.jsonl"), tiny.task("causal-lm"), "train", options)
-        cached = plan_corpus(RowsConfig(path="simplecache::s3://mine/tr*.jsonl"), tiny.task("causal-lm"), "train", options)
+        cached = plan_corpus(
+            RowsConfig(path="simplecache::s3://mine/tr*.jsonl"), tiny.task("causal-lm"), "train", options
+        )
         for corpus in (plain, cached):
             (file,) = pickle.loads(pickle.dumps(corpus)).files
             with open_file(file) as stream:

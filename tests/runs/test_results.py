@@ -150,14 +150,21 @@ def test_the_summary_says_how_the_work_was_cut_and_what_the_curvature_rests_on(m
     summary = made(state="running").run.summary()  # older runs do not say
     assert {summary[key] for key in ("sizes", "curvature", "index", "answers")} == {None}
     curvature = {"rows": 40, "bound": 1e-9, "exact_blocks": 0, "error": 0.02}
+    sizes = {
+        "chunk_rows": 64,
+        "batch_tokens": 512,
+        "groups": [[0, 3]],
+        "resident": True,
+        "gradients": "keep",
+        "why": "?",
+    }
+    index = {"url": "x", "dtype": "float16", "bytes": 9, "projection": 8, "correlation": 0.9, "correlation_rows": 7}
     for rows, sampled in ((40, True), (200, False), (None, False)):  # a sample of all rows is none
-        run = made(
-            method={"curvature_rows": rows}, sizes={"chunk_rows": 64}, curvature=curvature, index={"url": "x"}
-        ).run
+        run = made(method={"curvature_rows": rows}, sizes=sizes, curvature=curvature, index=index).run
         assert run.summary()["curvature"] == {**curvature, "sampled": sampled}
         assert ("curvature from a sample of 40 rows" in run._repr_html_()) == sampled
-    assert run.summary()["sizes"] == {"chunk_rows": 64}
-    assert run.summary()["index"] == {"url": "x"}
+    assert run.summary()["sizes"] == sizes
+    assert run.summary()["index"] == index
     json.dumps(run.summary())
 
 
@@ -220,7 +227,7 @@ def test_a_run_with_nothing_committed_has_no_examples(made: Callable[..., Made])
     run.directory.remove_folder("checkpoints")
     assert run.examples().num_rows == 0
     assert run.examples(["row", "influence"]).schema.names == ["row", "influence"]
-    _change(run, counts={})
+    _change(run, counts=None)
     assert run.examples().num_rows == 0
     assert repr(run) == f"<Run {run.url}: running, datainf, rows not counted yet>"
     assert "running" in run._repr_html_()
