@@ -31,12 +31,31 @@ os.environ.pop("RAY_ADDRESS", None)
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of the tests' own; runs inside join it. Only for tests that leave it whole."""
+    """A Ray of the tests' own; runs inside join it. Only for tests that leave it whole.
+
+    Workers that a run has done with are given to the next one (see `tests.warm`), but where a test is marked
+    `fresh_workers`.
+    """
     import ray
 
+    from tests import warm
+
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 10**8)
-    yield
+    with warm.workers():
+        yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Workers of their own for tests that are marked so."""
+    if request.node.get_closest_marker("fresh_workers") is None:
+        yield
+        return
+    from tests import warm
+
+    with warm.none():
+        yield
 
 
 @pytest.fixture

@@ -91,10 +91,12 @@ class Worker:
         """Answers as soon as this worker has a place on a node, and its libraries."""
 
     def load(self, spec: WorkerSpec, name: str) -> WorkerInfo:
-        """Make ready for a run, in which this worker is called `name`.
+        """Make ready for a run, in which this worker is called `name`; for another one than before, if it had one.
 
         Raises where that cannot be: the pool tells the user why.
         """
+        self._at = self._projector = None  # another run's sweeps have the same numbers
+        vars(self).pop("replica", None)  # both need not fit
         return self._compute(self._load, spec, name)
 
     def _compute(self, work: Callable[..., Result], *values: Any) -> Result:

@@ -22,7 +22,7 @@ from datainf_ray.watch.lines import Lines
 from tests import tiny
 from tests.runs_of import attribute, tables
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.fresh_workers, pytest.mark.usefixtures("local_ray")]
 
 
 def lost(references: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from datainf_ray.watch.progress import Silent
 from tests import tiny
 from tests.runs_of import attribute, tables
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.fresh_workers, pytest.mark.usefixtures("local_ray")]
 
 
 class Said(Silent):

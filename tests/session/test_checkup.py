@@ -15,7 +15,7 @@ from datainf_ray.common import versions
 from datainf_ray.session.checkup import Finding
 from tests import tiny
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.cluster, pytest.mark.fresh_workers, pytest.mark.usefixtures("local_ray")]
 
 ALL = ["request", "output", "cluster", "packages", "worker", "storage", "one chunk"]
 
