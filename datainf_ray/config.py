@@ -126,9 +126,11 @@ class ClusterConfig(_Part):
     @model_validator(mode="after")
     def _ordered(self) -> ClusterConfig:
         if self.max_workers is not None and self.min_workers > self.max_workers:
-            raise ValueError(f"min_workers {self.min_workers} is more than max_workers {self.max_workers}")
+            raise RequestError("cluster.min_workers", self.min_workers, f"is more than max_workers, {self.max_workers}")
         if self.fallback_selector is not None and not self.label_selector:
-            raise ValueError("fallback_selector has no effect without label_selector; give both")
+            raise RequestError(
+                "cluster.fallback_selector", self.fallback_selector, "has no effect without label_selector", "give both"
+            )
         return self
 
 
@@ -168,7 +170,7 @@ class RunConfig(_Part):
     def _known_protocols(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for protocol in value:
             if protocol not in fsspec.available_protocols():
-                raise ValueError(f"unknown protocol {protocol!r}{meant(protocol, _STORES)}")
+                raise RequestError("storage_options", protocol, "unknown protocol", meant(protocol, _STORES))
         return value
 
     @model_validator(mode="after")
@@ -181,14 +183,16 @@ class RunConfig(_Part):
         for key, (value, possible) in later.items():
             if value not in possible:
                 choice = " or ".join(json.dumps(p) for p in possible)
-                raise ValueError(f"{key}: {value!r} is not available in this version; use {choice}")
+                raise RequestError(key, _shown(value), "is not available in this version", f"use {choice}")
         return self
 
     @model_validator(mode="after")
     def _of_use(self) -> RunConfig:
         """What would have no effect here is a mistake."""
         if self.index_projection is not None and not self.index:
-            raise ValueError(f"index_projection: {self.index_projection}: there is no index; use index: true with it")
+            raise RequestError(
+                "index_projection", self.index_projection, "there is no index", "use index: true with it"
+            )
         return self
 
 
@@ -199,7 +203,7 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
     A file in a store is opened with the `storage_options` among them.
     Raises `RequestError` with one line that names the key, its value and what would be right.
     """
-    where = ""
+    file = None
     if isinstance(source, RunConfig):
         tree: Any = source.model_dump(exclude_unset=True)
         if source.storage_options:  # which are in no dump
@@ -207,19 +211,21 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
     elif isinstance(source, dict):
         tree = source
     else:
-        where = f"{source}: "
+        file = str(source)
         try:
             fs, path = store_of(str(source), options_among(overrides))
-            with fs.open(path, "rt", encoding="utf-8") as file:
-                tree = yaml.safe_load(file)
+            with fs.open(path, "rt", encoding="utf-8") as opened:
+                tree = yaml.safe_load(opened)
         except FileNotFoundError:
-            raise RequestError(f"{source}: no such configuration file") from None
+            raise RequestError("config", file, "no such configuration file") from None
         except yaml.YAMLError as error:
-            raise RequestError(f"{source}: not YAML: {one_line(error)}") from None
+            raise RequestError("config", file, f"not YAML: {one_line(error)}") from None
         except Exception as error:  # every storage library has its own classes; or it is not UTF-8
-            raise RequestError(f"{source}: cannot be read: {one_line(error)}") from None
+            raise RequestError("config", file, f"cannot be read: {one_line(error)}") from None
         if not isinstance(tree, dict):
-            raise RequestError(f"{source}: a configuration is a mapping of keys such as model, train, queries, output")
+            raise RequestError(
+                "config", file, "a configuration is a mapping of keys such as model, train, queries, output"
+            )
     keep_secret({"storage_options": tree.get("storage_options")})
     for key, value in overrides.items():
         tree = _replaced(tree, key.split("."), value, key)
@@ -227,7 +233,7 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise RequestError(where + _explain(error)) from None
+        raise _explained(error, file) from None
 
 
 def options_among(overrides: dict[str, Any]) -> Options:
@@ -244,11 +250,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """`"cluster.max_workers=2"` as `("cluster.max_workers", 2)`; the value is YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise RequestError(f"--set {text}: write KEY=VALUE, for example --set cluster.max_workers=2")
+        raise RequestError("--set", text, "is not KEY=VALUE", "an example is --set cluster.max_workers=2")
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RequestError(f"--set {text}: the value is not YAML: {one_line(error)}") from None
+        raise RequestError("--set", text, f"the value is not YAML: {one_line(error)}") from None
 
 
 def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> dict[str, Any]:
@@ -258,7 +264,7 @@ def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> 
         old = old.model_dump(exclude_unset=True)
     if rest:
         if old is not None and not isinstance(old, dict):
-            raise RequestError(f"{whole}: {head} is {old!r} and has no key {rest[0]!r}")
+            raise RequestError(whole, None, f"{head} is {old!r} and has no key {rest[0]!r}")
         value = _replaced(old or {}, rest, value, whole)
     elif isinstance(value, dict) and isinstance(old, dict):
         for key, inner in value.items():
@@ -267,26 +273,32 @@ def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> 
     return {**tree, head: value}
 
 
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong with a configuration, in one line."""
+def _explained(error: ValidationError, file: str | None) -> RequestError:
+    """The first thing that is wrong with a configuration, which was read from `file`."""
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a misspelt key explains the rest
     location = [str(part) for part in first["loc"] if part not in ("str", "tuple[str, ...]", "bool")]
     key, value = ".".join(location), first["input"]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and first["type"] != "missing" else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{meant(location[-1], _fields(location[:-1]))}{more}"
+        remedy = meant(location[-1], _fields(location[:-1]))
+        return RequestError(key, None, "unknown key", f"{remedy}{more}", file)
     if first["type"] == "missing":
-        return f"{key}: missing; it must be given{more}"
+        return RequestError(key, None, "missing", f"it must be given{more}", file)
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RequestError):  # a check across keys names them itself
+        return RequestError(cause.key, cause.value, cause.problem, cause.remedy, file)
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and not key:
-        return message  # a check across keys names them itself
     if first["type"] == "model_type":
         message = f"a mapping of {', '.join(_fields(location))} is wanted"
-    shown = "null" if value is None else repr(value)
-    if location[0] == "storage_options":
-        return f"{key}: {message[0].lower()}{message[1:]}{more}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {shown[:120]}{more}"
+    shown = None if location[0] == "storage_options" else _shown(value)
+    return RequestError(key, shown, f"{message[0].lower()}{message[1:]}{more}", source=file)
+
+
+def _shown(value: Any) -> Any:
+    """A value as an error shows it: as it would be written in YAML, and not at great length."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return value if text == str(value) and len(text) <= 120 else text[:120]
 
 
 def _fields(path: list[str]) -> list[str]:

@@ -54,9 +54,9 @@ def pickle_adapter(folder: Path) -> None:
 
 WRONG: dict[str, tuple[list[str], Any, str]] = {
     "unknown key": (["train.pth=x"], None, "train.pth: unknown key; did you mean 'path'?"),
-    "wrong type": (["cluster.max_workers=many"], None, "cluster.max_workers: input should be a valid integer"),
-    "no number": (["method.damping=.nan"], None, "method.damping: input should be a finite number"),
-    "method of later": (["method.name=lissa"], None, "method.name: 'lissa' is not available"),
+    "wrong type": (["cluster.max_workers=many"], None, "cluster.max_workers: many: input should be a valid integer"),
+    "no number": (["method.damping=.nan"], None, "method.damping: nan: input should be a finite number"),
+    "method of later": (["method.name=lissa"], None, "method.name: lissa: is not available"),
     "missing file": (["train.path=nowhere.jsonl"], None, "train.path: "),
     "unknown store": (["train.path=nope://x/y.jsonl"], None, "train.path: "),
     "empty corpus": ([], lambda f: (f / "train.jsonl").write_text(""), "train.path: "),
@@ -72,10 +72,10 @@ WRONG: dict[str, tuple[list[str], Any, str]] = {
     "other base": ([], reshape_base, "does not fit the base"),
     "pickled adapter": ([], pickle_adapter, "adapter_model.bin is a pickle"),
     "no trainable block": ([], lambda f: change_adapter(f, r=0), "model.adapter: "),
-    "unwritable output": (["output=/proc/nothing/run"], None, "output: /proc/nothing/run cannot be written"),
+    "unwritable output": (["output=/proc/nothing/run"], None, "output: /proc/nothing/run: cannot be written"),
     "broken template": ([], lambda f: (f / "base" / "tokenizer.json").write_text("{"), "no tokenizer can be loaded"),
     "not a run of ours": ([], lambda f: ((f / "run").mkdir(), (f / "run" / "run.json").write_text("x")), "output: "),
-    "set without value": (["seed"], None, "--set seed: write KEY=VALUE"),
+    "set without value": (["seed"], None, "--set: seed: is not KEY=VALUE; an example is --set cluster.max_workers=2"),
 }
 
 

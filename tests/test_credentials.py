@@ -184,7 +184,7 @@ def test_the_places_of_one_request_are_opened_with_its_options(scene: Scene) -> 
     assert told.stdout.decode() == "b'1' *** False\n", told.stderr
     with pytest.raises(RequestError, match=r"there is no run\.json in it"):
         datainf_ray.open_run("s3://mine/places", storage_options=scene.options("mine"))
-    with pytest.raises(RequestError, match=r"^run: s3://mine/places cannot be read: Unable to locate credentials$"):
+    with pytest.raises(RequestError, match=r"^run: s3://mine/places: cannot be read: Unable to locate credentials$"):
         datainf_ray.open_run("s3://mine/places")
 
 
@@ -197,7 +197,9 @@ def test_a_configuration_in_a_bucket_is_opened_with_the_options_beside_it(scene:
         assert load_config("s3://mine/c.yaml", storage_options=options).output == "s3://mine/nothing"
         apart = {f"storage_options.s3.{name}": value for name, value in options["s3"].items()}
         assert load_config("s3://mine/c.yaml", **apart).storage_options == options
-        with pytest.raises(RequestError, match=r"^s3://mine/c.yaml: cannot be read: Unable to locate credentials$"):
+        with pytest.raises(
+            RequestError, match=r"^config: s3://mine/c.yaml: cannot be read: Unable to locate credentials$"
+        ):
             load_config("s3://mine/c.yaml")
     with pytest.raises(RequestError, match=r"secret is '\*\*\*' and has no key 'x'"):
         load_config(config, storage_options=options, **{"storage_options.s3.secret.x": 1})
@@ -216,7 +218,7 @@ def test_an_output_without_credentials_is_one_line(
     scene: Scene, tiny_llama: dict[str, Any], tmp_path: Path, block: bool
 ) -> None:
     config = tiny.configuration(tmp_path, tiny_llama, "s3://mine/nothing")
-    told = r"^output: s3://mine/nothing cannot be reached: Unable to locate credentials$"
+    told = r"^output: s3://mine/nothing: cannot be reached: Unable to locate credentials$"
     with pytest.raises(RequestError, match=told), settled():
         datainf_ray.attribute(config, block=block, progress=False)
 
@@ -234,7 +236,7 @@ def test_two_runs_with_different_credentials_at_once(scene: Scene, local_ray: No
     again = datainf_ray.open_run("s3://mine/at-once", storage_options=scene.options("mine"))
     assert (scores(again) == scores(runs[0])).all()
     assert SECRET not in again.record.model_dump_json()
-    with pytest.raises(RequestError, match=r"^run: s3://mine/at-once cannot be read: "):
+    with pytest.raises(RequestError, match=r"^run: s3://mine/at-once: cannot be read: "):
         datainf_ray.open_run("s3://mine/at-once", storage_options=scene.options("yours"))
 
 

@@ -118,11 +118,29 @@ def too_long(house: Path) -> list[str]:
     return [f"{module}: {lines} lines" for module, lines in sizes.items() if lines > MOST_LINES]
 
 
+def preformatted(house: Path) -> list[str]:
+    """A `RequestError` of which key, value, problem and remedy are not told apart."""
+    wrong = []
+    for module, file in modules(house).items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _called(node.func) == "RequestError":
+                parts = [_text(part) for part in node.args[:3]]
+                if len(parts) < 3 or ": " in parts[0] or "; " in parts[2]:
+                    wrong.append(f"{module}:{node.lineno}")
+    return wrong
+
+
+def _text(node: ast.expr) -> str:
+    """What is written out of a text: all of a plain one, and an f-string's constant parts."""
+    return "".join(part.value for part in getattr(node, "values", [node]) if _is_text(part))
+
+
 RULES: dict[str, Rule] = {
     "no arrow goes up": upward,
     "no circle": circles,
     "nothing strange": strangers,
     "no long file": too_long,
+    "errors have fields": preformatted,
 }
 
 
@@ -180,6 +198,16 @@ HOUSES: dict[str, tuple[dict[str, str], dict[Rule, list[str]]]] = {
     "influence and ours": (
         {"influence/a.py": "from datainf_ray.common.errors import E\nimport numpy"},
         {strangers: ["datainf_ray.influence.a:1 -> datainf_ray.common.errors", "datainf_ray.influence.a:2 -> numpy"]},
+    ),
+    "errors in one piece": (
+        {"runs/a.py": "\n".join((
+            "RequestError(f'{key}: {url}: is gone')",
+            "RequestError(f'{key}: {url}', None, 'is gone')",
+            "errors.RequestError(key, url, f'{url} is gone; use another')",
+            "RequestError(key, url, f'{url} is gone', 'use another')",
+            "RequestError(error.key, error.value, error.problem)",
+        ))},
+        {preformatted: [f"datainf_ray.runs.a:{n}" for n in (1, 2, 3)]},
     ),
     "401 lines": (
         {"runs/a.py": "x = 1\n" * 401, "runs/b.py": "x = 1\n" * 400}, {too_long: ["datainf_ray.runs.a: 401 lines"]},

@@ -27,7 +27,10 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
     """
     if output.startswith("memory://"):
         raise RequestError(
-            f"output: {output} lies in the memory of one process, and workers are others; use a path or a store's URL"
+            "output",
+            output,
+            "lies in the memory of one process, and workers are others",
+            "use a path or a store's URL",
         )
     if ahead is not None:
         ahead.begin()  # if it has not been yet
@@ -58,6 +61,8 @@ def _check_reach(output: str) -> None:
     hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(hosts) > 1 and "://" not in output:
         raise RequestError(
-            f"output: {output} is a path on one machine, and the cluster has {len(hosts)}; use a URL that all of "
-            "them reach, or file:// with a path that they share"
+            "output",
+            output,
+            f"is a path on one machine, and the cluster has {len(hosts)}",
+            "use a URL that all of them reach, or file:// with a path that they share",
         )

@@ -118,7 +118,9 @@ def _take_leave(name: str, url: str) -> None:
     earlier = ray.get_actor(name, NAMESPACE)
     over, _ = ray.wait([earlier.result.remote()], timeout=2)
     if not over:
-        raise RequestError(f"output: {url}: a run is at work there; wait until it ends, stop it, or use another output")
+        raise RequestError(
+            "output", url, "a run is at work there", "wait until it ends, stop it, or use another output"
+        )
     ray.kill(earlier, no_restart=True)
     while name in (found["name"] for found in ray.util.list_named_actors(all_namespaces=True)):
         time.sleep(0.1)

@@ -36,7 +36,7 @@ def cluster_facts(config: ClusterConfig, local: bool) -> ClusterFacts:
     """
     for key in ("label_selector", "fallback_selector"):
         if wrong := wrong_selector(getattr(config, key)):
-            raise RequestError(f"cluster.{key}: {one_line(wrong)}")
+            raise RequestError(f"cluster.{key}", None, one_line(wrong))
     selectors = [s for s in (config.label_selector, config.fallback_selector) if s is not None]
     nodes = [node for node in ray.nodes() if node["Alive"] and any(has_labels(node["Labels"], s) for s in selectors)]
     total = ray.cluster_resources()
@@ -54,7 +54,10 @@ def cluster_facts(config: ClusterConfig, local: bool) -> ClusterFacts:
     if fit == 0 and (local or config.max_workers is None):  # a local Ray does not grow
         grow = "" if local else "; if it can grow, say how far by cluster.max_workers"
         raise RequestError(
-            f"cluster: no node has room for a worker of {wants(config, gpus)}; the cluster has {_said(total)}{grow}"
+            "cluster",
+            None,
+            f"no node has room for a worker of {wants(config, gpus)}",
+            f"the cluster has {_said(total)}{grow}",
         )
     workers = config.max_workers or fit
     # Ray's `memory` is a node's, less its object store. Workers share their node's, or all of it where they are few.

@@ -123,10 +123,10 @@ def _raised(error: RayTaskError) -> Failure:
 
 def _raised_in_constructor(text: str) -> Exception | None:
     """Our own error, where an actor's constructor raised it: Ray keeps the traceback, and not the exception."""
-    for kind in (RequestError, RunFailedError):
+    for kind, made in ((RequestError, RequestError.of_line), (RunFailedError, RunFailedError)):
         marker = f"{kind.__module__}.{kind.__name__}: "
         if marker in text:
-            return kind(text.rsplit(marker, 1)[1].strip().splitlines()[0])
+            return made(text.rsplit(marker, 1)[1].strip().splitlines()[0])
     return None
 
 

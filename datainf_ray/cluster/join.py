@@ -29,7 +29,7 @@ def join(config: ClusterConfig) -> bool:
         _knock(address_of(config))
         _init(address_of(config))
     except (OSError, RuntimeError, ValueError) as error:
-        raise RequestError(f"cluster.address: {address_of(config) or 'local'}: {one_line(error)[:300]}") from None
+        raise RequestError("cluster.address", address_of(config) or "local", one_line(error)[:300]) from None
     return True
 
 

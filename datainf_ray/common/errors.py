@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datainf_ray.common.redaction import redacted
+from pathlib import Path
+from typing import Any
+
+from datainf_ray.common.redaction import redacted, redacted_tree
 
 
 def one_line(error: object) -> str:
@@ -14,12 +17,40 @@ def one_line(error: object) -> str:
 class RequestError(ValueError):
     """The request is wrong and no work was begun.
 
-    The message is one line that says what is wrong, where (the configuration key and its value) and what would be
-    right. The command prints it and ends with status 2.
+    Its text is one line, KEY: VALUE: PROBLEM; REMEDY, without credentials. The command prints it and ends with
+    status 2. A program reads the fields:
+
+        try:
+            attribute("config.yaml")
+        except RequestError as error:
+            assert error.key == "model.adapter"
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(redacted(message))
+    key: str  #: the configuration's key ("model.adapter") or the command's argument ("run", "--set")
+    value: Any  #: what was given there; None where no value is to be shown, a YAML null is "null"
+    problem: str  #: what is wrong with it
+    remedy: str | None  #: what would be right
+    source: str | None  #: the configuration file that the key is in; the line begins with it
+
+    def __init__(
+        self, key: str, value: Any, problem: str, remedy: str | None = None, source: str | None = None
+    ) -> None:
+        if isinstance(value, Path):
+            value = str(value)
+        # As they come, so that they can be pickled: Ray takes what a worker raises to the driver.
+        super().__init__(*redacted_tree((key, value, problem, remedy, source)))
+        self.key, self.value, self.problem, self.remedy, self.source = self.args
+
+    def __str__(self) -> str:
+        value = None if self.value is None else str(self.value) or "''"
+        line = ": ".join(part for part in (self.source, self.key, value, self.problem) if part is not None)
+        return line if self.remedy is None else f"{line}; {self.remedy}"
+
+    @classmethod
+    def of_line(cls, line: str) -> RequestError:
+        """The error whose text is `line`, where no more than that is left of it. Only its key is told apart."""
+        key, _, problem = line.partition(": ")
+        return cls(key, None, problem)
 
 
 class RunFailedError(RuntimeError):

@@ -102,21 +102,23 @@ def store_of(url: str, options: Options) -> tuple[AbstractFileSystem, str]:
     return fs, path
 
 
-def open_store(url: str, where: str, options: Options) -> tuple[AbstractFileSystem, str]:
-    """The same as `store_of`. Raises `RequestError`, whose line begins `where`."""
+def open_store(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str]:
+    """The same as `store_of`. Raises `RequestError` that names `key`, under which the URL was given."""
     protocols = re.findall(r"([\w.+-]+)://", url)  # several where URLs are chained: simplecache::s3://b/rows
     try:
         fs, path = store_of(url, options)
     except ImportError as error:
         extra = next((_EXTRAS[p] for p in protocols if p in _EXTRAS), None)
-        remedy = f"pip install 'datainf-ray[{extra}]'" if extra else one_line(error)
-        raise RequestError(f"{where} needs a package that is not installed: {remedy}") from None
+        missing = "needs a package that is not installed"
+        if extra is None:
+            raise RequestError(key, url, f"{missing}: {one_line(error)}") from None
+        raise RequestError(key, url, missing, f"pip install 'datainf-ray[{extra}]'") from None
     except Exception as error:  # a bad address, or credentials that are no credentials: each library has its own errors
         if not set(protocols) <= set(fsspec.available_protocols()):
-            raise RequestError(f"{where} is neither a path nor an fsspec URL: {reason(error)}") from None
+            raise RequestError(key, url, f"is neither a path nor an fsspec URL: {reason(error)}") from None
         given = f"storage_options.{protocols[-1]}" if protocols else "storage_options"
         raise RequestError(
-            f"{where} cannot be opened: {reason(error)}; credentials: {given} or the environment"
+            key, url, f"cannot be opened: {reason(error)}", f"credentials: {given} or the environment"
         ) from None
     return fs, path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
@@ -13,10 +13,15 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def meant(word: str, known: Iterable[object]) -> str:
-    """`; did you mean 'x'?` where one of the known words is close, else `; known are x, y`."""
+    """`did you mean 'x'?` where one of the known words is close, else `known are x, y`."""
     words = [str(one) for one in known]
-    close = difflib.get_close_matches(word, words, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(words)}"
+    return close(word, words) or f"known are {', '.join(words)}"
+
+
+def close(word: str, known: Sequence[str]) -> str | None:
+    """`did you mean 'x'?` where one of the known words is close, else None."""
+    found = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {found[0]!r}?" if found else None
 
 
 def byte_size(count: float | None) -> str:

@@ -24,8 +24,10 @@ class ChatTemplate:
         except ValueError:
             name = tokenizer.name_or_path or "the model"
             raise RequestError(
-                f"model.base: the tokenizer of {name} has no chat template, which rows of messages need; "
-                "use columns prompt and completion, or text"
+                "model.base",
+                None,
+                f"the tokenizer of {name} has no chat template, which rows of messages need",
+                "use columns prompt and completion, or text",
             ) from None
         self._fast = bool(getattr(tokenizer, "is_fast", False))  # knows which characters a token stands for
         self._marked = self._fast and bool(_GENERATION.search(template))

@@ -116,7 +116,7 @@ def plan_corpus(rows: RowsConfig, task: Takes, key: str, options: Options | None
     files = tuple(replace(file, columns=known.setdefault(file.columns, file.columns)) for file in surveyed)
     filled = [file for file in files if file.rows]
     if not filled:
-        raise RequestError(f"{key}.path: {', '.join(rows.paths)}: no rows in {len(files)} file(s)")
+        raise RequestError(f"{key}.path", ", ".join(rows.paths), f"no rows in {len(files)} file(s)")
     combination, columns = choose_columns(rows.columns, filled, task, key)
     group = rows.group if isinstance(rows, QueriesConfig) and rows.group != "all" else None
     for name, column in (("id", rows.id), ("group", group)):
@@ -131,4 +131,4 @@ def _survey(file: SourceFile, key: str) -> SourceFile:
         survey = survey_text if file.format in ("jsonl", "csv") else survey_table
         return persistently(lambda: survey(file))
     except Exception as error:  # stores and decoders raise errors of their own
-        raise RequestError(f"{key}: {file.path}: cannot be read as {file.format}: {one_line(error)}") from None
+        raise RequestError(key, file.path, f"cannot be read as {file.format}: {one_line(error)}") from None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.words import meant
+from datainf_ray.common.words import close, meant
 from datainf_ray.corpus.files import SourceFile
 
 #: What a column's values are in each role: text, list or any. A task may have more roles; see `Combination.types`.
@@ -75,7 +74,7 @@ def choose_columns(
         asked["label"] = asked.pop("labels")
     for role, column in asked.items():
         if role not in roles:
-            raise RequestError(f"{key}.columns: task {task.name} has no role {role!r}{meant(role, roles)}")
+            raise RequestError(f"{key}.columns", role, f"task {task.name} has no such role", meant(role, roles))
         require_column(column, files, f"{key}.columns.{role}")
     common = set(files[0].columns).intersection(*(file.columns for file in files))
     known = {name: name for name in common}
@@ -92,16 +91,19 @@ def choose_columns(
             if column is not None:
                 taken[role] = column
         return combination, taken
-    raise RequestError(_no_combination(asked, files, common, task, key))
+    raise _no_combination(asked, files, common, task, key)
 
 
 def require_column(column: str, files: Sequence[SourceFile], key: str) -> None:
     """Raises `RequestError` naming `key` and the first file that does not have the column."""
     for file in files:
         if column not in file.columns:
-            close = difflib.get_close_matches(column, file.columns, 1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise RequestError(f"{key}: no column {column!r} in {file.path}, which has {_listed(file.columns)}{meant}")
+            raise RequestError(
+                key,
+                column,
+                f"no such column in {file.path}, which has {_listed(file.columns)}",
+                close(column, file.columns),
+            )
 
 
 def _no_combination(
@@ -110,19 +112,19 @@ def _no_combination(
     common: set[str],
     task: Takes,
     key: str,
-) -> str:
+) -> RequestError:
+    takes = f"task {task.name} takes {' or '.join(map(str, task.kinds))}"
     if asked:
-        return f"{key}.columns: {', '.join(asked)}: {_takes(task)}"
+        return RequestError(f"{key}.columns", ", ".join(asked), takes)
     for combination in task.kinds:
         if any(set(combination.required) <= set(file.columns) for file in files):
             file, role = next((f, r) for f in files for r in combination.required if r not in f.columns)
-            return f"{key}.path: {file.path} has no column {role!r}, which other files of the corpus have"
+            return RequestError(
+                f"{key}.path", file.path, f"has no column {role!r}, which other files of the corpus have"
+            )
     there = _listed(sorted(common or files[0].columns))
-    return f"{key}.columns: none of {there} is what the task needs; {_takes(task)}: map them, as in {{text: body}}"
-
-
-def _takes(task: Takes) -> str:
-    return f"task {task.name} takes {' or '.join(map(str, task.kinds))}"
+    problem = f"none of {there} is what the task needs"
+    return RequestError(f"{key}.columns", None, problem, f"{takes}: map them, as in {{text: body}}")
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -88,9 +88,9 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
         except RequestError:
             raise
         except Exception as error:  # every store raises errors of its own
-            raise RequestError(f"{key}: {entry}: cannot be listed: {reason(error)}") from None
+            raise RequestError(key, entry, f"cannot be listed: {reason(error)}") from None
         if not files:
-            raise RequestError(f"{key}: {entry}: no data file there; known are {_known()}")
+            raise RequestError(key, entry, "no data file there", f"known are {_known()}")
         for file in files:
             found.setdefault(file.path, file)
     uses = Counter(file.name for file in found.values())
@@ -98,7 +98,7 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
 
 
 def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
-    fs, path = open_store(entry, f"{key}: {entry}:", options)
+    fs, path = open_store(entry, key, options)
     fs.invalidate_cache()  # a listing that an earlier request of this process left
     path = path.rstrip("/") or path
     glob = any(c in path for c in _MAGIC)
@@ -118,14 +118,14 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
         infos = {p: info for p, info in matched.items() if info.get("type") != "directory" and not _hidden(_last(p))}
         if not infos:
             only = "it matches only directories" if matched else "no file matches"
-            raise RequestError(f"{key}: {entry}: {only}")
+            raise RequestError(key, entry, only)
         directory = _static(path)
     else:
-        raise RequestError(f"{key}: {entry}: no such file or directory")
+        raise RequestError(key, entry, "no such file or directory")
     for p in sorted(infos):
         kind = _kind(p)
         if kind is None:
-            raise RequestError(f"{key}: {p}: unknown kind of file; known are {_known()}")
+            raise RequestError(key, p, "unknown kind of file", f"known are {_known()}")
         size = int(infos[p].get("size") or 0)
         name = redacted(_below(p, directory))  # it stands in tables, and an address may be signed
         url = _url(entry, fs, p, options)

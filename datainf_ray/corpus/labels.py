@@ -60,7 +60,7 @@ def check_labels(corpus: Corpus, num_labels: int, label2id: Mapping[str, int] | 
         try:
             parse_label(value, num_labels, label2id)
         except ValueError as error:
-            raise RequestError(f"{key}.columns.label: {column!r} in {where}: {error}") from None
+            raise RequestError(f"{key}.columns.label", column, f"in {where}: {error}") from None
 
 
 def _labels(corpus: Corpus, column: str) -> Iterator[tuple[str, Any]]:

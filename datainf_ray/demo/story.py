@@ -95,18 +95,18 @@ def run_demo(output: str = "datainf-demo", console: Console | None = None) -> Ou
 def _requirements() -> Path:
     """The model's folder; `RequestError` where the extra is not installed."""
     if importlib.util.find_spec("sklearn") is None:
-        raise RequestError('demo: scikit-learn is not installed; pip install "datainf-ray[demo]"')
+        raise RequestError("demo", None, "scikit-learn is not installed", 'pip install "datainf-ray[demo]"')
     return train.model_folder()
 
 
 def _claim(output: str) -> Path:
     """The folder, there and writable, and with nothing in it that is not the demo's."""
     if "://" in output:
-        raise RequestError(f"--output: {output}: the demo trains a model on this machine; give a local folder")
+        raise RequestError("--output", output, "the demo trains a model on this machine", "give a local folder")
     directory = RunDirectory(str(Path(output).expanduser().resolve()), key="--output")
     folder = Path(directory.url)
     if folder.is_dir() and any(folder.iterdir()) and not directory.exists(_RECORD):
-        raise RequestError(f"--output: {folder} holds other files; give a new or empty folder")
+        raise RequestError("--output", folder, "holds other files", "give a new or empty folder")
     directory.check_writable()
     return folder
 

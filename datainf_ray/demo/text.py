@@ -66,8 +66,10 @@ def read_docstrings(root: Path | None = None) -> list[DocRow]:
                 found += 1
         if found < 50:
             raise RequestError(
-                f"demo: {root} has {found} docstrings of {package!r} in source files, and 50 are needed; "
-                "use a Python whose standard library is installed in full"
+                "demo",
+                root,
+                f"has {found} docstrings of {package!r} in source files, and 50 are needed",
+                "use a Python whose standard library is installed in full",
             )
     return [rows[name] for name in sorted(rows)]
 

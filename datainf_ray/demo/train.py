@@ -51,7 +51,7 @@ def model_folder() -> Path:
     spec = importlib.util.find_spec(MODEL_PACKAGE)  # not imported: only the files in it are wanted
     folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
     if folder is None or not (folder / "model.safetensors").is_file():
-        raise RequestError('demo: the model it fine-tunes is not installed; pip install "datainf-ray[demo]"')
+        raise RequestError("demo", None, "the model it fine-tunes is not installed", 'pip install "datainf-ray[demo]"')
     return folder
 
 

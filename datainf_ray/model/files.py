@@ -46,7 +46,7 @@ def local_folder(reference: str, key: str, weights: bool = True, options: Option
         path.parent.is_dir() and path.parent != Path(".")
     )
     if path.exists() or looks_local or not _HUB_ID.match(reference):
-        raise RequestError(f"{key}: {reference}: no such directory; give a model's directory, hub id or URL")
+        raise RequestError(key, reference, "no such directory", "give a model's directory, hub id or URL")
     return reference
 
 
@@ -61,13 +61,13 @@ def adapter_folder(model: ModelConfig, options: Options | None = None) -> str:
                 folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
             )
         except Exception as error:  # the hub's errors have no common type; each means that there is nothing to read
-            raise RequestError(f"model.adapter: {model.adapter}: cannot be fetched: {one_line(error)}") from None
+            raise RequestError("model.adapter", model.adapter, f"cannot be fetched: {one_line(error)}") from None
     if not (Path(folder) / "adapter_config.json").is_file():
-        raise RequestError(f"model.adapter: {model.adapter}: no adapter_config.json there; give a PEFT adapter")
+        raise RequestError("model.adapter", model.adapter, "no adapter_config.json there", "give a PEFT adapter")
     if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
         pickled = (Path(folder) / "adapter_model.bin").is_file()
-        hint = "; adapter_model.bin is a pickle: save it again with safe_serialization=True" if pickled else ""
-        raise RequestError(f"model.adapter: {model.adapter}: no {ADAPTER_WEIGHTS} there{hint}")
+        hint = "adapter_model.bin is a pickle: save it again with safe_serialization=True" if pickled else None
+        raise RequestError("model.adapter", model.adapter, f"no {ADAPTER_WEIGHTS} there", hint)
     return folder
 
 
@@ -78,15 +78,15 @@ def listing_digest(url: str, key: str, options: Options | None = None) -> str:
 
 
 def _listed(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
-    fs, root = open_store(url, f"{key}: {url}:", options)
+    fs, root = open_store(url, key, options)
     fs.invalidate_cache()  # a listing that an earlier request of this process left: the model may be another by now
     try:
         listed = persistently(lambda: fs.find(root, detail=True))
         found = {path: info for path, info in listed.items() if info["type"] == "file"}
     except Exception as error:  # every storage library has its own classes
-        raise RequestError(f"{key}: {url}: cannot be listed: {reason(error)}") from None
+        raise RequestError(key, url, f"cannot be listed: {reason(error)}") from None
     if not found:
-        raise RequestError(f"{key}: {url}: no such directory, or an empty one")
+        raise RequestError(key, url, "no such directory, or an empty one")
     return fs, fs._strip_protocol(root).rstrip("/"), found
 
 
@@ -109,11 +109,14 @@ def _fetched(url: str, key: str, weights: bool, options: Options) -> str:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f".{digest}.lock"):  # the other workers of this machine wait for the first, and read its copy
         if not target.is_dir():
-            _fetch(fs, root, list(wanted), target, f"{key}: {url}")
+            try:
+                _fetch(fs, root, list(wanted), target)
+            except Exception as error:  # every storage library has its own classes
+                raise RequestError(key, url, f"cannot be fetched: {reason(error)}") from None
     return str(target)
 
 
-def _fetch(fs: AbstractFileSystem, root: str, paths: Sequence[str], target: Path, what: str) -> None:
+def _fetch(fs: AbstractFileSystem, root: str, paths: Sequence[str], target: Path) -> None:
     """Copy files below `root` into the directory `target`, which is there in one step when all of them are."""
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
     try:
@@ -122,7 +125,5 @@ def _fetch(fs: AbstractFileSystem, root: str, paths: Sequence[str], target: Path
             local.parent.mkdir(parents=True, exist_ok=True)
             persistently(functools.partial(fs.get_file, path, str(local)))
         scratch.rename(target)
-    except Exception as error:  # every storage library has its own classes
-        raise RequestError(f"{what}: cannot be fetched: {reason(error)}") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -39,8 +39,10 @@ def largest_batch(replica: Replica, trial: Callable[[int, int], Batch], longest:
     found = search(lambda budget: _fits(replica, trial(budget, longest), hold))
     if found is None:
         raise RequestError(
-            f"cluster.batch_tokens: auto: not even {FIRST} tokens fit on {replica.device_name} "
-            f"beside the model and {hold / 2**30:.1f} GiB of sums; give fewer tokens, or use a larger GPU"
+            "cluster.batch_tokens",
+            "auto",
+            f"not even {FIRST} tokens fit on {replica.device_name} beside the model and {hold / 2**30:.1f} GiB of sums",
+            "give fewer tokens, or use a larger GPU",
         )
     return found
 

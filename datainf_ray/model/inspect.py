@@ -98,7 +98,9 @@ def adapter_shapes(folder: str) -> dict[str, tuple[int, ...]]:
         with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise RequestError(f"model.adapter: {folder}/{ADAPTER_WEIGHTS} cannot be read: {one_line(error)}") from None
+        raise RequestError(
+            "model.adapter", f"{folder}/{ADAPTER_WEIGHTS}", f"cannot be read: {one_line(error)}"
+        ) from None
 
 
 def base_config(
@@ -112,7 +114,7 @@ def base_config(
         with quiet():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code, **settings)
     except Exception as error:  # OSError, ValueError, KeyError and what remote code raises: none of it can be loaded
-        raise RequestError(f"model.base: {model.base}: cannot be loaded: {one_line(error)[:300]}") from None
+        raise RequestError("model.base", model.base, f"cannot be loaded: {one_line(error)[:300]}") from None
     return config, folder
 
 
@@ -123,10 +125,10 @@ def peft_config(folder: str) -> Any:
         with quiet():
             config = PeftConfig.from_pretrained(folder)
     except Exception as error:  # a type it does not know, a missing field, a broken file
-        raise RequestError(f"model.adapter: {folder}/adapter_config.json: {one_line(error)[:300]}") from None
+        raise RequestError("model.adapter", f"{folder}/adapter_config.json", one_line(error)[:300]) from None
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind != "LORA":
-        raise RequestError(f"model.adapter: {folder}: peft_type is {kind}; datainf-ray attributes LORA adapters")
+        raise RequestError("model.adapter", folder, f"peft_type is {kind}", "datainf-ray attributes LORA adapters")
     config.inference_mode = False
     return config
 
@@ -170,13 +172,13 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
             parameters = sum(p.numel() for p in base.parameters())
             wrapped = get_peft_model(base, adapter, adapter_name=_ADAPTER)
     except Exception as error:  # peft says ValueError for most misfits, torch and transformers have their own
-        raise RequestError(
-            f"model.adapter: {model.adapter}: does not fit the base {model.base}: {one_line(error)[:300]}"
-        ) from None
+        raise _misfit(model, one_line(error)[:300]) from None
     _must_fit(model, wrapped, shapes)
     blocks = tuple(Block(n, kind_of(wrapped, p), tuple(p.shape)) for n, p in name_blocks(wrapped).items())
     if not blocks:
-        raise RequestError(f"model.adapter: {model.adapter}: no trainable block; there is nothing to take gradients of")
+        raise RequestError(
+            "model.adapter", model.adapter, "no trainable block, so there is nothing to take gradients of"
+        )
     text = config.get_text_config()
     return ModelFacts(
         blocks=blocks,
@@ -195,14 +197,17 @@ def _must_fit(model: ModelConfig, wrapped: nn.Module, shapes: dict[str, tuple[in
     with quiet():
         state = get_peft_model_state_dict(wrapped, adapter_name=_ADAPTER, save_embedding_layers=False)
     expected = {key: tuple(value.shape) for key, value in state.items()}
-    said = f"model.adapter: {model.adapter}: does not fit the base {model.base}: "
     for key in sorted(expected.keys() - shapes.keys()):
-        raise RequestError(f"{said}{ADAPTER_WEIGHTS} has no {key}")
+        raise _misfit(model, f"{ADAPTER_WEIGHTS} has no {key}")
     for key in sorted(shapes.keys() - expected.keys()):
-        raise RequestError(f"{said}the base has no place for {key}")
+        raise _misfit(model, f"the base has no place for {key}")
     for key, shape in shapes.items():
         if shape != expected[key]:
-            raise RequestError(f"{said}{key} is {_by(shape)} in the adapter and {_by(expected[key])} in the base")
+            raise _misfit(model, f"{key} is {_by(shape)} in the adapter and {_by(expected[key])} in the base")
+
+
+def _misfit(model: ModelConfig, what: str) -> RequestError:
+    return RequestError("model.adapter", model.adapter, f"does not fit the base {model.base}: {what}")
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -232,4 +237,4 @@ def load_tokenizer(model: ModelConfig, options: Options | None = None) -> Any:
         with quiet():
             return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=model.trust_remote_code)
     except Exception as error:  # no common type: a missing file, a missing package, a class it does not know
-        raise RequestError(f"model.base: {model.base}: no tokenizer can be loaded: {one_line(error)[:300]}") from None
+        raise RequestError("model.base", model.base, f"no tokenizer can be loaded: {one_line(error)[:300]}") from None

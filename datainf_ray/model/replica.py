@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.common.storage import Options
+from datainf_ray.common.words import counted
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupported
@@ -249,8 +250,10 @@ def load_replica(
     seen = torch.cuda.device_count() if device.type == "cuda" else 0
     if devices > 1 and seen < devices:
         raise RequestError(
-            f"cluster.gpus_per_worker: {devices}: torch sees {seen} GPU{'s' * (seen != 1)} in the worker; use no more "
-            "than its node has"
+            "cluster.gpus_per_worker",
+            devices,
+            f"torch sees {counted(seen, 'GPU')} in the worker",
+            "use no more than its node has",
         )
     folder = adapter_folder(model, options)
     shapes = adapter_shapes(folder)
@@ -259,7 +262,9 @@ def load_replica(
     extra: dict[str, Any] = {}
     if model.quantization is not None:
         if device.type != "cuda":
-            raise RequestError(f"model.quantization: {model.quantization} needs a CUDA GPU; use null on {device.type}")
+            raise RequestError(
+                "model.quantization", model.quantization, "needs a CUDA GPU", f"use null on {device.type}"
+            )
         from transformers import BitsAndBytesConfig
 
         four = model.quantization == "4bit"
@@ -285,13 +290,15 @@ def load_replica(
                 **extra,
             )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise RequestError(f"model.base: {model.base}: cannot be loaded: {one_line(error)[:300]}") from None
+        raise RequestError("model.base", model.base, f"cannot be loaded: {one_line(error)[:300]}") from None
     brought = {key.removeprefix("base_model.model.") for key in shapes}
     random = [key for key in info["missing_keys"] if key not in brought]
     if random:
         raise RequestError(
-            f"model.base: {model.base}: its checkpoint has no {random[0]} (and {len(random) - 1} more), and the "
-            "adapter does not bring it: random weights would be attributed"
+            "model.base",
+            model.base,
+            f"its checkpoint has no {random[0]} (and {len(random) - 1} more), and the adapter does not bring it: "
+            "random weights would be attributed",
         )
     task.complete(model, base, lambda: load_tokenizer(model, options))
     from peft import PeftModel
@@ -329,7 +336,7 @@ def _fill_in(wrapped: nn.Module, folder: str, device: torch.device) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter.is_meta:
                 if getattr(getattr(module, "_hf_hook", None), "offload", False):
-                    raise RequestError("device_map: a module that is trained as a whole cannot be offloaded")
+                    raise RequestError("device_map", None, "a module that is trained as a whole cannot be offloaded")
                 setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
                 empty = True
     if empty:

@@ -38,9 +38,13 @@ def place(
     weights do not fit, or where the model does not say what must stay whole.
     """
     whole = set(getattr(model, "_no_split_modules", None) or ())
-    said = f"cluster.gpus_per_worker: {len(free)}: "
     if not whole:
-        raise RequestError(f"{said}{type(model).__name__} does not say which of its parts must stay on one GPU; use 1")
+        raise RequestError(
+            "cluster.gpus_per_worker",
+            len(free),
+            f"{type(model).__name__} does not say which of its parts must stay on one GPU",
+            "use 1",
+        )
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     sizes = {id(p): _size(p, dtype, None) for p in model.parameters()}
     for module in model.modules():
@@ -52,8 +56,10 @@ def place(
         rooms = list(free)  # it may do for a few queries; whether any batch fits is tried later
     if total > sum(rooms):
         raise RequestError(
-            f"{said}{total / 2**30:.0f} GiB of weights do not fit into the {sum(free) / 2**30:.0f} GiB that are free; "
-            "use more GPUs a worker, or model.quantization"
+            "cluster.gpus_per_worker",
+            len(free),
+            f"{total / 2**30:.0f} GiB of weights do not fit into the {sum(free) / 2**30:.0f} GiB that are free",
+            "use more GPUs a worker, or model.quantization",
         )
     edges = [total * share / sum(rooms) for share in itertools.accumulate(rooms)]
     begun, done, where = False, 0.0, {}

@@ -159,7 +159,7 @@ def choose_gradients(job: Job, room: Room, chunk_rows: int) -> tuple[Literal["ke
     else:
         size = f"{byte_size(chunk)} in a chunk of {chunk_rows:,} rows are more than {byte_size(_KEPT_BYTES)}"
     if config.gradients == "keep":
-        raise RequestError(f"gradients: 'keep' is not possible: {size}; use 'auto' or 'recompute'")
+        raise RequestError("gradients", "keep", f"is not possible: {size}", "use auto or recompute")
     return "recompute", f"gradients are computed in both sweeps: {size}"
 
 

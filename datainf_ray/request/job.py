@@ -268,7 +268,7 @@ def _check_method(config: RunConfig) -> None:
     """What would have no effect on the method that is asked for is a mistake."""
     asked = config.method
     if asked.curvature_rows is not None and not method_named(asked.name).damped:
-        raise RequestError(f"method.curvature_rows: {asked.curvature_rows}: {asked.name} has no curvature; use null")
+        raise RequestError("method.curvature_rows", asked.curvature_rows, f"{asked.name} has no curvature", "use null")
 
 
 def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = lambda: None) -> IndexJob:
@@ -282,15 +282,15 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     made = load_config(run.config, output=run.url, storage_options=options)  # it may have been moved since
     place = index_directory(made)
     if place is None:
-        raise RequestError(f"run: {run.url} has no gradient index; run it with index: true to ask it more queries")
+        raise RequestError("run", run.url, "has no gradient index", "run it with index: true to ask it more queries")
     made_by = run.record
     sizes = made_by.sizes
     if made_by.state != "done" or sizes is None:
-        raise RequestError(f"run: {run.url} is {made_by.state!r}; its gradient index is not complete")
+        raise RequestError("run", run.url, f"is {made_by.state!r}", "its gradient index is complete once it is done")
     index = open_index(place)
     if method_named(config.method.name).damped and index.damping is None:
         name = run.config["method"]["name"]
-        raise RequestError(f"method.name: {config.method.name}: {run.url} was {name} and knows no damping")
+        raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")
     directory = RunDirectory(config.output, options=options)
     config = absolute(config)
     task = task_of(config.model)
@@ -299,7 +299,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         meanwhile()
     facts = inspect_model(config.model, task, options)
     if facts.blocks != index.blocks:
-        raise RequestError(f"model.adapter: {config.model.adapter}: is not the one that {run.url} was made with")
+        raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)
     task.check(queries, facts.task, "queries")
     examples = {"queries": _first(encoder_for(config, "queries", queries, facts, tokenizer), queries)}
@@ -320,9 +320,9 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     )
     for part in ("adapter", "base"):
         if job.identity[part] != made_by.identity.get(part):
-            raise RequestError(f"model.{part}: {getattr(config.model, part)}: has changed since {run.url} was made")
+            raise RequestError(f"model.{part}", getattr(config.model, part), f"has changed since {run.url} was made")
     if job.identity.get("task") != made_by.identity.get("task"):
-        raise RequestError(f"model.task: {config.model.task}: its code has changed since {run.url} was made")
+        raise RequestError("model.task", config.model.task, f"its code has changed since {run.url} was made")
     check_output(job)
     return job
 
@@ -332,7 +332,7 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
     asked = (config.train if name == "train" else config.queries).max_length
     limit = min((n for n in (asked, facts.max_length) if n is not None), default=None)
     if tokenizer is None and corpus.kind != "tokens":
-        raise RequestError(f"model.base: {config.model.base}: has no tokenizer, and {name}.columns are not input_ids")
+        raise RequestError("model.base", config.model.base, f"has no tokenizer, and {name}.columns are not input_ids")
     spec = EncoderSpec(corpus.kind, tokenizer, limit, facts.vocabulary or None, facts.task)
     return task_of(config.model).encoder_for(spec)
 
@@ -371,7 +371,7 @@ def check_output(job: Job) -> None:
     try:
         there = read_record(directory) if directory.exists(FILE) else None
     except RequestError as error:
-        raise RequestError(f"{error}; use another output") from None
+        raise RequestError(error.key, error.value, error.problem, "use another output") from None
     except Exception:  # every storage library has its own classes; check_writable says what is wrong
         there = None
     directory.check_writable()
@@ -389,5 +389,5 @@ def refuse_another(job: Job, there: RunRecord) -> None:
     what = difference(there.identity, job.identity)
     if what is not None:
         raise RequestError(
-            f"output: {job.directory.url} holds another run: {what}; use another output, or remove that one"
+            "output", job.directory.url, f"holds another run: {what}", "use another output, or remove that one"
         )

@@ -29,7 +29,7 @@ def begun(directory: RunDirectory) -> bool:
     try:
         return directory.exists("run.json")
     except Exception as error:  # every storage library has its own classes
-        raise RequestError(f"{directory.key}: {directory.url} cannot be reached: {one_line(error)}") from None
+        raise RequestError(directory.key, directory.url, f"cannot be reached: {one_line(error)}") from None
 
 
 def understand(config: RunConfig) -> Request:

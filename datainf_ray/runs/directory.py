@@ -42,7 +42,7 @@ class RunDirectory:
         url = os.fspath(url)
         self.key = key
         self.options: Options = options or {}
-        self.fs, root = open_store(url, f"{key}: {url}", self.options)
+        self.fs, root = open_store(url, key, self.options)
         self.root: str = root.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
         self.url: str = self.root if self.local else url.rstrip("/")  # absolute: a worker's own directory is another
@@ -137,23 +137,24 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
-    def document(self, name: str, version: int, missing: str) -> dict[str, Any]:
+    def document(self, name: str, version: int, missing: str, remedy: str | None = None) -> dict[str, Any]:
         """A JSON document of ours, of format `version`.
 
-        Raises `RequestError` where it cannot be read; `missing` says what the directory is where it is not there.
+        Raises `RequestError` where it cannot be read. Where it is not there, `missing` is the problem.
         """
-        where = f"{self.key}: {self.url}"
         try:
             document = self.read_json(name)
         except FileNotFoundError:
-            raise RequestError(f"{where} {missing}") from None
+            raise RequestError(self.key, self.url, missing, remedy) from None
         except ValueError as error:
-            raise RequestError(f"{where}/{name} is not JSON: {one_line(error)}") from None
+            raise RequestError(self.key, self.url, f"{name} is not JSON: {one_line(error)}") from None
         except Exception as error:  # every storage library has its own classes, for credentials above all
-            raise RequestError(f"{where} cannot be read: {reason(error)}") from None
+            raise RequestError(self.key, self.url, f"cannot be read: {reason(error)}") from None
         found = document.get("format") if isinstance(document, dict) else None
         if found != version:
-            raise RequestError(f"{where}/{name} has format {found!r}; this version reads format {version}")
+            raise RequestError(
+                self.key, self.url, f"{name} has format {found!r}", f"this version reads format {version}"
+            )
         return document
 
     def write_json(self, name: str, value: Any) -> None:
@@ -176,7 +177,7 @@ class RunDirectory:
         try:
             self.write(probe, b"datainf")
         except Exception as error:  # every storage library has its own classes, for credentials above all
-            raise RequestError(f"{self.key}: {self.url} cannot be written: {reason(error)}") from None
+            raise RequestError(self.key, self.url, f"cannot be written: {reason(error)}") from None
         with suppress(Exception):  # a store that lets us write but not delete will do; Azure's errors are no OSErrors
             self.fs.rm_file(self._at(probe))
 

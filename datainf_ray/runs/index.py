@@ -77,12 +77,12 @@ def begin_index(directory: RunDirectory, fingerprint: str, portions: dict[str, i
     if directory.commit(INDEX, _json(claim)):
         return
     there = _document(directory)
-    where = f"{directory.key}: {directory.url}"
+    key, url = directory.key, directory.url
     if there.get("fingerprint") != fingerprint:
-        raise RequestError(f"{where} holds the gradient index of another run; remove it, or choose another place")
+        raise RequestError(key, url, "holds the gradient index of another run", "remove it, or choose another place")
     if there.get("portions", portions) != portions:
         ours, theirs = (", ".join(f"{k} {v}" for k, v in p.items()) for p in (portions, there["portions"]))
-        raise RequestError(f"{where} holds parts made with {theirs}, and this run has {ours}; remove it")
+        raise RequestError(key, url, f"holds parts made with {theirs}, and this run has {ours}", "remove it")
 
 
 def write_index(directory: RunDirectory, index: Index) -> None:
@@ -100,8 +100,8 @@ def open_index(directory: RunDirectory) -> Index:
     document = _document(directory)
     if not document["complete"]:
         there = len(parts_there(directory))
-        where = f"{directory.key}: {directory.url}"
-        raise RequestError(f"{where}: the index is not complete, {there} parts so far; finish its run first")
+        problem = f"the index is not complete, {there} parts so far"
+        raise RequestError(directory.key, directory.url, problem, "finish its run first")
     blocks = document["blocks"]
     fields = {name: document[name] for name in Index.__dataclass_fields__ if name not in ("blocks", "stored")}
     return Index(
@@ -181,7 +181,7 @@ def _json(document: dict[str, Any]) -> bytes:
 
 def _document(directory: RunDirectory) -> dict[str, Any]:
     """The content of index.json, of the one format that is known."""
-    return directory.document(INDEX, _FORMAT, "holds no gradient index; one comes of a run with index: true")
+    return directory.document(INDEX, _FORMAT, "holds no gradient index", "one comes of a run with index: true")
 
 
 def _shifts(name: str, gradients: np.ndarray, dtype: DType) -> np.ndarray:

@@ -120,8 +120,10 @@ class Lease:
             return False
         if alive:
             raise RequestError(
-                f"output: {self.directory.url}: a run is at work there (process {there.get('pid')} on "
-                f"{there.get('host')}); wait until it ends, or use another output"
+                "output",
+                self.directory.url,
+                f"a run is at work there (process {there.get('pid')} on {there.get('host')})",
+                "wait until it ends, or use another output",
             )
         return self._succeeds(there)
 

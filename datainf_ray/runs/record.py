@@ -152,5 +152,5 @@ def read_record(directory: RunDirectory) -> RunRecord:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        where = f"{directory.key}: {directory.path(FILE)}"
-        raise RequestError(f"{where}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        problem = f"{FILE}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        raise RequestError(directory.key, directory.url, problem) from None

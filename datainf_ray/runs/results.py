@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.storage import Options, failing
+from datainf_ray.common.words import close
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import read_events
 from datainf_ray.runs.lease import Pulse, driver_of, request_stop
@@ -149,7 +149,7 @@ class Run:
         Raises `RequestError` where nobody is at work on it.
         """
         if not driver_of(self.directory):
-            raise RequestError(f"run: {self.url} is {self.state!r}, and nobody is at work on it")
+            raise RequestError("run", self.url, f"is {self.state!r}, and nobody is at work on it")
         request_stop(self.directory)
 
     def events(self) -> pa.Table:
@@ -231,7 +231,7 @@ class Run:
         schema = examples_schema(counts.queries if counts else 1, self.has_scores, blocks)
         for name in columns or ():
             if name not in schema.names:
-                raise RequestError(f"columns: {name!r} is not in {self.url}, which has {', '.join(schema.names)}")
+                raise RequestError("columns", name, f"is not in {self.url}, which has {', '.join(schema.names)}")
         names = self._part_names(done)
         if not names:
             return schema.empty_table().select(columns or schema.names)
@@ -248,7 +248,7 @@ class Run:
         """
         self._require_done()
         if not self.has_scores:
-            raise RequestError(f"run: {self.url} stored no scores (results.scores: false); use top()")
+            raise RequestError("run", self.url, "stored no scores (results.scores: false)", "use top()")
         return self.examples(["row", "id", "influence"])
 
     def top(self, query: int | str = 0, k: int = 10, harmful: bool = False) -> pa.Table:
@@ -260,7 +260,7 @@ class Run:
         """
         number = self._query_number(query)
         if k < 1:
-            raise RequestError(f"k: {k}: want at least 1")
+            raise RequestError("k", k, "want at least 1")
         direction = DIRECTIONS[int(harmful)]
         listed = self.tops()
         listed = listed.filter(pc.and_(pc.equal(listed["query"], number), pc.equal(listed["direction"], direction)))
@@ -268,7 +268,7 @@ class Run:
             return listed.sort_by("rank").slice(0, k)
         if not self.has_scores:
             stored = f"stored no scores, only the {self.top_k} most {direction} rows per query"
-            raise RequestError(f"k: {k}: {self.url} {stored}; ask for at most {self.top_k}")
+            raise RequestError("k", k, f"{self.url} {stored}", f"ask for at most {self.top_k}")
         return self._search(number, k, direction, listed)
 
     def tops(self) -> pa.Table:
@@ -315,33 +315,33 @@ class Run:
         if isinstance(query, str) and query in ids:
             if ids.count(query) > 1:
                 numbers = [str(n) for n, name in enumerate(ids) if name == query]
-                raise RequestError(f"query: {query!r} is the id of several queries; name one of {', '.join(numbers)}")
+                raise RequestError("query", query, "is the id of several queries", f"name one of {', '.join(numbers)}")
             number = ids.index(query)
         else:
             try:
                 number = int(query)
             except ValueError:
-                close = difflib.get_close_matches(str(query), ids, 1)
-                meant = f"; did you mean {close[0]!r}?" if close else ""
-                raise RequestError(f"query: no query has the id {query!r}{meant}") from None
+                raise RequestError("query", query, "no query has this id", close(str(query), ids)) from None
             if not 0 <= number < len(ids):
-                raise RequestError(f"query: {number} is not there; the run has queries 0 to {len(ids) - 1}")
+                raise RequestError("query", query, "is not there", f"the run has queries 0 to {len(ids) - 1}")
         status = queries["status"][number].as_py()
         if status != OK:
-            raise RequestError(f"query: {number} ({ids[number]}) has no scores: {status}")
+            raise RequestError("query", number, f"{ids[number]!r} has no scores: {status}")
         return number
 
     def _require_done(self) -> None:
         if self.state != "done":
             reason = f": {self._record.reason}" if self._record.reason else ""
-            raise RequestError(f"run: {self.url} is {self._record.state!r}{reason}; its tables are not complete")
+            raise RequestError(
+                "run", self.url, f"is {self._record.state!r}{reason}", "its tables are complete once it is done"
+            )
 
     def _table(self, name: str) -> pa.Table:
         self._require_done()
         try:
             return self.directory.read_table(name)
         except FileNotFoundError:
-            raise RequestError(f"run: {self.url} is done, but {name} is missing from it") from None
+            raise RequestError("run", self.url, f"is done, but {name} is missing from it") from None
 
     def __repr__(self) -> str:
         summary = self.summary()

@@ -50,38 +50,36 @@ class Source:
 
 def load_task(name: str, trusted: bool) -> Task:
     """The task that `package.module:TASK` names. Raises `RequestError`; runs no code of it unless it is `trusted`."""
-    said = f"model.task: {name}"
     if not trusted:
-        raise RequestError(
-            f"{said}: a task of your own is Python code, which runs here and on every worker; allow that with "
-            "model.trust_remote_code: true"
+        raise _wrong(
+            name,
+            "a task of your own is Python code, which runs here and on every worker",
+            "allow that with model.trust_remote_code: true",
         )
     module_name, _, attribute = name.partition(":")
     source = source_of(name)
     with _LOCK:
-        module = _imported(source, module_name, said)
+        module = _imported(source, module_name, name)
     where = f"{module_name} ({module.__file__})"
     if not hasattr(module, attribute):
         known = [key for key, value in vars(module).items() if isinstance(value, Task)]
-        has = f"; it has {' and '.join(known)}" if known else ""
-        raise RequestError(f"{said}: {where} has no {attribute!r}{has}")
+        raise _wrong(name, f"{where} has no {attribute!r}", f"it has {' and '.join(known)}" if known else None)
     task = getattr(module, attribute)
     if not isinstance(task, Task):
-        raise RequestError(f"{said}: that is a {type(task).__name__} in {where}, not a datainf_ray.tasks.Task")
+        raise _wrong(name, f"that is a {type(task).__name__} in {where}, not a datainf_ray.tasks.Task")
     return task
 
 
 def source_of(name: str) -> Source:
     """The code of the task that `package.module:TASK` names, which is not run. Raises `RequestError`."""
-    said = f"model.task: {name}"
     module, _, attribute = name.partition(":")
     top = module.partition(".")[0]
     if not attribute or not all(part.isidentifier() for part in module.split(".")):
-        raise RequestError(f"{said}: a task of your own is named package.module:TASK")
+        raise _wrong(name, "a task of your own is named package.module:TASK")
     found = importlib.machinery.PathFinder.find_spec(top, [*sys.path, os.getcwd()]) or _elsewhere(top)
     places = list((found and found.submodule_search_locations) or [])
     if found is None or not (places or found.has_location):
-        raise RequestError(f"{said}: there is no module {top!r} in {os.getcwd()} or on sys.path")
+        raise _wrong(name, f"there is no module {top!r} in {os.getcwd()} or on sys.path")
     path = Path(places[0] if places else str(found.origin)).resolve()
     root = path.parent
     installed = _is_installed(root) or top == "datainf_ray"
@@ -89,9 +87,11 @@ def source_of(name: str) -> Source:
     paths = [p for p in sorted(path.rglob(pattern)) if _is_part(p, path)] if places else [path]
     size = sum(p.stat().st_size for p in paths)
     if size > MOST_BYTES and not installed:
-        raise RequestError(
-            f"{said}: the package {path} has {byte_size(size)} of files, and {byte_size(MOST_BYTES)} is the most that "
-            "is sent to workers; put the task into a module of its own, or install the package on every node"
+        raise _wrong(
+            name,
+            f"the package {path} has {byte_size(size)} of files, and {byte_size(MOST_BYTES)} is the most that "
+            "is sent to workers",
+            "put the task into a module of its own, or install the package on every node",
         )
     return Source(top, str(root), {str(p.relative_to(root)): p.read_bytes() for p in paths}, installed)
 
@@ -120,6 +120,10 @@ def unpack(source: Source) -> None:
     sys.path.insert(0, str(target))
 
 
+def _wrong(task: str, problem: str, remedy: str | None = None) -> RequestError:
+    return RequestError("model.task", task, problem, remedy)
+
+
 def _elsewhere(top: str) -> importlib.machinery.ModuleSpec | None:
     """What other finders know, as of packages that are installed to be edited."""
     try:
@@ -128,7 +132,7 @@ def _elsewhere(top: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
 
-def _imported(source: Source, name: str, said: str) -> ModuleType:
+def _imported(source: Source, name: str, task: str) -> ModuleType:
     """The module, imported again where its code has changed since this was done before.
 
     What the program itself has imported under that name stays.
@@ -138,7 +142,7 @@ def _imported(source: Source, name: str, said: str) -> ModuleType:
         for known in [m for m in sys.modules if m == source.top or m.startswith(f"{source.top}.")]:
             del sys.modules[known]
     elif source.top in sys.modules and (there := _root_of(sys.modules[source.top])) not in (None, source.root):
-        raise RequestError(f"{said}: found in {source.root}, but {source.top!r} was imported from {there} before")
+        raise _wrong(task, f"found in {source.root}, but {source.top!r} was imported from {there} before")
     ours = source.top in _LOADED or source.top not in sys.modules
     importlib.invalidate_caches()
     try:
@@ -146,10 +150,10 @@ def _imported(source: Source, name: str, said: str) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise RequestError(f"{said}: {name} cannot be imported: {one_line(error)}") from None
-        raise RequestError(f"{said}: there is no module {error.name!r} in {source.root}") from None
+            raise _wrong(task, f"{name} cannot be imported: {one_line(error)}") from None
+        raise _wrong(task, f"there is no module {error.name!r} in {source.root}") from None
     except Exception as error:  # it is the user's code: anything
-        raise RequestError(f"{said}: {name} cannot be imported: {type(error).__name__}: {one_line(error)}") from None
+        raise _wrong(task, f"{name} cannot be imported: {type(error).__name__}: {one_line(error)}") from None
     finally:
         if ours and source.top in sys.modules:
             _LOADED[source.top] = version

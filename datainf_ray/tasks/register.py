@@ -29,9 +29,11 @@ def task_of(model: ModelConfig) -> Task:
         return load_task(name, model.trust_remote_code)
     if name in LATER:
         choice = " or ".join(map(repr, MODULES))
-        raise RequestError(f"model.task: {name!r} is not available in this version; use {choice}")
+        raise RequestError("model.task", name, "is not available in this version", f"use {choice}")
     if name not in MODULES:
-        raise RequestError(f"model.task: there is no task {name!r}{meant(name, MODULES)}, or package.module:TASK")
+        raise RequestError(
+            "model.task", name, "there is no such task", f"{meant(name, MODULES)}, or package.module:TASK"
+        )
     task: Task = importlib.import_module(MODULES[name]).TASK
     return task
 

@@ -105,7 +105,9 @@ def model_class() -> Any:
 
 def facts(model: ModelConfig, config: Any) -> dict[str, Any]:
     if not getattr(config, "is_encoder_decoder", False):
-        raise RequestError(f"model.base: {model.base}: a {config.model_type} is no encoder-decoder; use task causal-lm")
+        raise RequestError(
+            "model.base", model.base, f"a {config.model_type} is no encoder-decoder", "use task causal-lm"
+        )
     return {}
 
 
@@ -127,7 +129,9 @@ def _shifted(base: Any, labels: Tensor) -> Tensor:
     """What the decoder reads: the labels, one position later, as the model itself makes it."""
     shift = getattr(base, "prepare_decoder_input_ids_from_labels", None) or getattr(base, "_shift_right", None)
     if shift is None:
-        raise RequestError(f"model.base: a {type(base).__name__} does not say how it shifts labels for its decoder")
+        raise RequestError(
+            "model.base", None, f"a {type(base).__name__} does not say how it shifts labels for its decoder"
+        )
     shifted: Tensor = shift(labels)
     return shifted
 

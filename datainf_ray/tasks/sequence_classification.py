@@ -120,7 +120,7 @@ def configure(shapes: Shapes) -> dict[str, Any]:
 def facts(model: ModelConfig, config: Any) -> dict[str, Any]:
     """`num_labels`, of which 1 is regression, and `label2id`."""
     if getattr(config, "problem_type", None) == "multi_label_classification":
-        raise RequestError(f"model.base: {model.base}: rows with several labels are not supported")
+        raise RequestError("model.base", model.base, "rows with several labels are not supported")
     return {
         "num_labels": config.num_labels,
         "label2id": {str(name): int(number) for name, number in (config.label2id or {}).items()},
@@ -135,7 +135,7 @@ def complete(model: ModelConfig, base: Any, tokenizer: Callable[[], Any]) -> Non
     ids = (getattr(found, name, None) for name in ("pad_token_id", "eos_token_id"))
     base.config.pad_token_id = next((one for one in ids if one is not None), None)
     if base.config.pad_token_id is None:
-        raise RequestError(f"model.base: {model.base}: neither the model nor its tokenizer has a padding token")
+        raise RequestError("model.base", model.base, "neither the model nor its tokenizer has a padding token")
 
 
 def check(corpus: Corpus, known: Mapping[str, Any], key: str) -> None:

@@ -33,7 +33,7 @@ def known(progress: bool | str) -> str:
     """The watcher's name in `WATCHERS`: True is "auto", False is "none". Raises `RequestError` for any other."""
     name = ("auto" if progress else "none") if isinstance(progress, bool) else progress
     if name not in WATCHERS:
-        raise RequestError(f"progress: {name!r}: use one of {', '.join(WATCHERS)}")
+        raise RequestError("progress", name, "there is no such watcher", f"use one of {', '.join(WATCHERS)}")
     return name
 
 

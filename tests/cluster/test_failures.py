@@ -137,7 +137,7 @@ def test_out_of_memory_in_other_words_is_still_one_line() -> None:
 
 
 def test_what_our_code_raised_is_permanent_and_said_as_it_was() -> None:
-    for cause in (RequestError("train.path: no such file"), RunFailedError("no room for a row")):
+    for cause in (RequestError("train.path", None, "no such file"), RunFailedError("no room for a row")):
         assert final_error(classify(raised(cause)), "chunk 1: ") is cause
     failure = classify(raised(ValueError("seven\n  of nine")))
     assert failure.fault is Fault.PERMANENT
@@ -155,7 +155,7 @@ def test_what_a_worker_asked_ray_for_and_did_not_get_is_no_fault_of_the_worker()
 
 def test_our_error_in_a_constructor_is_found_in_the_traceback() -> None:
     text = 'Traceback:\n  File "x.py", line 1\ndatainf_ray.common.errors.RequestError: model.base: no such model\n'
-    failure = classify(ActorDiedError(RayTaskError("f", text, RequestError("x"), "ray::f", 1, "127.0.0.1")))
+    failure = classify(ActorDiedError(RayTaskError("f", text, RequestError("x", None, "y"), "ray::f", 1, "127.0.0.1")))
     assert failure.fault is Fault.PERMANENT
     assert isinstance(failure.cause, RequestError)
     assert str(failure.cause) == "model.base: no such model"
@@ -186,7 +186,7 @@ def test_a_worker_that_is_up_gives_hope() -> None:
 
 
 def test_a_request_that_is_wrong_is_wrong_for_every_worker() -> None:
-    wrong = RequestError("model.base: no such model")
+    wrong = RequestError("model.base", None, "no such model")
     with pytest.raises(RequestError, match="no such model"):
         Starts(100).failed(classify(raised(wrong)), 5, 0)
 

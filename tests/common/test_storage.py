@@ -71,6 +71,6 @@ def test_a_store_that_is_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatc
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     s3fs.S3FileSystem.clear_instance_cache()
-    with patience(0.1), pytest.raises(RequestError, match=r"^output: s3://b/run cannot be reached: .*127.0.0.1:9"):
+    with patience(0.1), pytest.raises(RequestError, match=r"^output: s3://b/run: cannot be reached: .*127.0.0.1:9"):
         begun(RunDirectory("s3://b/run"))
     s3fs.S3FileSystem.clear_instance_cache()

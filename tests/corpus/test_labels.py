@@ -53,7 +53,7 @@ def test_a_parquet_label_far_down_is_found_by_its_statistics(tmp_path):
     path = str(tmp_path / "a.parquet")
     table = pa.table({"text": ["a"] * 5000, "label": [*([0, 1, None, 2] * 1249), 0, 0, 7, 0]})
     pq.write_table(table, path, row_group_size=500)
-    with pytest.raises(RequestError, match=r"train.columns.label: 'label' in .*a.parquet: label 7 is not in 0..2"):
+    with pytest.raises(RequestError, match=r"train.columns.label: label: in .*a.parquet: label 7 is not in 0..2"):
         check(path)
     check(path, 8)
 
@@ -63,17 +63,17 @@ def test_labels_of_other_files_are_looked_at(write, tmp_path):
         write(f"{i}.jsonl", [{"text": "a", "label": label} for label in (0, "yes", None, 1)])
     check(f"{tmp_path}/*")
     write("2.jsonl", [{"text": "a", "label": label} for label in (0, 1, "often")])
-    with pytest.raises(RequestError, match=r"'label' in row 2.jsonl#2: label 'often' is none of the model's"):
+    with pytest.raises(RequestError, match=r"label: in row 2.jsonl#2: label 'often' is none of the model's"):
         check(f"{tmp_path}/*")
     write("2.csv", [{"text": "a", "label": "3"}])
-    with pytest.raises(RequestError, match=r"'label' in row 2.csv#0: label '3' is not in 0..2"):
+    with pytest.raises(RequestError, match=r"label: in row 2.csv#0: label '3' is not in 0..2"):
         check(f"{tmp_path}/*.csv")
 
 
 def test_labels_without_statistics_are_looked_at(tmp_path):
     path = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 3]}), path, write_statistics=False)
-    with pytest.raises(RequestError, match=r"'label' in row a.parquet#1: label 3 is not in 0..2"):
+    with pytest.raises(RequestError, match=r"label: in row a.parquet#1: label 3 is not in 0..2"):
         check(path)
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0.0, float("nan"), 2.0]}), path, write_statistics=False)
     check(path)

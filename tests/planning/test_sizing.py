@@ -228,7 +228,7 @@ def test_gradients_are_not_kept_where_nothing_would_read_them_or_nobody_wants_th
 
 def test_gradients_that_must_be_kept_and_do_not_fit_are_a_wrong_request():
     asked = job(rows=60_000, gradients="keep")
-    with pytest.raises(RequestError, match=r"gradients: 'keep' is not possible: 11\.8 GB do not fit into 4\.0 GB.*use"):
+    with pytest.raises(RequestError, match=r"gradients: keep: is not possible: 11\.8 GB do not fit into 4\.0 GB.*use"):
         choose_sizes(asked, cpu(), 2048)
     assert choose_sizes(asked, cpu(store=100 * GB), 2048).gradients == "keep"
 

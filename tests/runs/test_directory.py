@@ -193,9 +193,9 @@ def test_a_reader_never_sees_half_a_file_even_when_the_writer_is_killed(tmp_path
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("/dev/null/run", r"^output: /dev/null/run cannot be written: .*Not a directory"),
-        ("nope://a/b", r"^output: nope://a/b is neither a path nor an fsspec URL: .*nope"),
-        ("https://127.0.0.1:9/run", r"^output: https://127.0.0.1:9/run cannot be written: \S"),
+        ("/dev/null/run", r"^output: /dev/null/run: cannot be written: .*Not a directory"),
+        ("nope://a/b", r"^output: nope://a/b: is neither a path nor an fsspec URL: .*nope"),
+        ("https://127.0.0.1:9/run", r"^output: https://127.0.0.1:9/run: cannot be written: \S"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_one_line(url: str, said: str) -> None:
@@ -206,7 +206,7 @@ def test_a_place_that_cannot_be_written_is_one_line(url: str, said: str) -> None
 
 @pytest.mark.cluster
 def test_a_bucket_that_is_not_there_is_one_line(bucket: str) -> None:
-    with pytest.raises(RequestError, match=r"^output: s3://nope/run cannot be written: .*bucket"):
+    with pytest.raises(RequestError, match=r"^output: s3://nope/run: cannot be written: .*bucket"):
         RunDirectory("s3://nope/run").check_writable()
 
 
@@ -215,5 +215,5 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
-    with pytest.raises(RequestError, match=r"^output: s3://b/run .*pip install 'datainf-ray\[s3\]'"):
+    with pytest.raises(RequestError, match=r"^output: s3://b/run: .*; pip install 'datainf-ray\[s3\]'"):
         RunDirectory("s3://b/run")

@@ -191,7 +191,7 @@ def test_an_index_that_cannot_be_used_says_why(directory: RunDirectory, tmp_path
     where = f"index: {tmp_path}/run/index"
     with pytest.raises(RequestError) as none:
         open_index(directory)
-    assert str(none.value) == f"{where} holds no gradient index; one comes of a run with index: true"
+    assert str(none.value) == f"{where}: holds no gradient index; one comes of a run with index: true"
     begin_index(directory, "f00", PORTIONS)
     write_part(directory, 0, *made(), "float16")
     with pytest.raises(RequestError) as unfinished:

@@ -143,9 +143,17 @@ def test_the_code_travels_to_workers_that_do_not_have_it(
         ("embedding:losses", True, r"embedding:losses: that is a function in embedding .*, not a .*tasks.Task"),
         ("embedding:", True, r"embedding:: a task of your own is named package.module:TASK"),
         ("a/b.py:TASK", True, r"a/b.py:TASK: a task of your own is named package.module:TASK"),
-        ("sequence-clasification", False, r"there is no task .*; did you mean 'sequence-classification'\?"),
-        ("poetry", False, r"there is no task 'poetry'; known are causal-lm, .*, seq2seq-lm, or package.module:TASK"),
-        ("text-to-image", False, r"'text-to-image' is not available in this version; use 'causal-lm' or 'sequence"),
+        (
+            "sequence-clasification",
+            False,
+            r"sequence-clasification: there is no such task; did you mean 'sequence-classification'\?",
+        ),
+        (
+            "poetry",
+            False,
+            r"poetry: there is no such task; known are causal-lm, .*, seq2seq-lm, or package.module:TASK",
+        ),
+        ("text-to-image", False, r"text-to-image: is not available in this version; use 'causal-lm' or 'sequence"),
     ],
 )
 def test_what_is_no_task_is_refused_in_a_line(

@@ -140,16 +140,16 @@ def test_an_unknown_name_is_one_line_before_anything_starts(
         cli.main()
     assert left.value.code == 2
     said = capsys.readouterr()
-    assert said.err.splitlines() == ["error: progress: 'xml': use one of auto, bars, lines, json, none"]
+    assert said.err.splitlines() == ["error: progress: xml: : use one of auto, bars, lines, json, none"]
     assert said.out == ""
     assert not (config.parent / "run").exists()
 
 
 @pytest.mark.parametrize("block", [True, False])
 def test_so_it_is_from_python(config: Path, block: bool) -> None:
-    with pytest.raises(RequestError, match="progress: 'xml'"):
+    with pytest.raises(RequestError, match="progress: xml: "):
         datainf_ray.attribute(config, progress="xml", block=block)
-    with pytest.raises(RequestError, match="progress: 'xml'"):
+    with pytest.raises(RequestError, match="progress: xml: "):
         datainf_ray.query(str(config), queries="more.jsonl", output="run2", progress="xml")
 
 
