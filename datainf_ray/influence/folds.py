@@ -23,7 +23,7 @@ from datainf_ray.influence.block import Block
 Statistic = dict[str, Tensor]
 
 #: A statistic for every block, by the block's name.
-State = Mapping[str, Statistic]
+Statistics = Mapping[str, Statistic]
 
 COUNT, TOTAL, SMALLEST = 0, 1, 2  #: what stands where in a block's `moments`
 
@@ -208,8 +208,8 @@ class Curvature(Fold):
         rows: int,
         device: torch.device | str = "cpu",
         *,
-        queries: State,
-        nodes: State,
+        queries: Statistics,
+        nodes: Statistics,
     ) -> None:
         super().__init__(blocks, rows, device)
         self.nodes = {name: nodes[name]["nodes"] for name in self.blocks}
@@ -300,7 +300,7 @@ class Scores(Fold):
         rows: int,
         device: torch.device | str = "cpu",
         *,
-        vectors: State,
+        vectors: Statistics,
         by_block: bool = False,
     ) -> None:
         super().__init__(blocks, rows, device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Fold, Scores, State, Statistic, sqnorms_of
+from datainf_ray.influence.folds import Fold, Scores, Statistic, Statistics, sqnorms_of
 from datainf_ray.influence.method import Over
 
 
@@ -54,7 +54,7 @@ class InMemory:
         self._sqnorms: dict[str, Tensor] = {}  # of all rows, by block
 
     @staticmethod
-    def vectors(queries: Mapping[str, Tensor]) -> State:
+    def vectors(queries: Mapping[str, Tensor]) -> Statistics:
         """The queries' gradients (m × d_l a block) as the state that methods take."""
         return {name: {"vector": vector} for name, vector in queries.items()}
 
@@ -64,8 +64,8 @@ class InMemory:
         fold: type[Fold],
         over: Over = "train",
         values: Mapping[str, Any] | None = None,
-        **inputs: State,
-    ) -> State:
+        **inputs: Statistics,
+    ) -> Statistics:
         self.names.append(name)
         given: dict[str, Any] = {**inputs, **(values or {})}
         chosen = self.rows[over]
@@ -95,11 +95,11 @@ class InMemory:
             self._sqnorms[block] = sqnorms_of(self.gradients[block])
         return self._sqnorms[block]
 
-    def each_block(self, function: Callable[..., Statistic], *states: State, **values: Any) -> State:
+    def each_block(self, function: Callable[..., Statistic], *states: Statistics, **values: Any) -> Statistics:
         return {b.name: function(b, *(state[b.name] for state in states), **values) for b in self.blocks}
 
-    def collect(self, state: State) -> State:
+    def collect(self, state: Statistics) -> Statistics:
         return state
 
-    def remember(self, name: str, solve: Callable[[], dict[str, State]]) -> dict[str, State]:
+    def remember(self, name: str, solve: Callable[[], dict[str, Statistics]]) -> dict[str, Statistics]:
         return solve()

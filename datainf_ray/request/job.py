@@ -21,7 +21,7 @@ from datainf_ray.config import RunConfig, load_config
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
-from datainf_ray.influence.folds import State
+from datainf_ray.influence.folds import Statistics
 from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
@@ -127,7 +127,7 @@ class Job:
         return None
 
     @property
-    def known(self) -> State | None:
+    def known(self) -> Statistics | None:
         """The blocks' `damping`, where it is known before any sweep."""
         return None
 
@@ -220,7 +220,7 @@ class IndexJob(Job):
         return None if self.held.projection is None else (self.held.projection, self.held.seed)
 
     @property
-    def known(self) -> State:
+    def known(self) -> Statistics:
         """The run's own; no block has one where its method had none."""
         dampings = self.held.damping or {}
         return {block: {"damping": torch.tensor(value, dtype=torch.float64)} for block, value in dampings.items()}

@@ -16,7 +16,7 @@ from datainf_ray.runs.directory import RunDirectory
 FILE = "run.json"
 FORMAT = 1
 
-State = Literal["starting", "running", "done", "failed", "interrupted"]
+RunState = Literal["starting", "running", "done", "failed", "interrupted"]
 
 
 class _Part(BaseModel):
@@ -106,7 +106,7 @@ class RunRecord(_Part):
     """The whole of run.json."""
 
     format: Literal[1] = FORMAT
-    state: State
+    state: RunState
     reason: str | None = None  #: why it failed or was interrupted
     config: dict[str, Any]  #: without credentials
     fingerprint: str = ""  #: what its version calls the run; see `request.identity`

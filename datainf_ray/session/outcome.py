@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from datainf_ray.influence.damping import smallest_sqnorm
-from datainf_ray.influence.folds import COUNT, TOTAL, State, Statistic
+from datainf_ray.influence.folds import COUNT, TOTAL, Statistic, Statistics
 from datainf_ray.request.job import Job
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, blocks_schema, queries_schema
@@ -41,7 +41,7 @@ def queries_table(job: Job, rows: pa.Table) -> pa.Table:
     )
 
 
-def blocks_table(job: Job, facts: State, nodes: State | None) -> pa.Table:
+def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Table:
     """blocks.parquet from what the sweeps gave: `moments`, and `damping`, `bound` and `nodes` where there are some."""
     blocks = job.facts.blocks
 

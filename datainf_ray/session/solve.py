@@ -23,7 +23,7 @@ from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.sample import sample_chunks
-from datainf_ray.influence.folds import GradientSums, State
+from datainf_ray.influence.folds import GradientSums, Statistics
 from datainf_ray.influence.method import Over
 from datainf_ray.influence.projection import projected
 from datainf_ray.influence.queries import mean_of_group
@@ -190,7 +190,9 @@ def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunR
     solved = method.program(sweeps, queries, job.settings, known)
     blocks = job.blocks
     if blocks is None:
-        found: dict[str, State] = {k: sweeps.collect(solved[k]) for k in ("facts", "nodes", "error") if k in solved}
+        found: dict[str, Statistics] = {
+            k: sweeps.collect(solved[k]) for k in ("facts", "nodes", "error") if k in solved
+        }
         blocks = blocks_table(job, found["facts"], found.get("nodes"))
         record.curvature = method.tell(found, job.sampled_rows or job.rows)
     job.directory.write_table("blocks.parquet", blocks)

@@ -11,7 +11,7 @@ from torch import nn
 from bench.measure import Figure, Options, clock, interleaved, median, say, spread
 from bench.models import TARGETS, Shape, adamw, curvature_inputs, first_sweep, full_batch, pair, train
 from datainf_ray.corpus.batches import Batch
-from datainf_ray.influence.folds import Curvature, State, Statistic
+from datainf_ray.influence.folds import Curvature, Statistic, Statistics
 from datainf_ray.model.replica import Replica
 
 #: Llama 3.2 1B and Llama 3.1 8B, but for their weights; `tiny` runs anywhere.
@@ -98,7 +98,9 @@ def _one(
     )
 
 
-def one_by_one(model: PeftModel, batches: list[Batch], inputs: dict[str, State], like: Replica) -> dict[str, Statistic]:
+def one_by_one(
+    model: PeftModel, batches: list[Batch], inputs: dict[str, Statistics], like: Replica
+) -> dict[str, Statistic]:
     """The batch-of-one way: each row's gradient by plain autograd, then the same fold."""
     named = dict(zip((block.name for block in like.blocks), _trainable(model), strict=True))
     fold = Curvature(like.blocks, sum(len(b.rows) for b in batches), like.device, **inputs)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from datainf_ray.corpus.batches import Batch
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.influence.folds import Curvature, Fold, State, Statistic
+from datainf_ray.influence.folds import Curvature, Fold, Statistic, Statistics
 from datainf_ray.model.inspect import quiet
 from datainf_ray.model.replica import Replica
 from datainf_ray.tasks.causal_lm import TASK as CAUSAL
@@ -107,7 +107,7 @@ def full_batch(b: int, s: int, vocabulary: int, first: int, device: torch.device
     return replace(batch, rows=batch.rows + first)
 
 
-def curvature_inputs(replica: Replica, queries: int) -> dict[str, State]:
+def curvature_inputs(replica: Replica, queries: int) -> dict[str, Statistics]:
     """Random queries' gradients and nodes of the damping, as the first sweep's fold takes them."""
     generator = torch.Generator().manual_seed(1)
     vectors, nodes = {}, {}
@@ -118,7 +118,9 @@ def curvature_inputs(replica: Replica, queries: int) -> dict[str, State]:
     return {"queries": vectors, "nodes": nodes}
 
 
-def first_sweep(replica: Replica, batches: Iterable[Any], rows: int, inputs: dict[str, State]) -> dict[str, Statistic]:
+def first_sweep(
+    replica: Replica, batches: Iterable[Any], rows: int, inputs: dict[str, Statistics]
+) -> dict[str, Statistic]:
     """What a worker does with the batches of a chunk of `rows` rows in the first sweep, as `cluster.chunk` does it."""
     fold = Curvature(replica.blocks, rows, replica.device, **inputs)
     for batch in batches:
