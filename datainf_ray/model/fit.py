@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.model.replica import Batch, Replica
+from datainf_ray.model.replica import BatchLike, Replica
 
 #: Seen on one core of a Xeon, small Llamas and a BERT, rows of 47 and of 200 tokens: 1024 is 3 to 5 % faster than 2048
 #: (with a hidden size of 576, 10 %); 4096 is 4 to 14 % slower than 2048 and 8192 14 to 23 %: each takes more fresh
@@ -25,7 +25,7 @@ def search(fits: Callable[[int], bool], first: int = FIRST, most: int = MOST) ->
     return found
 
 
-def largest_batch(replica: Replica, trial: Callable[[int, int], Batch], longest: int, hold: int) -> int:
+def largest_batch(replica: Replica, trial: Callable[[int, int], BatchLike], longest: int, hold: int) -> int:
     """The most tokens in a batch, a power of two, that a replica's GPU has room for beside `hold` bytes.
 
     Where the model is spread over several GPUs each must have room for its part, and the first for `hold` as well.
@@ -47,7 +47,7 @@ def largest_batch(replica: Replica, trial: Callable[[int, int], Batch], longest:
     return found
 
 
-def _fits(replica: Replica, batch: Batch, hold: int) -> bool:
+def _fits(replica: Replica, batch: BatchLike, hold: int) -> bool:
     torch.cuda.empty_cache()
     rooms = {}
     for device in replica.devices:

@@ -31,14 +31,14 @@ from datainf_ray.model.objective import Objective, Reduction, Values
 from datainf_ray.model.spread import place
 
 
-class Batch(Protocol):
+class BatchLike(Protocol):
     """What a replica needs of a batch of b examples; see `corpus.batches`."""
 
     @property
     def values(self) -> Values:
         """What the task's loss takes."""
 
-    def one(self, k: int) -> Batch:
+    def one(self, k: int) -> BatchLike:
         """One example in a batch by itself, with no padding."""
 
     def __len__(self) -> int: ...
@@ -102,7 +102,7 @@ class Replica:
     def loss(self) -> Literal["chunked", "whole"]:
         return "whole" if self.shortcut is None or self.shortcut.whole is not None else "chunked"
 
-    def losses(self, batch: Batch, plain: bool = False) -> Tensor:
+    def losses(self, batch: BatchLike, plain: bool = False) -> Tensor:
         """The b losses of a batch, float32 or wider, on `device`; `plain`: by no shortcut, whatever is known.
 
         Raises `RunFailedError` where the task gives something else.
@@ -117,7 +117,7 @@ class Replica:
             )
         return losses.to(self.device, torch.promote_types(losses.dtype, torch.float32))
 
-    def gradients(self, batch: Batch, consume: Consume) -> Tensor:
+    def gradients(self, batch: BatchLike, consume: Consume) -> Tensor:
         """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients, all on `device`.
 
         By hooks a block comes once, with all b rows; one by one it comes for every row by itself. A block that a row's
@@ -131,7 +131,7 @@ class Replica:
             (losses.sum() * self.scale).backward()
         return losses.detach()
 
-    def _alone(self, batch: Batch, position: int, consume: Consume, plain: bool = False) -> Tensor:
+    def _alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
         """One example, by autograd on the blocks themselves: right for any layer, and slow."""
         blocks = list(self.parameters.items())
         for _, parameter in blocks:
@@ -149,7 +149,7 @@ class Replica:
                 consume(name, wide.reshape(1, -1).to(self.device) / self.scale, rows)
         return loss.detach()
 
-    def check(self, batch: Batch | None) -> Verdict:
+    def check(self, batch: BatchLike | None) -> Verdict:
         """Compare the losses and gradients of a batch with plain autograd on each of its rows alone.
 
         Where they differ by more than rounding, the replica takes no shortcut to the losses from then on (whole logits,
@@ -187,10 +187,10 @@ class Replica:
         whole = None if self.shortcut is None else self.shortcut.whole
         return Verdict(self.path, cosine, self.reason, self.loss, whole)
 
-    def _table(self, batch: Batch) -> dict[str, Tensor]:
+    def _table(self, batch: BatchLike) -> dict[str, Tensor]:
         return {b.name: torch.zeros(len(batch), b.size, device=self.device) for b in self.blocks}
 
-    def _compare(self, batch: Batch, losses: Tensor, exact: dict[str, Tensor]) -> tuple[float | None, str | None]:
+    def _compare(self, batch: BatchLike, losses: Tensor, exact: dict[str, Tensor]) -> tuple[float | None, str | None]:
         """The smallest cosine to the exact gradients, and what differs by more than rounding.
 
         What is wrong differs by its own size, so the bounds are wide: half precision rounds the same sums by some per

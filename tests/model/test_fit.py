@@ -10,7 +10,7 @@ import torch
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST, largest_batch, search
-from datainf_ray.model.replica import Batch, Replica
+from datainf_ray.model.replica import BatchLike, Replica
 from datainf_ray.tasks.task import Task
 from tests import tiny
 
@@ -28,7 +28,7 @@ def test_the_search_finds_the_last_power_of_two_that_fits(room: int, found: int 
     assert max(tried) <= max(1024, 2 * (found or 0))
 
 
-def trial(replica: Replica) -> Callable[[int, int], Batch]:
+def trial(replica: Replica) -> Callable[[int, int], BatchLike]:
     task = replica.task
     assert isinstance(task, Task)
     return lambda tokens, length: task.trial_batch(tokens, length, tiny.VOCABULARY).to(replica.device)
