@@ -23,8 +23,8 @@ from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.config import RunConfig
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.tasks.own import Source, unpack
-from datainf_ray.tasks.register import own_source
+from datainf_ray.tasks.own import TaskCode, unpack
+from datainf_ray.tasks.register import own_code
 
 NAMESPACE = "datainf"
 RESTARTS = 3  #: times that the driver is made again when its process dies
@@ -35,9 +35,9 @@ _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node a
 class Attribution:
     """Does one run by `work`, in the background, as soon as it is made."""
 
-    def __init__(self, config: RunConfig, work: Callable[[RunConfig], Any], task_source: Source | None) -> None:
-        if task_source is not None:
-            unpack(task_source)
+    def __init__(self, config: RunConfig, work: Callable[[RunConfig], Any], task_code: TaskCode | None) -> None:
+        if task_code is not None:
+            unpack(task_code)
         self._driver = LocalDriver(config, lambda: _work_and_linger(config, work))
 
     def result(self) -> None:
@@ -104,7 +104,7 @@ def drive(config: RunConfig, work: Callable[[RunConfig], Any]) -> ClusterDriver:
         "resources": {_HEAD: 0.001},
         "runtime_env": worker_environment(),
     }
-    make, source = ray.remote(**options)(Attribution), own_source(config.model)
+    make, source = ray.remote(**options)(Attribution), own_code(config.model)
     try:
         actor = make.remote(config, work, source)
     except ValueError:  # Ray's, for a name that is in use

@@ -30,12 +30,12 @@ class WorkerSpec:
     sample: tuple[Example, ...]  # real rows on which every replica compares its gradients with autograd
     directory: RunDirectory
     index: RunDirectory | None = None  # where the gradient index is written, or read from
-    task_source: own.Source | None = None  # the code of a task of the user's own
+    task_code: own.TaskCode | None = None  # the code of a task of the user's own
 
 
 def worker_spec(job: Job) -> WorkerSpec:
     """What the workers of a job's run are made from."""
-    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index, job.task_source)
+    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index, job.task_code)
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,8 @@ class Worker:
         self.spec = spec
         self.device = torch.device("cuda" if use_gpu else "cpu")
         gpus = config.cluster.gpus_per_worker or 1
-        if spec.task_source is not None:
-            unpack(spec.task_source)
+        if spec.task_code is not None:
+            unpack(spec.task_code)
         self.task = task_of(config.model)
         self.replica = load_replica(
             config.model, self.task, self.device, config.method.loss, devices=gpus, options=options

@@ -34,7 +34,7 @@ from datainf_ray.runs.record import FILE, RunRecord, read_record
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
-from datainf_ray.tasks.register import own_source, task_of
+from datainf_ray.tasks.register import own_code, task_of
 from datainf_ray.tasks.task import Task
 
 _SAMPLE_ROWS = 64  # rows that are looked at to learn how long they are and whether any can be used
@@ -68,9 +68,9 @@ class Job:
         return task_of(self.config.model)
 
     @cached_property
-    def task_source(self) -> own.Source | None:
+    def task_code(self) -> own.TaskCode | None:
         """The code of a task of the user's own; None for one of ours."""
-        return own_source(self.config.model)
+        return own_code(self.config.model)
 
     @property
     def rows(self) -> int:
@@ -158,7 +158,7 @@ class Job:
         """What makes this run this run, part by part: the settings that matter, and the content of model and rows."""
         model, options = self.config.model, self.config.storage_options
         return {
-            **({} if self.task_source is None else {"task": self.task_source.digest}),
+            **({} if self.task_code is None else {"task": self.task_code.digest}),
             "settings": settings(self.config),
             "adapter": folder_digest(adapter_folder(model, options)),
             "base": base_digest(model.base, options),

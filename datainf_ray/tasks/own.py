@@ -31,7 +31,7 @@ _LOADED: dict[str, str] = {}  # top-level module: what was imported here under t
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskCode:
     """The Python code of a task: a module's file, or the files of its package."""
 
     top: str  #: the name of the top-level module or package
@@ -57,9 +57,9 @@ def load_task(name: str, trusted: bool) -> Task:
             "allow that with model.trust_remote_code: true",
         )
     module_name, _, attribute = name.partition(":")
-    source = source_of(name)
+    code = code_of(name)
     with _LOCK:
-        module = _imported(source, module_name, name)
+        module = _imported(code, module_name, name)
     where = f"{module_name} ({module.__file__})"
     if not hasattr(module, attribute):
         known = [key for key, value in vars(module).items() if isinstance(value, Task)]
@@ -70,7 +70,7 @@ def load_task(name: str, trusted: bool) -> Task:
     return task
 
 
-def source_of(name: str) -> Source:
+def code_of(name: str) -> TaskCode:
     """The code of the task that `package.module:TASK` names, which is not run. Raises `RequestError`."""
     module, _, attribute = name.partition(":")
     top = module.partition(".")[0]
@@ -93,23 +93,23 @@ def source_of(name: str) -> Source:
             "is sent to workers",
             "put the task into a module of its own, or install the package on every node",
         )
-    return Source(top, str(root), {str(p.relative_to(root)): p.read_bytes() for p in paths}, installed)
+    return TaskCode(top, str(root), {str(p.relative_to(root)): p.read_bytes() for p in paths}, installed)
 
 
-def unpack(source: Source) -> None:
+def unpack(code: TaskCode) -> None:
     """Have a task's code on this machine, where this process will find it first; for workers and drivers elsewhere.
 
     It lies in the cache directory (`DATAINF_CACHE`, else ~/.cache/datainf_ray), under its digest.
     """
-    if source.installed:
+    if code.installed:
         return
     cache = Path(os.environ.get("DATAINF_CACHE") or Path.home() / ".cache" / "datainf_ray") / "tasks"
-    target = cache / source.digest[:24]
+    target = cache / code.digest[:24]
     if not target.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as scratch:
             whole = Path(scratch) / "whole"
-            for path, content in source.files.items():
+            for path, content in code.files.items():
                 (whole / path).parent.mkdir(parents=True, exist_ok=True)
                 (whole / path).write_bytes(content)
             try:
@@ -132,31 +132,31 @@ def _elsewhere(top: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
 
-def _imported(source: Source, name: str, task: str) -> ModuleType:
+def _imported(code: TaskCode, name: str, task: str) -> ModuleType:
     """The module, imported again where its code has changed since this was done before.
 
     What the program itself has imported under that name stays.
     """
-    version = f"{source.root} {source.digest}"
-    if _LOADED.get(source.top, version) != version:
-        for known in [m for m in sys.modules if m == source.top or m.startswith(f"{source.top}.")]:
+    version = f"{code.root} {code.digest}"
+    if _LOADED.get(code.top, version) != version:
+        for known in [m for m in sys.modules if m == code.top or m.startswith(f"{code.top}.")]:
             del sys.modules[known]
-    elif source.top in sys.modules and (there := _root_of(sys.modules[source.top])) not in (None, source.root):
-        raise _wrong(task, f"found in {source.root}, but {source.top!r} was imported from {there} before")
-    ours = source.top in _LOADED or source.top not in sys.modules
+    elif code.top in sys.modules and (there := _root_of(sys.modules[code.top])) not in (None, code.root):
+        raise _wrong(task, f"found in {code.root}, but {code.top!r} was imported from {there} before")
+    ours = code.top in _LOADED or code.top not in sys.modules
     importlib.invalidate_caches()
     try:
-        with _first_on_path(source.root):
+        with _first_on_path(code.root):
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _wrong(task, f"{name} cannot be imported: {one_line(error)}") from None
-        raise _wrong(task, f"there is no module {error.name!r} in {source.root}") from None
+        raise _wrong(task, f"there is no module {error.name!r} in {code.root}") from None
     except Exception as error:  # it is the user's code: anything
         raise _wrong(task, f"{name} cannot be imported: {type(error).__name__}: {one_line(error)}") from None
     finally:
-        if ours and source.top in sys.modules:
-            _LOADED[source.top] = version
+        if ours and code.top in sys.modules:
+            _LOADED[code.top] = version
 
 
 def _root_of(module: ModuleType) -> str | None:

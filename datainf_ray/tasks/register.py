@@ -7,7 +7,7 @@ import importlib
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import meant
 from datainf_ray.config import ModelConfig
-from datainf_ray.tasks.own import Source, load_task, source_of
+from datainf_ray.tasks.own import TaskCode, code_of, load_task
 from datainf_ray.tasks.task import Task
 
 #: Each has a `TASK`.
@@ -38,6 +38,6 @@ def task_of(model: ModelConfig) -> Task:
     return task
 
 
-def own_source(model: ModelConfig) -> Source | None:
+def own_code(model: ModelConfig) -> TaskCode | None:
     """The code of a task of the user's own; None where the task is one of ours. Raises `RequestError`."""
-    return source_of(model.task) if ":" in model.task else None
+    return code_of(model.task) if ":" in model.task else None

@@ -24,7 +24,7 @@ from datainf_ray.config import ModelConfig, load_config
 from datainf_ray.model.replica import load_replica
 from datainf_ray.request.identity import difference
 from datainf_ray.request.job import prepare
-from datainf_ray.tasks.own import _LOADED, source_of
+from datainf_ray.tasks.own import _LOADED, code_of
 from datainf_ray.tasks.register import MODULES, task_of
 from tests import reference, tiny
 from tests.runs_of import COMMAND, attribute, scores
@@ -217,12 +217,12 @@ def test_what_travels(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("pack/a.py", "pack/deep/words.txt", "pack/.git/x", "pack/__pycache__/a.pyc"):
         (example / path).parent.mkdir(parents=True, exist_ok=True)
         (example / path).write_text("TASK = 1")
-    assert list(source_of("embedding:TASK").files) == ["embedding.py"]
-    assert sorted(source_of("pack.a:TASK").files) == ["pack/a.py", "pack/deep/words.txt"]
-    assert source_of("yaml:TASK").installed
+    assert list(code_of("embedding:TASK").files) == ["embedding.py"]
+    assert sorted(code_of("pack.a:TASK").files) == ["pack/a.py", "pack/deep/words.txt"]
+    assert code_of("yaml:TASK").installed
     monkeypatch.setattr("datainf_ray.tasks.own.MOST_BYTES", 10)
     with pytest.raises(RequestError, match=r"^model.task: pack.a:TASK: the package .* has 16 bytes of files"):
-        source_of("pack.a:TASK")
+        code_of("pack.a:TASK")
 
 
 def test_tasks_are_looked_at_without_loading_torch() -> None:
