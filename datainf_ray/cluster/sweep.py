@@ -98,22 +98,22 @@ class ClusterSweeps(States):
             self.spec.config.cluster.checkpoint_seconds,
         )
         sums.restore()
-        going = _Going(sweep, chunks, kept, per_row or {}, sums)
+        running = _RunningSweep(sweep, chunks, kept, per_row or {}, sums)
         began = time.perf_counter()
-        self.watcher.begin(name, going.rows)
-        self.pool.note("sweep_begun", sweep=name, rows=going.rows)
+        self.watcher.begin(name, running.rows)
+        self.pool.note("sweep_begun", sweep=name, rows=running.rows)
         if (restored := sums.tally).rows:
             self.watcher.say(f"{name}: {restored.rows:,} rows taken up from an earlier attempt")
             self.watcher.advance(restored.rows, 0, self.pool.ready)
         try:
-            self._go_over(going)
+            self._go_over(running)
         except (KeyboardInterrupt, StoppedError):
             if not sums.large:  # else it may take longer than whoever interrupts us waits
                 sums.keep(always=True)
             raise
         self.watcher.end()
         sums.keep(always=False)  # what follows from it is kept a little later
-        return self._come_to_an_end(going, key, began)
+        return self._come_to_an_end(running, key, began)
 
     def beside(self, chunks: Mapping[Over, list[Chunk]], directory: RunDirectory) -> ClusterSweeps:
         """Sweeps by the same workers for the same queries over the gradient index, with scores in another directory."""
@@ -155,71 +155,74 @@ class ClusterSweeps(States):
             directory=self.elsewhere,
         )
 
-    def _go_over(self, going: _Going) -> None:
+    def _go_over(self, running: _RunningSweep) -> None:
         """Have every chunk computed whose sums are not there yet, and again what is lost meanwhile."""
-        chunks, sums = going.chunks, going.sums
+        chunks, sums = running.chunks, running.sums
         left = sums.missing
         while left:
-            for done in self.pool.run(going.sweep, [chunks[leaf] for leaf in left], self._order(going), going.where):
+            for done in self.pool.run(
+                running.sweep, [chunks[leaf] for leaf in left], self._order(running), running.where
+            ):
                 self.pulse()
-                going.workers = max(going.workers, self.pool.ready)
+                running.workers = max(running.workers, self.pool.ready)
                 if done is None:
                     self.watcher.advance(0, 0, self.pool.ready)
                 else:
-                    self._take_in(going, done)
+                    self._take_in(running, done)
                 sums.tick()
             left = sorted(sums.settle())
             if left:
                 self.watcher.say(
-                    f"{going.sweep.name}: the sums of {len(left)} chunks were lost with a node; they are computed again"
+                    f"{running.sweep.name}: the sums of {len(left)} chunks were lost with a node; "
+                    "they are computed again"
                 )
                 self.watcher.advance(-sum(chunks[leaf].rows for leaf in left), 0, self.pool.ready)
 
-    def _order(self, going: _Going) -> Callable[[Chunk], Order]:
-        scoring = going.sweep.fold.scoring
+    def _order(self, running: _RunningSweep) -> Callable[[Chunk], Order]:
+        scoring = running.sweep.fold.scoring
 
         def order(chunk: Chunk) -> Order:
             place = slice(chunk.first, chunk.first + chunk.rows)
             return Order(
                 chunk,
-                kept=going.kept[chunk.number][:1] if chunk.number in going.kept else (),
+                kept=running.kept[chunk.number][:1] if chunk.number in running.kept else (),
                 committed=scoring and chunk.number in self.committed,
-                per_row={key: value[place] for key, value in going.per_row.items()},
+                per_row={key: value[place] for key, value in running.per_row.items()},
             )
 
         return order
 
-    def _take_in(self, going: _Going, done: Done) -> None:
+    def _take_in(self, running: _RunningSweep, done: Done) -> None:
         """A chunk's results: into the sums, and what is kept of it."""
-        sweep, report = going.sweep, done.report
+        sweep, report = running.sweep, done.report
         if sweep.keep:
             self._kept[done.chunk.number] = (done.results[-1], done.node)
-        going.sums.add(going.leaves[done.chunk.number], done.results[: sweep.statistics], Tally.of(report))
+        running.sums.add(running.leaves[done.chunk.number], done.results[: sweep.statistics], Tally.of(report))
         if report.facts is not None:
-            going.tables[report.chunk] = report.facts
+            running.tables[report.chunk] = report.facts
         self.watcher.advance(report.rows, report.tokens, self.pool.ready)
 
-    def _come_to_an_end(self, going: _Going, key: str, began: float) -> Shards:
+    def _come_to_an_end(self, running: _RunningSweep, key: str, began: float) -> Shards:
         """Note what the sweep took and what is known after it; its state."""
-        sweep, sums, kept = going.sweep, going.sums, going.kept
+        sweep, sums, kept = running.sweep, running.sums, running.kept
         *root, tally = sums.result()
-        began = self.pool.begun[-1] if going.workers else began
+        began = self.pool.begun[-1] if running.workers else began
         seconds = round(time.perf_counter() - began, 3)
-        self.pool.note("sweep_done", sweep=sweep.name, rows=going.rows, seconds=seconds)
+        self.pool.note("sweep_done", sweep=sweep.name, rows=running.rows, seconds=seconds)
         self._record(
             SweepRecord(
                 id=key,
                 name=sweep.name,
-                source="object-store" if kept and len(kept) == len(going.chunks) else sweep.source,
+                source="object-store" if kept and len(kept) == len(running.chunks) else sweep.source,
                 examples=tally.status.get(OK, 0),
                 tokens=tally.tokens,
                 seconds=seconds,
-                workers=going.workers,
+                workers=running.workers,
                 recomputed=tally.recomputed,
                 smaller_batches=tally.smaller,
             )
         )
-        self.tables = [going.tables[k] for k in sorted(going.tables)]
+        self.tables = [running.tables[k] for k in sorted(running.tables)]
         if sweep.fold.scoring:
             *root, self.top = root
             self.status, self.problems = Counter(tally.status), list(tally.problems)
@@ -239,7 +242,7 @@ class ClusterSweeps(States):
 
 
 @dataclass
-class _Going:
+class _RunningSweep:
     """A sweep that goes on."""
 
     sweep: Sweep

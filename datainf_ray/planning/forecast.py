@@ -165,21 +165,21 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class _SweepCost:
     name: str
     rows: int  # of the corpus
     backward: bool  # else from kept gradients
     products: float  # operations of the fold
 
 
-def _sweeps(job: Job, sizes: Sizes) -> list[_Sweep]:
+def _sweeps(job: Job, sizes: Sizes) -> list[_SweepCost]:
     """The sweeps of a run, in order: the method's own, behind the one over the queries."""
-    planned = [_Sweep("queries", 0, False, 0.0)]
+    planned = [_SweepCost("queries", 0, False, 0.0)]
     kept = False
     for sweep in job.method.sweeps(job.extent(sizes.groups)):
         operations = 2.0 * sweep.products * sweep.rows * sweep.queries * job.facts.parameters
         whole = sweep.over == "train"
-        planned.append(_Sweep(sweep.name, sweep.rows, not (whole and kept), operations))
+        planned.append(_SweepCost(sweep.name, sweep.rows, not (whole and kept), operations))
         kept = kept or (whole and sizes.gradients == "keep")
     return planned
 
