@@ -30,7 +30,7 @@ from datainf_ray.request.identity import base_digest, difference, folder_digest,
 from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
-from datainf_ray.runs.record import FILE, RunRecord, read_record
+from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
@@ -369,7 +369,7 @@ def check_output(job: Job) -> None:
     """The output can be written, and if there is a run already, it is this one."""
     directory = job.directory
     try:
-        there = read_record(directory) if directory.exists(FILE) else None
+        there = read_record(directory) if directory.exists(RUN_FILE) else None
     except RequestError as error:
         raise RequestError(error.key, error.value, error.problem, "use another output") from None
     except Exception:  # every storage library has its own classes; check_writable says what is wrong

@@ -32,7 +32,7 @@ from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
 from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
 
-FILE = ".driver.json"
+DRIVER_FILE = ".driver.json"
 STOP = ".stop"
 BEAT = 5.0  #: seconds between two renewals
 _PATIENCE = 3  # beats without a sign of life after which a driver is taken for dead
@@ -81,7 +81,7 @@ class Lease:
                     if self._doubted:  # that one may write the file once more, and would seem to be succeeded by us
                         ended = {"owner": f"{self._mine['owner']}-ended", "ended": True}
                         self.directory.commit(_marker(self._mine), json.dumps(ended).encode())
-                    for name in (FILE, *self._markers):
+                    for name in (DRIVER_FILE, *self._markers):
                         self.directory.remove(name)
             except Exception as error:  # what ended the run is told, and may be the same; the file is soon out of date
                 self._complain(error)
@@ -107,7 +107,7 @@ class Lease:
 
     def _taken(self) -> bool:
         """Take the run if nobody has it; False: try again. Raises `RequestError` where another driver is alive."""
-        if self.directory.commit(FILE, self._content()):
+        if self.directory.commit(DRIVER_FILE, self._content()):
             return True
         pulse = Pulse(self.directory)
         there = holder_of(self.directory)
@@ -133,7 +133,7 @@ class Lease:
         if not self.directory.commit(marker, json.dumps(self._mine).encode()):
             return False  # another driver was quicker
         if self._is_mine(holder_of(self.directory)):
-            self.directory.write(FILE, self._content())
+            self.directory.write(DRIVER_FILE, self._content())
         elif (driver_of(self.directory) or {}).get("owner") != there.get("owner"):
             self.directory.remove(marker)  # that driver has ended by itself, and somebody else may have begun
         if self._taken_over() is not None:  # or all this took so long that we were taken for dead
@@ -151,7 +151,9 @@ class Lease:
         if self._is_mine(there):
             return None
         if there is None:
-            return f"{self.directory.url}: {FILE} is gone: another driver has taken the run over, or it was removed"
+            return (
+                f"{self.directory.url}: {DRIVER_FILE} is gone: another driver has taken the run over, or it was removed"
+            )
         return (
             f"{self.directory.url}: another driver (process {there.get('pid')} on {there.get('host')}) "
             "has taken the run over"
@@ -188,13 +190,13 @@ class Lease:
                     if self.lost is not None:
                         return
                     self._beats += 1
-                    self.directory.write(FILE, self._content())
+                    self.directory.write(DRIVER_FILE, self._content())
                     self.stopped = self.stopped or self.directory.exists(STOP)
             except Exception as error:  # a store that is away for a while; the work itself tells if it stays away
                 self._complain(error)
 
     def _complain(self, error: Exception) -> None:
-        logging.getLogger(__name__).warning("%s: %s", self.directory.path(FILE), one_line(error))
+        logging.getLogger(__name__).warning("%s: %s", self.directory.path(DRIVER_FILE), one_line(error))
 
 
 class Pulse:
@@ -230,7 +232,7 @@ class Pulse:
 def driver_of(directory: RunDirectory) -> dict[str, Any] | None:
     """The content of the driver's file; {} where it makes no sense, None where there is none."""
     try:
-        found = json.loads(directory.read(FILE))
+        found = json.loads(directory.read(DRIVER_FILE))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.directory import RunDirectory
 
-FILE = "run.json"
+RUN_FILE = "run.json"
 FORMAT = 1
 
 RunState = Literal["starting", "running", "done", "failed", "interrupted"]
@@ -141,16 +141,16 @@ class Writes(Protocol):
 
 def write_record(place: Writes, record: RunRecord) -> None:
     """Write run.json, in one step."""
-    place.write_json(FILE, record.model_dump(mode="json"))
+    place.write_json(RUN_FILE, record.model_dump(mode="json"))
 
 
 def read_record(directory: RunDirectory) -> RunRecord:
     """Read run.json. Raises `RequestError` where there is none, or where a field of it is not what it should be."""
-    document = directory.document(FILE, FORMAT, "is not a run directory: there is no run.json in it")
+    document = directory.document(RUN_FILE, FORMAT, "is not a run directory: there is no run.json in it")
     try:
         return RunRecord.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        problem = f"{FILE}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        problem = f"{RUN_FILE}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise RequestError(directory.key, directory.url, problem) from None

@@ -17,7 +17,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import read_events
 from datainf_ray.runs.lease import Pulse, driver_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
-from datainf_ray.runs.record import FILE, RunRecord, read_record
+from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record
 from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
@@ -68,7 +68,7 @@ class Run:
         driver = self._driver
         if driver is None:
             return read_record(self.directory)
-        begun = self.directory.exists(FILE)
+        begun = self.directory.exists(RUN_FILE)
         if driver.over():
             error = driver.error()
             if error is not None and not begun:

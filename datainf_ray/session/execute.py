@@ -17,7 +17,7 @@ from datainf_ray.influence.method import SIGN
 from datainf_ray.request.job import Job, refuse_another
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.lease import Lease
-from datainf_ray.runs.record import FILE, Counts, Earlier, RunRecord, Trainable, read_record, write_record
+from datainf_ray.runs.record import RUN_FILE, Counts, Earlier, RunRecord, Trainable, read_record, write_record
 from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.session.solve import Attempt, solve
@@ -49,7 +49,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
 
     attempt = Attempt(meter, journal, keep, pulse)
     with lease:
-        if job.directory.exists(FILE):  # looked at now: a driver that was waited for may have ended the run
+        if job.directory.exists(RUN_FILE):  # looked at now: a driver that was waited for may have ended the run
             earlier = read_record(job.directory)
             refuse_another(job, earlier)
             if earlier.state == "done":
@@ -103,7 +103,7 @@ def _end_badly(error: BaseException, record: RunRecord, lease: Lease, attempt: A
     try:
         attempt.keep()
     except Exception as worse:  # every storage library has its own classes
-        attempt.watcher.say(f"{lease.directory.path(FILE)} could not be written: {one_line(worse)}")
+        attempt.watcher.say(f"{lease.directory.path(RUN_FILE)} could not be written: {one_line(worse)}")
 
 
 def _begun(job: Job) -> RunRecord:

@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.runs import lease
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.lease import FILE, Lease
+from datainf_ray.runs.lease import DRIVER_FILE, Lease
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left_behind(directory: RunDirectory, **keys: Any) -> None:
-    directory.write_json(FILE, {"owner": "other", "host": "elsewhere", "pid": 1, "started": "x", "beat": 0, **keys})
+    directory.write_json(
+        DRIVER_FILE, {"owner": "other", "host": "elsewhere", "pid": 1, "started": "x", "beat": 0, **keys}
+    )
 
 
 def test_a_second_driver_is_told_of_the_first(directory: RunDirectory) -> None:
@@ -37,9 +39,9 @@ def test_a_second_driver_is_told_of_the_first(directory: RunDirectory) -> None:
         Lease(directory),
     ):
         pass
-    assert not directory.exists(FILE)
+    assert not directory.exists(DRIVER_FILE)
     with Lease(directory):
-        assert directory.exists(FILE)
+        assert directory.exists(DRIVER_FILE)
         assert directory.list() == []  # it is no file of the run
 
 
@@ -56,15 +58,15 @@ def test_a_driver_of_this_machine_that_is_gone_is_taken_for_gone_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
-    assert (tmp_path / FILE).exists()
+    assert (tmp_path / DRIVER_FILE).exists()
     monkeypatch.setattr(lease, "BEAT", 1e6)  # it is not watched
     with Lease(RunDirectory(tmp_path)):
-        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / DRIVER_FILE).read_text())["pid"] == os.getpid()
 
 
 def test_a_number_that_another_process_has_by_now_is_no_sign_of_life(directory: RunDirectory) -> None:
     with Lease(directory):
-        mine = json.loads(directory.read(FILE))
+        mine = json.loads(directory.read(DRIVER_FILE))
     left_behind(directory, host=mine["host"], pid=mine["pid"], started=mine["started"] + "0")
     with Lease(directory):
         pass
@@ -73,7 +75,7 @@ def test_a_number_that_another_process_has_by_now_is_no_sign_of_life(directory: 
 def test_a_driver_elsewhere_is_watched(directory: RunDirectory) -> None:
     left_behind(directory)
     with Lease(directory) as taken:
-        assert json.loads(directory.read(FILE))["owner"] != "other"
+        assert json.loads(directory.read(DRIVER_FILE))["owner"] != "other"
         assert taken.lost is None
     stop = threading.Event()
 
@@ -103,21 +105,28 @@ def test_a_driver_that_slept_too_long_stops(directory: RunDirectory) -> None:
             time.sleep(0.01)
         with pytest.raises(RunFailedError, match="has taken the run over"):
             sleeper.check()
-    assert json.loads(directory.read(FILE))["owner"] == "other"  # it is theirs
+    assert json.loads(directory.read(DRIVER_FILE))["owner"] == "other"  # it is theirs
 
 
 def test_it_is_renewed(directory: RunDirectory) -> None:
     with Lease(directory):
-        before = json.loads(directory.read(FILE))
+        before = json.loads(directory.read(DRIVER_FILE))
         deadline = time.monotonic() + 5
-        while json.loads(directory.read(FILE))["beat"] == before["beat"]:
+        while json.loads(directory.read(DRIVER_FILE))["beat"] == before["beat"]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
 
 def test_nothing_of_it_is_a_secret(tmp_path: Path) -> None:
     with Lease(RunDirectory(tmp_path)):
-        assert set(json.loads((tmp_path / FILE).read_text())) == {"owner", "host", "pid", "started", "beat", "progress"}
+        assert set(json.loads((tmp_path / DRIVER_FILE).read_text())) == {
+            "owner",
+            "host",
+            "pid",
+            "started",
+            "beat",
+            "progress",
+        }
 
 
 def test_news_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +136,7 @@ def test_news_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         far["sweep"] = "scores"
         held.tell()
         deadline = time.monotonic() + 10
-        while json.loads((tmp_path / FILE).read_text())["progress"] != {"sweep": "scores"}:
+        while json.loads((tmp_path / DRIVER_FILE).read_text())["progress"] != {"sweep": "scores"}:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -211,7 +220,7 @@ def test_of_many_one_has_the_run(tmp_path: Path) -> None:
             thread.join()
         assert (len(holders), len(refused)) == (1, 5)
         assert holders[0].lost is None
-        assert not (tmp_path / FILE).exists()
+        assert not (tmp_path / DRIVER_FILE).exists()
 
 
 def test_a_driver_that_was_succeeded_writes_nothing_more(directory: RunDirectory) -> None:
@@ -233,9 +242,9 @@ def test_a_beat_that_comes_after_all_gives_the_run_to_nobody(directory: RunDirec
     with Lease(directory) as successor:
         left_behind(directory, beat=1)  # its last one, begun before it slept
         successor.write_json("run.json", {})
-        beat = directory.read(FILE)
+        beat = directory.read(DRIVER_FILE)
         deadline = time.monotonic() + 10
-        while b"elsewhere" in directory.read(FILE):
+        while b"elsewhere" in directory.read(DRIVER_FILE):
             assert time.monotonic() < deadline, beat
             time.sleep(0.01)
     left_behind(directory, beat=2)

@@ -14,7 +14,7 @@ import pytest
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.lease import FILE
+from datainf_ray.runs.lease import DRIVER_FILE
 from datainf_ray.runs.parts import chunk_name, consolidate
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import matrix
@@ -247,7 +247,7 @@ def test_a_call_reads_run_json_once_and_again_the_next_time(made: Callable[..., 
     url = made(state="running").run.url
     directory = Counting(url)
     run = Run(directory)
-    directory.write_json(FILE, {"progress": {"state": "running", "sweep": "scores", "rows": 9}})
+    directory.write_json(DRIVER_FILE, {"progress": {"state": "running", "sweep": "scores", "rows": 9}})
     calls: list[Callable[[], object]] = [
         lambda: run.record, lambda: run.state, run.progress, run.summary, run.examples, run.part_names,
         lambda: run.examples(["loss"]), lambda: repr(run), run._repr_html_,

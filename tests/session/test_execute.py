@@ -13,7 +13,7 @@ from datainf_ray.config import load_config
 from datainf_ray.request.job import Job, prepare
 from datainf_ray.runs import lease
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.lease import FILE
+from datainf_ray.runs.lease import DRIVER_FILE
 from datainf_ray.session.execute import execute
 from datainf_ray.watch.progress import Silent
 from tests import tiny
@@ -37,10 +37,10 @@ class Watched(RunDirectory):
     last: dict[str, Any]  # its last run.json
 
     def read(self, name: str) -> bytes:
-        self.looks += name == FILE
-        if name == FILE and self.looks == 2:
+        self.looks += name == DRIVER_FILE
+        if name == DRIVER_FILE and self.looks == 2:
             self.write_json("run.json", self.last)
-            self.remove(FILE)
+            self.remove(DRIVER_FILE)
         return super().read(name)
 
 
@@ -53,7 +53,7 @@ def job(tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPa
     document = {"format": 1, "config": {}, "fingerprint": job.fingerprint, "identity": job.identity}
     directory.last = {**document, "state": "done"}
     directory.write_json("run.json", {**document, "state": "running"})
-    directory.write_json(FILE, {"owner": "other", "host": "elsewhere", "pid": 1, "beat": 0})
+    directory.write_json(DRIVER_FILE, {"owner": "other", "host": "elsewhere", "pid": 1, "beat": 0})
     directory.write("report.html", b"")
     return replace(job, directory=directory)
 
@@ -63,7 +63,7 @@ def test_a_driver_that_waited_while_another_finished_computes_nothing(job: Job) 
     run = execute(job, watcher)
     assert run.state == "done"
     assert "already done" in watcher.said[0]
-    assert not job.directory.exists(FILE)
+    assert not job.directory.exists(DRIVER_FILE)
 
 
 def test_a_driver_that_waited_while_another_run_was_made_is_told(job: Job) -> None:
