@@ -14,7 +14,7 @@ from werkzeug.serving import make_server
 
 _BODY = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>made to fail</Message></Error>'
 #: What S3 says when it is not well.
-PASSING = (
+TRANSIENT = (
     ("500 Internal Server Error", b"InternalError"),
     ("503 Slow Down", b"SlowDown"),
     ("409 Conflict", b"OperationAborted"),
@@ -27,7 +27,7 @@ Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class Unwell:
     """An S3 server before which some requests fail: some before they are done, and some after.
 
-    `share` of all requests fail in a way that passes. With `read_only` every write is refused.
+    `share` of all requests fail with a transient error. With `read_only` every write is refused.
     """
 
     def __init__(self, inner: Wsgi, seed: int) -> None:
@@ -40,7 +40,7 @@ class Unwell:
             fails = self.chance.random() < self.share
             after = self.chance.random() < 0.5
             writes = environ["REQUEST_METHOD"] == "PUT"
-            answer = self.chance.choice(PASSING if writes else PASSING[:2])  # 409 is an answer to writes alone
+            answer = self.chance.choice(TRANSIENT if writes else TRANSIENT[:2])  # 409 is an answer to writes alone
             self.failed += fails
         if self.read_only and environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE"):
             return _refused(environ, start_response, *DENIED)

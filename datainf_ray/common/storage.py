@@ -1,6 +1,6 @@
 """Storage: the options that it is opened with, and what becomes of calls that fail.
 
-What passes is tried again, with growing pauses; what lasts is told at once.
+A call that fails with a transient error is made again, with growing pauses; a permanent error is raised at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECONDS = 120.0  #: for which one operation is tried again
 AT_FIRST = 15.0  #: the same before anything is started: somebody waits, and the address may be wrong
 
 _PAUSE, _LONGEST = 0.2, 15.0  # seconds; drawn at random below a limit that doubles
-_PASSING = {
+_TRANSIENT = {
     errno.EAGAIN,
     errno.EBUSY,
     errno.EIO,
@@ -141,14 +141,14 @@ def patience(seconds: float) -> Iterator[None]:
         _patience.reset(before)
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an operation that failed so may well succeed a moment later.
 
     A server that is slow, overloaded or out of reach, and S3's 409 (two requests at the same time). Not what is
     missing, forbidden, full, read-only, or there already.
     """
     if isinstance(error, StoreError) and error.__cause__ is not None:
-        return is_passing(error.__cause__)
+        return is_transient(error.__cause__)
     status = next(
         (s for name in ("status_code", "status", "code") if isinstance(s := getattr(error, name, None), int)), 0
     )
@@ -156,19 +156,19 @@ def is_passing(error: BaseException) -> bool:
         return True
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
-    if isinstance(error, TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in _PASSING):
+    if isinstance(error, TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in _TRANSIENT):
         return True
     return _of_client(error) and not status and any(word in type(error).__name__.lower() for word in _TROUBLE)
 
 
 def persistently(operation: Callable[[], Result]) -> Result:
-    """What `operation` gives, tried again while it fails in a way that passes, for `SECONDS` at most (see `patience`).
+    """What `operation` gives, tried again after transient errors, for `SECONDS` at most (see `patience`).
 
     It may have had its effect although it failed: only operations that may be repeated are for this. What it raises at
     last is an `OSError` whatever the storage library.
     """
     trying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_passing),
+        retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(_PAUSE, max=_LONGEST),
         stop=tenacity.stop_after_delay(_patience.get()),
         reraise=True,

@@ -8,7 +8,7 @@ import pytest
 import tenacity
 
 from datainf_ray.common import storage
-from datainf_ray.common.storage import is_passing, patience, persistently
+from datainf_ray.common.storage import is_transient, patience, persistently
 
 
 class ClientError(Exception):
@@ -30,7 +30,7 @@ class ClientError(Exception):
     ],
 )
 def test_what_passes(error: Exception) -> None:
-    assert is_passing(error)
+    assert is_transient(error)
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_what_passes(error: Exception) -> None:
     ],
 )
 def test_what_lasts(error: Exception) -> None:
-    assert not is_passing(error)
+    assert not is_transient(error)
 
 
 def test_clients_own_errors_pass_by_what_they_are() -> None:
     import aiohttp
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
-    assert is_passing(EndpointConnectionError(endpoint_url="http://x"))
-    assert is_passing(ReadTimeoutError(endpoint_url="http://x"))
-    assert is_passing(aiohttp.ServerDisconnectedError())
-    assert is_passing(aiohttp.ClientPayloadError("incomplete"))
-    assert not is_passing(NoCredentialsError())
+    assert is_transient(EndpointConnectionError(endpoint_url="http://x"))
+    assert is_transient(ReadTimeoutError(endpoint_url="http://x"))
+    assert is_transient(aiohttp.ServerDisconnectedError())
+    assert is_transient(aiohttp.ClientPayloadError("incomplete"))
+    assert not is_transient(NoCredentialsError())
 
 
 def test_it_goes_on_until_it_succeeds_and_gives_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
