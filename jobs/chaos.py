@@ -91,7 +91,7 @@ def _disturbed(
             time.sleep(0.05)
             now = time.monotonic()
             if now > deadline:
-                raise TimeoutError(f"nothing happens any more; the driver said:\n{driver.said()[-3000:]}")
+                raise TimeoutError(f"nothing happens any more; the driver said:\n{driver.output()[-3000:]}")
             while comes and comes[0] < now:
                 comes.pop(0)
                 cluster.add()
@@ -123,7 +123,7 @@ def _disturbed(
                     cluster.drain(node)
                     draining.append((now + 3, cluster.nodes[node]))
             else:
-                heard = driver.said() != before  # else it has hardly begun, and nobody listens to signals yet
+                heard = driver.output() != before  # else it has hardly begun, and nobody listens to signals yet
                 driver.send(signal.SIGKILL if kind == "driver" else signal.SIGTERM)
                 began = time.monotonic()
                 status = driver.wait(60)
@@ -132,8 +132,8 @@ def _disturbed(
                     break  # it was done a moment before
                 if kind == "SIGTERM" and heard and (status != 130 or took > _GRACE):
                     wrong.append(f"SIGTERM during {at}: status {status} after {took:.1f} s")
-                    say(driver.said()[len(before) :][-2000:])
-                before = driver.said()
+                    say(driver.output()[len(before) :][-2000:])
+                before = driver.output()
                 driver = Driver(config, log, cluster.address, [f"--set=output={run}"])
             killed[kind] += 1
             stages[at] += 1
@@ -142,7 +142,7 @@ def _disturbed(
             say(f"  {kind} during {at}")
         status = driver.wait(60)
         if status:
-            raise RuntimeError(f"the driver ended with status {status}:\n{driver.said()[-3000:]}")
+            raise RuntimeError(f"the driver ended with status {status}:\n{driver.output()[-3000:]}")
     finally:
         driver.end()
     for _, node in draining:
@@ -157,7 +157,7 @@ def _run(cluster: Machines, config: Path, scratch: Path, name: str) -> Path:
     driver = Driver(config, scratch / "log", cluster.address, [f"--set=output={run}"])
     try:
         if driver.wait(_LONGEST):
-            raise RuntimeError(f"the undisturbed run failed:\n{driver.said()[-3000:]}")
+            raise RuntimeError(f"the undisturbed run failed:\n{driver.output()[-3000:]}")
     finally:
         driver.end()
     return run

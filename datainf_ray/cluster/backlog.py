@@ -164,7 +164,7 @@ class Backlog:
             return
         work.failures += 1
         if work.failures == FAILURES:
-            raise RunFailedError(f"{said(work.chunk)} could not be computed in {FAILURES} attempts: {reason}")
+            raise RunFailedError(f"{describe_chunk(work.chunk)} could not be computed in {FAILURES} attempts: {reason}")
         if work.runners:
             return  # another has it
         work.not_before = now + min(_PAUSE, 2.0 ** (work.failures - 1))
@@ -213,7 +213,7 @@ class Backlog:
     def _halve(self, work: Work, reason: str) -> None:
         if work.halvings == self._most_halvings:
             smaller = f", in batches of 1/{2**work.halvings} of the size too" if work.halvings else ""
-            raise RunFailedError(f"{said(work.chunk)} takes too much memory{smaller}: {reason}; {_REMEDY}")
+            raise RunFailedError(f"{describe_chunk(work.chunk)} takes too much memory{smaller}: {reason}; {_REMEDY}")
         work.halvings += 1
 
     def _hear(self, now: float) -> None:
@@ -223,7 +223,7 @@ class Backlog:
         chunk = work.chunk
         if self._number_of is None or self._searched[chunk.number] == SEARCHES:
             alone = "" if self._number_of is None else ", though none of its rows does so by itself"
-            raise RunFailedError(f"{said(chunk)} goes on ending its worker{alone}: {reason[:300]}")
+            raise RunFailedError(f"{describe_chunk(chunk)} goes on ending its worker{alone}: {reason[:300]}")
         self._searched[chunk.number] += 1
         work.deaths = 0
         search = Search(work, open=1)
@@ -244,5 +244,5 @@ class Backlog:
             self._queue.appendleft(search.work)
 
 
-def said(chunk: Chunk) -> str:
+def describe_chunk(chunk: Chunk) -> str:
     return f"chunk {chunk.number} (rows {chunk.first} to {chunk.first + chunk.rows - 1})"

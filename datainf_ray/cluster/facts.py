@@ -57,7 +57,7 @@ def cluster_facts(config: ClusterConfig, local: bool) -> ClusterFacts:
             "cluster",
             None,
             f"no node has room for a worker of {wants(config, gpus)}",
-            f"the cluster has {_said(total)}{grow}",
+            f"the cluster has {_describe(total)}{grow}",
         )
     workers = config.max_workers or fit
     # Ray's `memory` is a node's, less its object store. Workers share their node's, or all of it where they are few.
@@ -92,7 +92,7 @@ def has_labels(labels: dict[str, str], selector: dict[str, str]) -> bool:
 
 def wants(config: ClusterConfig, gpus_per_worker: int) -> str:
     """What a worker takes, in words."""
-    labels = said_labels(config.label_selector)
+    labels = describe_labels(config.label_selector)
     cpus = config.cpus_per_worker
     return (
         f"{cpus} CPU{'s' * (cpus != 1)}"
@@ -101,15 +101,15 @@ def wants(config: ClusterConfig, gpus_per_worker: int) -> str:
     )
 
 
-def said_labels(selector: dict[str, str]) -> str:
+def describe_labels(selector: dict[str, str]) -> str:
     """A selector, in words."""
     return ", ".join(f"{key}={value}" for key, value in selector.items()) or "any labels"
 
 
-def resources_said() -> str:
+def describe_resources() -> str:
     """What the cluster has now, in words."""
-    return _said(ray.cluster_resources())
+    return _describe(ray.cluster_resources())
 
 
-def _said(resources: dict[str, float]) -> str:
+def _describe(resources: dict[str, float]) -> str:
     return ", ".join(f"{resources.get(k, 0):g} {k}s" for k in ("CPU", "GPU"))

@@ -17,7 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from datainf_ray.cluster.facts import resources_said, said_labels, wants
+from datainf_ray.cluster.facts import describe_labels, describe_resources, wants
 from datainf_ray.cluster.failures import Failure, Starts, classify
 from datainf_ray.cluster.metrics import DriverMetrics
 from datainf_ray.cluster.orders import WorkerInfo, WorkerSpec
@@ -123,7 +123,7 @@ class Members:
             raise RunFailedError(
                 f"no worker could be started within {limit:g} s (cluster.start_timeout){why}; "
                 f"a worker takes {wants(self.spec.config.cluster, self.gpus_per_worker)}, "
-                f"and the cluster has {resources_said()}"
+                f"and the cluster has {describe_resources()}"
             )
 
     def cannot_start(self, failure: Failure) -> None:
@@ -207,8 +207,8 @@ class Members:
                 other.first_choice = False
                 self.all[place] = other
                 said = (
-                    f"no node with {said_labels(config.label_selector)} within {config.fallback_after:g} s; "
-                    f"asking for {said_labels(config.fallback_selector)}"
+                    f"no node with {describe_labels(config.label_selector)} within {config.fallback_after:g} s; "
+                    f"asking for {describe_labels(config.fallback_selector)}"
                 )
                 self.note("worker_falls_back", worker=other.name, detail=said)
                 if said not in self._told:

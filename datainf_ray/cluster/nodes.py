@@ -6,7 +6,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from datainf_ray.cluster.facts import resources_said
+from datainf_ray.cluster.facts import describe_resources
 from datainf_ray.cluster.failures import classify
 from datainf_ray.common.versions import versions
 
@@ -39,7 +39,7 @@ def differences() -> list[str]:
     return sorted(set(found))
 
 
-def said() -> str:
+def describe_nodes() -> str:
     """How many nodes are up, and what they have, in words."""
     count = sum(node["Alive"] for node in ray.nodes())
-    return f"{count} node{'s' * (count != 1)}, {resources_said()}"
+    return f"{count} node{'s' * (count != 1)}, {describe_resources()}"

@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from datainf_ray.cluster.backlog import HALVINGS, Backlog, Work, said
+from datainf_ray.cluster.backlog import HALVINGS, Backlog, Work, describe_chunk
 from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.facts import wants
 from datainf_ray.cluster.failures import STARTS, Failure, Fault, Starts, classify, final_error
@@ -258,7 +258,7 @@ class Pool:
             raise StateLostError(failure.reason)
         if failure.fault is Fault.PERMANENT:
             self._failed(call, failure)
-            raise final_error(failure, f"{said(call.work.chunk)}: ")
+            raise final_error(failure, f"{describe_chunk(call.work.chunk)}: ")
         self.metrics.chunk(RETRIED)
         self.note("chunk_lost", **who(call.member), **_what(call), detail=failure.reason)
         turn.backlog.again(call.work, time.monotonic(), failure.reason)
@@ -318,7 +318,8 @@ class Pool:
             call.turn.backlog.lose(work, len(lost) == 1, failure.preempted, failure.reason, failure.memory)
             if work.halvings > before:
                 tokens = max(1, call.turn.sweep.batch_tokens >> work.halvings)
-                told = f"{said(work.chunk)} took too much memory; it is computed again in batches of {tokens:,} tokens"
+                chunk = describe_chunk(work.chunk)
+                told = f"{chunk} took too much memory; it is computed again in batches of {tokens:,} tokens"
                 self.say(f"{call.turn.sweep.name}: {told}")
                 self.note("smaller_batches", **_what(call), tokens=tokens, detail=told)
 
@@ -328,7 +329,11 @@ class Pool:
         if seconds is None:
             return
         calls = [call for call in self._flying.values() if call.turn is turn]
-        named = [f"{said(c.work.chunk)} on {c.member.info.host}" for c in calls[:_NAMED] if c.member.info is not None]
+        named = [
+            f"{describe_chunk(c.work.chunk)} on {c.member.info.host}"
+            for c in calls[:_NAMED]
+            if c.member.info is not None
+        ]
         more = [f"{len(calls) - len(named)} more"] if len(calls) > len(named) else []
         told = f"no chunk has come back for {seconds:.0f} s; still waiting for {', '.join([*named, *more])}"
         self.say(f"{turn.sweep.name}: {told}")

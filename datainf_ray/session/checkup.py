@@ -12,7 +12,7 @@ from typing import Any
 from datainf_ray.cluster.calibrate import measured
 from datainf_ray.cluster.connect import connected
 from datainf_ray.cluster.facts import ClusterFacts, wants
-from datainf_ray.cluster.nodes import differences, said
+from datainf_ray.cluster.nodes import describe_nodes, differences
 from datainf_ray.cluster.orders import worker_spec
 from datainf_ray.cluster.pool import Pool
 from datainf_ray.common.errors import RequestError, RunFailedError
@@ -98,7 +98,7 @@ class _Checks(ExitStack):
         room = self.cluster.room
         where = "a local one, started here" if self.cluster.local else "the cluster"
         workers = counted(room.workers, "worker")
-        return f"{where}: {said()}; up to {workers} of {wants(config.cluster, room.gpus_per_worker)}"
+        return f"{where}: {describe_nodes()}; up to {workers} of {wants(config.cluster, room.gpus_per_worker)}"
 
     def packages(self) -> str:
         if found := differences():

@@ -117,7 +117,7 @@ class Driver:
             self.process.kill()
             self.process.wait()
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
 

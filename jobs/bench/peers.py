@@ -29,7 +29,7 @@ def peers(options: Options) -> Iterator[Figure]:
     repeats = options.repeats
     layouts = dict(list(LAYOUTS.items())[:1]) if options.small else LAYOUTS
 
-    def said(script: str, *arguments: str, python: str | Path = sys.executable) -> Callable[[], dict[str, float]]:
+    def measured(script: str, *arguments: str, python: str | Path = sys.executable) -> Callable[[], dict[str, float]]:
         def command() -> dict[str, float]:
             lines = run_lines([python, folder / script, work, *arguments, "--repeats", "1"], THREADS)
             return {line["what"]: line["median_s"] for line in lines}
@@ -37,14 +37,14 @@ def peers(options: Options) -> Iterator[Figure]:
         return command
 
     things: dict[str, Callable[[], Any]] = {
-        "epoch": said("floor.py", "epoch"),
-        "hooks": said("floor.py", "hooks"),
-        "algebra": said("floor.py", "algebra"),
+        "epoch": measured("floor.py", "epoch"),
+        "hooks": measured("floor.py", "hooks"),
+        "algebra": measured("floor.py", "algebra"),
     }
     if options.bergson:
         scratch = options.scratch / "bergson"
         scratch.mkdir()
-        things["bergson"] = said("bergson_peer.py", str(scratch), "command", python=options.bergson)
+        things["bergson"] = measured("bergson_peer.py", str(scratch), "command", python=options.bergson)
     failed: dict[str, str] = {}
     for mode in MODES:
         for layout, (workers, cpus) in layouts.items():

@@ -60,10 +60,10 @@ def nodes_of_a_run(kinds: dict[str, Any], folder: Path, model: dict[str, Any], *
         try:
             deadline = time.monotonic() + 240
             while not driver.over:
-                assert time.monotonic() < deadline, driver.said()[-3000:]
+                assert time.monotonic() < deadline, driver.output()[-3000:]
                 most = max(most, workers())
                 time.sleep(0.2)
-            assert driver.wait(1) == 0, driver.said()[-3000:]
+            assert driver.wait(1) == 0, driver.output()[-3000:]
         finally:
             driver.end()
         assert most == 2

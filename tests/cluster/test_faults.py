@@ -43,7 +43,7 @@ class Scene:
 
     def done(self, driver: Driver, name: str) -> Path:
         try:
-            assert driver.wait(250) == 0, driver.said()[-3000:]
+            assert driver.wait(250) == 0, driver.output()[-3000:]
         finally:
             driver.end()
         return self.folder / name
@@ -64,8 +64,8 @@ class Scene:
         }
         deadline = time.monotonic() + 200
         while not (at_work() and there[moment]()):
-            assert not driver.over, driver.said()[-3000:]
-            assert time.monotonic() < deadline, driver.said()[-3000:]
+            assert not driver.over, driver.output()[-3000:]
+            assert time.monotonic() < deadline, driver.output()[-3000:]
             time.sleep(0.02)
 
 
@@ -109,7 +109,7 @@ def test_sums_in_the_object_store_may_go_down_with_their_node(scene: Scene) -> N
     scene.cluster.kill(0)
     scene.cluster.add()
     assert parquet_files(scene.done(driver, "large")) == scene.quiet
-    assert "were lost with" in driver.said()
+    assert "were lost with" in driver.output()
 
 
 def test_drivers_may_be_killed_and_there_is_one_at_a_time(scene: Scene) -> None:
@@ -124,7 +124,7 @@ def test_drivers_may_be_killed_and_there_is_one_at_a_time(scene: Scene) -> None:
             driver.send(signal.SIGSTOP)  # else it may be done before the second one has read its configuration
             second = scene.start("drivers")
             assert second.wait(100) == 2
-            assert f"a run is at work there (process {driver.process.pid} on " in second.said()
+            assert f"a run is at work there (process {driver.process.pid} on " in second.output()
             driver.send(signal.SIGCONT)
         began = time.monotonic()
         driver.send(number)
@@ -133,7 +133,7 @@ def test_drivers_may_be_killed_and_there_is_one_at_a_time(scene: Scene) -> None:
     driver = scene.start("drivers")
     run = scene.done(driver, "drivers")
     assert parquet_files(run) == scene.quiet
-    said = driver.said()
+    said = driver.output()
     assert "curvature: " in said
     assert "rows taken up from an earlier attempt" in said
     sweeps = [sweep["name"] for sweep in json.loads((run / "run.json").read_text())["sweeps"]]

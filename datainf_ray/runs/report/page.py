@@ -56,7 +56,7 @@ def _page(run: Run) -> str:
         record=run.record,
         summary=summary,
         remarks=_remarks(summary),
-        timeline=None if (times := timeline.timeline(run.events())) is None else timeline.said(times),
+        timeline=None if (times := timeline.timeline(run.events())) is None else timeline.describe(times),
         paths=_paths(run.config),
         queries=[_query(q, tops, values, at) for at, q in enumerate(shown)],
         usable=len(usable),

@@ -144,7 +144,7 @@ def _joined(spans: np.ndarray, whole: float) -> np.ndarray:
     return np.stack([spans[first, 0], latest[np.concatenate([first[1:], [True]])]], axis=1)
 
 
-def said(times: Timeline) -> dict[str, Any]:
+def describe(times: Timeline) -> dict[str, Any]:
     """What the report says under the drawing."""
     return {
         "svg": draw(times),
