@@ -23,7 +23,7 @@ from datainf_ray.cluster.metrics import DriverMetrics
 from datainf_ray.cluster.orders import WorkerInfo, WorkerSpec
 from datainf_ray.cluster.private import draining_nodes
 from datainf_ray.common.errors import RunFailedError
-from datainf_ray.runs.events import Note
+from datainf_ray.runs.events import Log
 
 IDLE = 60.0  #: seconds after which a worker that has nothing to do is let go
 _LOOK = 3.0  # seconds between looks at which nodes are being drained
@@ -51,7 +51,7 @@ class Members:
     """Workers of one run, at most `limit` of them; `minimum` are kept when there is nothing to do.
 
     `actors` are workers that are on their way already, others are asked for by `hire`. `starts` decides about those
-    that cannot start. `say` receives a line about what goes wrong and is not fatal, `note` everything that happens.
+    that cannot start. `say` receives a line about what goes wrong and is not fatal, `log` every event.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Members:
         hire: Hire,
         starts: Starts,
         say: Callable[[str], None],
-        note: Note,
+        log: Log,
         metrics: DriverMetrics,
     ) -> None:
         self.spec, self.limit, self.minimum, self.gpus_per_worker = spec, limit, minimum, gpus_per_worker
-        self.hire, self.starts, self.say, self.note, self.metrics = hire, starts, say, note, metrics
+        self.hire, self.starts, self.say, self.log, self.metrics = hire, starts, say, log, metrics
         self.all: list[Member] = []
         self.infos: list[WorkerInfo] = []  # of every worker that ever came up
         self._hired = actors
@@ -111,7 +111,7 @@ class Members:
                 self.starts.succeeded()
                 self._tell_of(member.info)
                 self.infos.append(member.info)
-                self.note("worker_up", **who(member), device=member.info.device, seconds=round(member.info.seconds, 3))
+                self.log("worker_up", **who(member), device=member.info.device, seconds=round(member.info.seconds, 3))
                 self.metrics.workers(self.ready)
         limit = self.spec.config.cluster.start_timeout
         if self.ready:
@@ -129,7 +129,7 @@ class Members:
     def cannot_start(self, failure: Failure) -> None:
         """A worker could not start; raises where there is no hope for any."""
         if not failure.preempted:
-            self.note("worker_cannot_start", detail=failure.reason)
+            self.log("worker_cannot_start", detail=failure.reason)
         said = self.starts.failed(failure, self.ready, time.monotonic())
         if said is not None:
             self.say(said)
@@ -137,7 +137,7 @@ class Members:
     def lost(self, member: Member, failure: Failure) -> None:
         """A worker that was up is gone."""
         self._remove(member)
-        self.note("worker_lost", **who(member), detail=("preempted: " if failure.preempted else "") + failure.reason)
+        self.log("worker_lost", **who(member), detail=("preempted: " if failure.preempted else "") + failure.reason)
         self.metrics.workers(self.ready)
 
     def look(self) -> None:
@@ -158,7 +158,7 @@ class Members:
             if bored or self.leaves(member):
                 spare -= 1
                 self._remove(member)
-                self.note("worker_released", **who(member), detail="idle" if bored else "its node is drained")
+                self.log("worker_released", **who(member), detail="idle" if bored else "its node is drained")
                 self.metrics.workers(self.ready)
 
     def rest(self) -> None:
@@ -210,7 +210,7 @@ class Members:
                     f"no node with {describe_labels(config.label_selector)} within {config.fallback_after:g} s; "
                     f"asking for {describe_labels(config.fallback_selector)}"
                 )
-                self.note("worker_falls_back", worker=other.name, detail=said)
+                self.log("worker_falls_back", worker=other.name, detail=said)
                 if said not in self._told:
                     self._told.add(said)
                     self.say(said)

@@ -24,7 +24,7 @@ from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.common.redaction import redacted
 from datainf_ray.corpus.chunks import Chunk
-from datainf_ray.runs.events import Note, forget
+from datainf_ray.runs.events import Log, forget
 
 _TICK = 0.5  # seconds between looks, so that progress is shown while nothing finishes
 _SILENCE = 10.0  # seconds of waiting for the first worker between two lines about it
@@ -67,7 +67,7 @@ class Pool:
 
     `minimum` must be up before a sweep begins, and that many are kept when there is nothing to do. `actors` are workers
     that are on their way already, and are taken from there; with `grows` false none can come up later that cannot come
-    up now. `say` receives a line about what goes wrong and is not fatal, `note` everything that happens. `crashed` are
+    up now. `say` receives a line about what goes wrong and is not fatal, `log` every event. `crashed` are
     the rows, by corpus, that end their workers: those that are known, and those that are found, which `found` is called
     for.
     """
@@ -84,10 +84,10 @@ class Pool:
         say: Callable[[str], None] = lambda text: None,
         crashed: dict[str, list[int]] | None = None,
         found: Callable[[], None] = lambda: None,
-        note: Note = forget,
+        log: Log = forget,
     ) -> None:
         self.spec, self.limit, self.minimum = spec, limit, minimum
-        self.say, self.found, self.note = say, found, note
+        self.say, self.found, self.log = say, found, log
         self.metrics = DriverMetrics(redacted(spec.directory.url))
         self.crashed = crashed if crashed is not None else {}
         self.numbers = itertools.count()  # of sweeps; workers know them by it
@@ -103,7 +103,7 @@ class Pool:
             lambda labels: hire(spec.config.cluster, gpus_per_worker, labels),
             Starts(STARTS * (limit if grows else 1)),
             say,
-            note,
+            log,
             self.metrics,
         )
 
@@ -210,7 +210,7 @@ class Pool:
             self.say(f"{sweep.name}: {rows} of {sweep.corpus} ended every worker; left out with the status crashed")
             self.found()
             for row in new:
-                self.note("row_crashed", sweep=sweep.name, detail=f"row {row} of {sweep.corpus}")
+                self.log("row_crashed", sweep=sweep.name, detail=f"row {row} of {sweep.corpus}")
         now = time.monotonic()
         for depth in range(IN_FLIGHT):  # everyone gets a first chunk before anyone gets a second
             for member in members.all:
@@ -222,7 +222,7 @@ class Pool:
                 if work is not None:
                     self._give(member, turn, work)
                     if work.runners > 1:
-                        self.note("chunk_started_again", **who(member), sweep=sweep.name, chunk=work.chunk.number)
+                        self.log("chunk_started_again", **who(member), sweep=sweep.name, chunk=work.chunk.number)
 
     def _give(self, member: Member, turn: _Turn, work: Work) -> None:
         sweep, order = turn.sweep, replace(turn.order(work.chunk), crashed=(*turn.crashed,))
@@ -260,18 +260,18 @@ class Pool:
             self._failed(call, failure)
             raise final_error(failure, f"{describe_chunk(call.work.chunk)}: ")
         self.metrics.chunk(RETRIED)
-        self.note("chunk_lost", **who(call.member), **_what(call), detail=failure.reason)
+        self.log("chunk_lost", **who(call.member), **_what(call), detail=failure.reason)
         turn.backlog.again(call.work, time.monotonic(), failure.reason)
         return None
 
     def _failed(self, call: _Call, failure: Failure) -> None:
         self.metrics.chunk(FAILED)
-        self.note("chunk_failed", **who(call.member), **_what(call), detail=failure.reason)
+        self.log("chunk_failed", **who(call.member), **_what(call), detail=failure.reason)
 
     def _finished(self, call: _Call, report: ChunkReport, first: bool) -> None:
         """Tell that a chunk is done; `first`: it is a chunk's result, and the first one."""
         timing = report.timing
-        self.note(
+        self.log(
             "chunk_done" if first else "chunk_done_again" if call.work.search is None else "rows_tried",
             **who(call.member),
             **_what(call),
@@ -308,7 +308,7 @@ class Pool:
         self._members.lost(member, failure)
         for call in lost:
             self.metrics.chunk(RETRIED)
-            self.note("chunk_lost", **who(member), **_what(call))
+            self.log("chunk_lost", **who(member), **_what(call))
         if failure.memory:
             assert member.info is not None
             what = "chunk is" if len(lost) == 1 else "chunks are"
@@ -321,7 +321,7 @@ class Pool:
                 chunk = describe_chunk(work.chunk)
                 told = f"{chunk} took too much memory; it is computed again in batches of {tokens:,} tokens"
                 self.say(f"{call.turn.sweep.name}: {told}")
-                self.note("smaller_batches", **_what(call), tokens=tokens, detail=told)
+                self.log("smaller_batches", **_what(call), tokens=tokens, detail=told)
 
     def _tell_of_silence(self, turn: _Turn) -> None:
         """Workers that have chunks, and give none back for long, may hang; or the chunks are slow. It is waited for."""
@@ -337,7 +337,7 @@ class Pool:
         more = [f"{len(calls) - len(named)} more"] if len(calls) > len(named) else []
         told = f"no chunk has come back for {seconds:.0f} s; still waiting for {', '.join([*named, *more])}"
         self.say(f"{turn.sweep.name}: {told}")
-        self.note("silence", sweep=turn.sweep.name, seconds=round(seconds, 3), detail=told)
+        self.log("silence", sweep=turn.sweep.name, seconds=round(seconds, 3), detail=told)
 
 
 def _what(call: _Call) -> dict[str, Any]:

@@ -34,10 +34,11 @@ class ClusterSweeps(States):
 
     `chunks` are those of each set of training rows that a sweep goes over, and `query_chunks` those of the queries;
     `committed` are the training chunks whose scores are written already. With `source` "index" training gradients are
-    read from the gradient index; `directory` is where scores are committed, if that is not the run's own. After a sweep
-    `records` has one more entry, which says what the sweep took, and `noted` is called; after the scoring sweep `top`
-    has the top rows, and `status` and `problems` say how the training rows fared. `pulse` is called while a sweep goes
-    on, and may end it by an error.
+    read from the gradient index; `directory` is where scores are committed, if that is not the run's own.
+
+    After a sweep `records` has one more entry, which says what the sweep took, and `recorded` is called. After the
+    scoring sweep `top` has the top rows, and `status` and `problems` say how the training rows fared. `pulse` is called
+    while a sweep goes on, and may end it by an error.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ClusterSweeps(States):
         source: Source = "backward",
         directory: RunDirectory | None = None,
         *,
-        noted: Callable[[], None] = lambda: None,
+        recorded: Callable[[], None] = lambda: None,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(spec.facts.blocks, queries, directory or spec.directory, watcher.say)
@@ -69,7 +70,7 @@ class ClusterSweeps(States):
         self.status: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
         self.tables: list[pa.Table] = []
-        self.noted, self.pulse = noted, pulse
+        self.recorded, self.pulse = recorded, pulse
         self._runs: Counter[str] = Counter()
         self._kept: dict[int, tuple[Any, str]] = {}  # by chunk: the reference to its gradients, and their node
 
@@ -101,7 +102,7 @@ class ClusterSweeps(States):
         running = _RunningSweep(sweep, chunks, kept, per_row or {}, sums)
         began = time.perf_counter()
         self.watcher.begin(name, running.rows)
-        self.pool.note("sweep_begun", sweep=name, rows=running.rows)
+        self.pool.log("sweep_begun", sweep=name, rows=running.rows)
         if (restored := sums.tally).rows:
             self.watcher.say(f"{name}: {restored.rows:,} rows taken up from an earlier attempt")
             self.watcher.advance(restored.rows, 0, self.pool.ready)
@@ -203,12 +204,12 @@ class ClusterSweeps(States):
         self.watcher.advance(report.rows, report.tokens, self.pool.ready)
 
     def _come_to_an_end(self, running: _RunningSweep, key: str, began: float) -> Shards:
-        """Note what the sweep took and what is known after it; its state."""
+        """Record what the sweep took and what is known after it; its state."""
         sweep, sums, kept = running.sweep, running.sums, running.kept
         *root, tally = sums.result()
         began = self.pool.begun[-1] if running.workers else began
         seconds = round(time.perf_counter() - began, 3)
-        self.pool.note("sweep_done", sweep=sweep.name, rows=running.rows, seconds=seconds)
+        self.pool.log("sweep_done", sweep=sweep.name, rows=running.rows, seconds=seconds)
         self._record(
             SweepRecord(
                 id=key,
@@ -236,9 +237,9 @@ class ClusterSweeps(States):
         return f"{stem}-{self._runs[stem]}"
 
     def _record(self, record: SweepRecord) -> None:
-        """Note what a sweep took, in place of what was noted when an earlier attempt had done it."""
+        """Record what a sweep took, in place of the record of an earlier attempt."""
         self.records[:] = [*(r for r in self.records if r.id != record.id), record]
-        self.noted()
+        self.recorded()
 
 
 @dataclass

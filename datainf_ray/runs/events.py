@@ -44,14 +44,14 @@ SCHEMA = pa.schema(
 )
 
 
-class Note(Protocol):
-    """Takes an event down; `fields` are those of `SCHEMA`."""
+class Log(Protocol):
+    """Logs an event; `fields` are those of `SCHEMA`."""
 
     def __call__(self, event: str, **fields: Any) -> None: ...
 
 
 def forget(event: str, **fields: Any) -> None:
-    """A `Note` that takes nothing down."""
+    """A `Log` that keeps nothing."""
 
 
 class Journal:
@@ -64,7 +64,7 @@ class Journal:
         self._files, self._due = 0, time.monotonic() + EVERY
         self._lock = threading.Lock()  # a worker may be let go by another thread
 
-    def note(self, event: str, **fields: Any) -> None:
+    def log(self, event: str, **fields: Any) -> None:
         stamped = {"time": round(time.time(), 3), "event": event, **{k: v for k, v in fields.items() if v is not None}}
         with self._lock:
             self._events.append(redacted_tree(stamped) if "detail" in fields else stamped)
@@ -86,7 +86,7 @@ class Journal:
 
 
 def read_events(directory: RunDirectory) -> pa.Table:
-    """All events of a run, as `SCHEMA` has them, attempt by attempt in the order in which they were noted."""
+    """All events of a run, as `SCHEMA` has them, attempt by attempt in the order in which they were logged."""
     rows = []
     for name in directory.list(EVENTS):
         attempt = name.removeprefix(EVENTS).rpartition("-")[0]

@@ -59,7 +59,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
                 return run
             for name in _CARRIED:
                 setattr(record, name, getattr(earlier, name))
-        journal.note("run_begun", rows=job.rows, detail=record.fingerprint)
+        journal.log("run_begun", rows=job.rows, detail=record.fingerprint)
         write_record(lease, record)
         watcher.say(
             f"{counted(job.rows, 'row')}, {counted(job.queries, 'query', 'queries')}, "
@@ -75,7 +75,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
                 raise RunFailedError(f"{type(cause).__name__}: {one_line(cause)[:500]}") from error
             raise
         record.state, record.finished, record.seconds = "done", _now(), _seconds(attempt)
-        journal.note("run_done", seconds=record.seconds)
+        journal.log("run_done", seconds=record.seconds)
         journal.flush()
         write_record(lease, record)
         run = open_run(job.directory.url, job.directory.options)
@@ -97,7 +97,7 @@ def _end_badly(error: BaseException, record: RunRecord, lease: Lease, attempt: A
     failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
     record.state = "failed" if failed else "interrupted"
     record.reason, record.seconds = one_line(error), _seconds(attempt)
-    attempt.journal.note(f"run_{record.state}", detail=record.reason)
+    attempt.journal.log(f"run_{record.state}", detail=record.reason)
     if lease.lost is not None:  # the run is another driver's by now
         return
     try:

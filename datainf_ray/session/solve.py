@@ -81,7 +81,7 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
         say=attempt.watcher.say,
         crashed=record.crashed,
         found=attempt.keep,
-        note=attempt.journal.note,
+        log=attempt.journal.log,
     )
     with closing(pool):
         pool.start(job.rows)
@@ -105,7 +105,7 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
                 _committed(job),
                 record.sweeps,
                 job.source,
-                noted=attempt.keep,
+                recorded=attempt.keep,
                 pulse=attempt.pulse,
             )
             try:

@@ -25,7 +25,7 @@ def test_events_come_back_in_order(directory: RunDirectory, monkeypatch: pytest.
     journal.flush()  # nothing to write
     assert directory.list(EVENTS) == []
     for chunk in range(5):
-        journal.note("chunk_done", chunk=chunk, worker="0", detail=None)
+        journal.log("chunk_done", chunk=chunk, worker="0", detail=None)
         journal.tick()
     assert len(directory.list(EVENTS)) == 1  # the last two wait for their time
     journal.flush()
@@ -40,7 +40,7 @@ def test_events_come_back_in_order(directory: RunDirectory, monkeypatch: pytest.
 
 def test_events_that_could_not_be_written_are_kept(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(directory)
-    journal.note("worker_up", worker="0")
+    journal.log("worker_up", worker="0")
     with monkeypatch.context() as patch:
 
         def full(name: str, data: bytes) -> None:
@@ -56,7 +56,7 @@ def test_events_that_could_not_be_written_are_kept(directory: RunDirectory, monk
 def test_what_went_wrong_is_told_without_credentials(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     journal = Journal(directory)
-    journal.note("worker_lost", detail="cannot sign with wJalrXUtnFEMI")
+    journal.log("worker_lost", detail="cannot sign with wJalrXUtnFEMI")
     journal.flush()
     assert read_events(directory)["detail"].to_pylist() == ["cannot sign with ***"]
 
