@@ -102,7 +102,7 @@ def _disturbed(
             if not left or now < due or stage(run) == "done":
                 continue
             due = now + chance.expovariate(1 / asked.every)
-            kind = chance.choices(list(KINDS), KINDS.values())[0]
+            kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
             free = [n for n in cluster.nodes if all(n is not d for _, d in draining)]
             at = stage(run)
             if kind == "worker":

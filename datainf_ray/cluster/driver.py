@@ -16,6 +16,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from datainf_ray.cluster.actors import maker, method
 from datainf_ray.cluster.background import LocalDriver
 from datainf_ray.cluster.environment import worker_environment
 from datainf_ray.cluster.join import join
@@ -58,10 +59,10 @@ def _work_and_linger(config: RunConfig, work: Callable[[RunConfig], Any]) -> Non
 class ClusterDriver:
     """`runs.results.Driver`: such an actor, seen from the session that asked for it."""
 
-    def __init__(self, config: RunConfig, actor: ActorHandle) -> None:
+    def __init__(self, config: RunConfig, actor: ActorHandle[Attribution]) -> None:
         self.config: dict[str, Any] = redacted_tree(config.model_dump(mode="json"))
         self._actor = actor
-        self._result = actor.result.remote()
+        self._result = method(actor, Attribution.result)()
         self._ended: BaseException | bool = False
 
     def over(self) -> bool:
@@ -80,7 +81,7 @@ class ClusterDriver:
         except RayTaskError as error:
             return error.cause if isinstance(error.cause, RequestError | RunFailedError) else error
         except RayActorError as error:
-            self._result = self._actor.result.remote()
+            self._result = method(self._actor, Attribution.result)()
             _, lost = ray.wait([self._result], timeout=1)
             return False if lost else RunFailedError(f"its driver is gone: {error}")
 
@@ -104,19 +105,19 @@ def drive(config: RunConfig, work: Callable[[RunConfig], Any]) -> ClusterDriver:
         "resources": {_HEAD: 0.001},
         "runtime_env": worker_environment(),
     }
-    make, source = ray.remote(**options)(Attribution), own_code(config.model)
+    make, source = maker(Attribution, **options), own_code(config.model)
     try:
-        actor = make.remote(config, work, source)
+        actor = make(config, work, source)
     except ValueError:  # Ray's, for a name that is in use
         _take_leave(name, directory.url)
-        actor = make.remote(config, work, source)
+        actor = make(config, work, source)
     return ClusterDriver(config, actor)
 
 
 def _take_leave(name: str, url: str) -> None:
     """End the driver of this name, if its run is over. Raises `RequestError` where it is not."""
     earlier = ray.get_actor(name, NAMESPACE)
-    over, _ = ray.wait([earlier.result.remote()], timeout=2)
+    over, _ = ray.wait([method(earlier, Attribution.result)()], timeout=2)
     if not over:
         raise RequestError(
             "output", url, "a run is at work there", "wait until it ends, stop it, or use another output"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -22,7 +23,8 @@ class ClusterFacts:
 
     local: bool  # started by us, on this machine
     room: Room  # as far as it is known before a worker is up
-    actors: deque[ActorHandle] = field(default_factory=deque)  # workers without a model, on their way; taken from here
+    # workers without a model, on their way; taken from here
+    actors: deque[ActorHandle[Any]] = field(default_factory=deque)
 
     def with_device(self, device_bytes: int | None) -> Room:
         """The room, with what a worker says of its GPU."""

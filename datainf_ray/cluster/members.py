@@ -17,11 +17,13 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from datainf_ray.cluster.actors import method
 from datainf_ray.cluster.facts import describe_labels, describe_resources, wants
 from datainf_ray.cluster.failures import Failure, Starts, classify
 from datainf_ray.cluster.metrics import DriverMetrics
 from datainf_ray.cluster.orders import WorkerInfo, WorkerSpec
 from datainf_ray.cluster.private import draining_nodes
+from datainf_ray.cluster.worker import Worker
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.runs.events import Log
 
@@ -29,14 +31,14 @@ IDLE = 60.0  #: seconds after which a worker that has nothing to do is let go
 _LOOK = 3.0  # seconds between looks at which nodes are being drained
 
 #: Asks for a worker, on a node with these labels; None: with those that are asked for first.
-Hire = Callable[[dict[str, str] | None], ActorHandle]
+Hire = Callable[[dict[str, str] | None], "ActorHandle[Worker]"]
 
 
 @dataclass(eq=False)
 class Member:
     """A worker as the driver sees it."""
 
-    actor: ActorHandle
+    actor: ActorHandle[Worker]
     name: str
     ready: Any  # the reference that resolves to its WorkerInfo
     placed: Any  # one that resolves once it is on a node
@@ -60,7 +62,7 @@ class Members:
         limit: int,
         minimum: int,
         gpus_per_worker: int,
-        actors: deque[ActorHandle],
+        actors: deque[ActorHandle[Worker]],
         hire: Hire,
         starts: Starts,
         say: Callable[[str], None],
@@ -186,9 +188,10 @@ class Members:
         self._hired.clear()
         self._shared = None
 
-    def _member(self, actor: ActorHandle) -> Member:
+    def _member(self, actor: ActorHandle[Worker]) -> Member:
         name = str(next(self._names))
-        return Member(actor, name, actor.load.remote(self._shared, name), actor.here.remote(), asked=time.monotonic())
+        ready, placed = method(actor, Worker.load)(self._shared, name), method(actor, Worker.here)()
+        return Member(actor, name, ready, placed, asked=time.monotonic())
 
     def _remove(self, member: Member) -> None:
         self.all.remove(member)
@@ -227,4 +230,4 @@ class Members:
 def who(member: Member) -> dict[str, str | None]:
     """A worker, for an event."""
     info = member.info
-    return {"worker": member.name, "node": info and info.node, "host": info and info.host}
+    return {"worker": member.name, "node": info.node if info else None, "host": info.host if info else None}

@@ -26,7 +26,7 @@ class WorkerSpec:
 
     config: RunConfig
     facts: ModelFacts
-    corpora: dict[CorpusName, Corpus]
+    corpora: dict[str, Corpus]  # train, queries
     sample: tuple[Example, ...]  # real rows on which every replica compares its gradients with autograd
     directory: RunDirectory
     index: RunDirectory | None = None  # where the gradient index is written, or read from

@@ -13,6 +13,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from datainf_ray.cluster.actors import method
 from datainf_ray.cluster.backlog import HALVINGS, Backlog, Work, describe_chunk
 from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.facts import wants
@@ -22,6 +23,7 @@ from datainf_ray.cluster.members import Member, Members, who
 from datainf_ray.cluster.metrics import DONE, FAILED, RETRIED, DriverMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import StateLostError
+from datainf_ray.cluster.worker import Worker
 from datainf_ray.common.redaction import redacted
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.runs.events import Log, forget
@@ -78,7 +80,7 @@ class Pool:
         limit: int,
         minimum: int,
         gpus_per_worker: int,
-        actors: deque[ActorHandle] | None = None,
+        actors: deque[ActorHandle[Worker]] | None = None,
         *,
         grows: bool = True,
         say: Callable[[str], None] = lambda text: None,
@@ -230,8 +232,8 @@ class Pool:
             order = replace(order, kept=(), trial=True)
         if work.halvings:  # gradients that were kept would be replayed as they came: too much at a time
             order = replace(order, kept=(), batch_tokens=max(1, sweep.batch_tokens >> work.halvings))
-        call = member.actor.run.options(num_returns=1 + sweep.outputs)
-        report, *results = call.remote(sweep.number, turn.shared, order)
+        call = method(member.actor, Worker.run, num_returns=1 + sweep.outputs)
+        report, *results = call(sweep.number, turn.shared, order)
         member.calls.append(report)
         self._flying[report] = _Call(member, turn, work, results)
 

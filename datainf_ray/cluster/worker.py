@@ -51,6 +51,7 @@ from datainf_ray.influence.projection import Projector
 from datainf_ray.influence.transform import Transform
 from datainf_ray.model.files import local_folder
 from datainf_ray.model.fit import largest_batch
+from datainf_ray.model.forward import base_of
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.replica import load_replica
 from datainf_ray.request.job import encoder_for
@@ -135,7 +136,7 @@ class Worker:
         }
         sample = self._batch(spec.sample, range(len(spec.sample))).to(self.device) if spec.sample else None
         verdict = self.replica.check(sample)
-        base = self.replica.model.get_base_model()
+        base = base_of(self.replica.model)
         return WorkerInfo(
             node=ray.get_runtime_context().get_node_id(),
             host=socket.gethostname(),

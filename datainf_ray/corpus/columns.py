@@ -87,9 +87,9 @@ def choose_columns(
             continue
         taken = {role: asked.get(role, known.get(role, "")) for role in combination.required}
         for role in combination.optional:  # an explicit request says all that it wants
-            column = asked.get(role, None if asked else known.get(role))
-            if column is not None:
-                taken[role] = column
+            found = asked.get(role, None if asked else known.get(role))
+            if found is not None:
+                taken[role] = found
         return combination, taken
     raise _no_combination(asked, files, common, task, key)
 

@@ -83,8 +83,12 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
     """
     found: dict[str, SourceFile] = {}
     for entry in entries:
+
+        def listed(entry: str = entry) -> list[SourceFile]:
+            return list(_expand(entry, key, options or {}))
+
         try:
-            files = persistently(lambda entry=entry: list(_expand(entry, key, options or {})))
+            files = persistently(listed)
         except RequestError:
             raise
         except Exception as error:  # every store raises errors of its own

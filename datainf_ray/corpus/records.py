@@ -44,8 +44,10 @@ def survey_text(file: SourceFile) -> SourceFile:
             _, header = next(records, (0, []))
             if isinstance(header, csv.Error):
                 raise ValueError(f"no CSV header: {header}")
+            assert isinstance(header, list)  # as all records of a CSV file are
             columns = dict.fromkeys(header)
-        stride, offsets, rows, objects, problem = _STRIDE, [], 0, 0, None
+        offsets: list[int] = []
+        stride, rows, objects, problem = _STRIDE, 0, 0, None
         for offset, record in records:
             if rows % stride == 0:
                 if len(offsets) == _OFFSETS:

@@ -31,6 +31,7 @@ _TRAIN_ROWS = 125  # of a class, at most
 _TRAIN_ROWS_PLANTED = 65  # of `PLANTED_LABEL`, at most: the planted rows come on top
 _TRAIN_SHARE = 0.7  # of a class, at most
 _PLANTED = 0.7  # of the training rows that mention files
+_NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _SKIPPED = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -121,13 +122,12 @@ def _docstrings(path: Path, root: Path) -> Iterator[tuple[str, str]]:
     stack: list[tuple[str, ast.AST]] = [(module, ast.parse(path.read_bytes(), filename=str(path)))]
     while stack:
         name, node = stack.pop()
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(node, (ast.Module, *_NAMED)):
             docstring = ast.get_docstring(node, clean=False)
             if docstring:
                 yield name, docstring
         for child in reversed(list(ast.iter_child_nodes(node))):
-            named = isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-            stack.append((f"{name}.{child.name}" if named else name, child))
+            stack.append((f"{name}.{child.name}" if isinstance(child, _NAMED) else name, child))
 
 
 def _shortened(docstring: str) -> str:

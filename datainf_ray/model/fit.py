@@ -49,7 +49,7 @@ def largest_batch(replica: Replica, trial: Callable[[int, int], BatchLike], long
 
 def _fits(replica: Replica, batch: BatchLike, hold: int) -> bool:
     torch.cuda.empty_cache()
-    rooms = {}
+    rooms: dict[torch.device, float] = {}
     for device in replica.devices:
         torch.cuda.reset_peak_memory_stats(device)
         # what is free, and what this process has already: other processes' share of the GPU is not ours

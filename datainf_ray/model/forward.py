@@ -15,7 +15,8 @@ _TAKEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 def base_of(model: Any) -> Any:
     """The transformers model inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = getattr(model, "get_base_model", None)
+    return bare() if bare else model
 
 
 def taken(model: nn.Module) -> frozenset[str]:

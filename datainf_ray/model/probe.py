@@ -37,7 +37,8 @@ def standing_in(layer: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterat
 
 def find_head(base: nn.Module, trainable: Collection[nn.Parameter]) -> nn.Linear | str:
     """The output embedding, where its place may be taken; else why not."""
-    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    of_head = getattr(base, "get_output_embeddings", None)
+    head = of_head() if of_head else None
     if head is None:
         return "the model names no output embedding"
     # accelerate replaces the forward method of what it moves to its inputs, or inputs to it, and keeps the true one

@@ -212,9 +212,9 @@ class Replica:
             size = right.norm(dim=1).double()
             if not size.isfinite().all() or not (size > 0).any():
                 continue  # a row without gradient has no direction
-            error = (got[name] - right).norm(dim=1).double()
+            apart = (got[name] - right).norm(dim=1).double()
             # a row whose gradient is a billionth of its neighbour's is all rounding
-            worst = (error / size.clamp(min=1e-6 * float(size.max()))).max()
+            worst = (apart / size.clamp(min=1e-6 * float(size.max()))).max()
             dots = torch.nn.functional.cosine_similarity(got[name].double(), right.double(), dim=1)
             cosine = min(cosine, float(dots[size > 1e-6 * size.max()].min()))
             if not worst <= tolerance:

@@ -45,7 +45,8 @@ def place(
             f"{type(model).__name__} does not say which of its parts must stay on one GPU",
             "use 1",
         )
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    of_head = getattr(model, "get_output_embeddings", None)
+    head = of_head() if of_head else None
     sizes = {id(p): _size(p, dtype, None) for p in model.parameters()}
     for module in model.modules():
         if quantization is not None and isinstance(module, nn.Linear) and module is not head:

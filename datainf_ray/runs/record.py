@@ -14,7 +14,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.directory import RunDirectory
 
 RUN_FILE = "run.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 RunState = Literal["starting", "running", "done", "failed", "interrupted"]
 

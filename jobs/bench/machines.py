@@ -60,10 +60,11 @@ class Machines:
 
     def drain(self, node: int) -> None:
         """Announce that a node will be taken away, as a cloud does with a spot machine."""
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray's own stub leaves it out
         from ray.core.generated import autoscaler_pb2
 
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        drain_reason = autoscaler_pb2.DrainNodeReason  # type: ignore[attr-defined]  # made by protobuf at import
+        reason = drain_reason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline = time.time_ns() // 1_000_000 + 60_000
         accepted, why = GcsClient(address=self.address).drain_node(self.nodes[node].node_id, reason, "spot", deadline)
         assert accepted, why

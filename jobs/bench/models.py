@@ -166,7 +166,7 @@ def save(folder: Path, shape: Shape, targets: str | list[str]) -> dict[str, str]
     with quiet():
         base.save_pretrained(folder / "base")
         tokenizer.save_pretrained(folder / "base")
-        with_adapter(base, targets).save_pretrained(folder / "adapter")
+        with_adapter(base, targets).save_pretrained(str(folder / "adapter"))
     return {"base": str(folder / "base"), "adapter": str(folder / "adapter"), "task": "causal-lm"}
 
 
