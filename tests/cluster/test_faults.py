@@ -18,7 +18,7 @@ from bench.machines import Driver, Machines, machines, parquet_files
 from chaos import configuration
 
 import datainf_ray
-from datainf_ray.runs.lease import FILE
+from datainf_ray.runs.lease import DRIVER_FILE
 
 pytestmark = pytest.mark.cluster
 
@@ -54,7 +54,7 @@ class Scene:
 
         def at_work() -> bool:
             try:
-                return bool(json.loads((run / FILE).read_text())["pid"] == driver.process.pid)
+                return bool(json.loads((run / DRIVER_FILE).read_text())["pid"] == driver.process.pid)
             except FileNotFoundError:
                 return False
 
