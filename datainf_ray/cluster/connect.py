@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayError
 
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.facts import ClusterFacts, cluster_facts
+from datainf_ray.cluster.failures import classify, final_error
 from datainf_ray.cluster.join import address_of, join
 from datainf_ray.cluster.release import collect_references, end_ray, forget_frames
 from datainf_ray.common.errors import RequestError
@@ -20,7 +22,8 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
     """Inside, Ray is up: the session's own, the cluster's, or one that is started here and ended on leaving.
 
     No reference into Ray may be held by the block when that is left: not by its own frame either, if Ray is ended. So
-    it closes what it has opened, and leaves all else to functions. An error that it raises loses what its frames hold.
+    it closes what it has opened, and leaves all else to functions. An error that it raises loses what its frames hold;
+    one of Ray's becomes one of ours, of one line.
 
     What was started `ahead` is ended in the background, which whoever leaves `ahead` waits for. Raises `RequestError`
     where the cluster cannot be reached, is too small, or where its workers cannot reach `output`.
@@ -42,7 +45,10 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
             facts = cluster_facts(config, local=ours and not address_of(config))
             if not facts.local:
                 _check_reach(output)
-        yield facts
+        try:
+            yield facts
+        except RayError as error:  # that nobody further down knew what to do about
+            raise final_error(classify(error)) from error
     except BaseException as error:
         if ends:
             forget_frames(error)

@@ -14,11 +14,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from datainf_ray.cluster.actors import maker, method
 from datainf_ray.cluster.background import LocalDriver
 from datainf_ray.cluster.environment import worker_environment
+from datainf_ray.cluster.failures import Fault, classify, final_error
 from datainf_ray.cluster.join import join
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.redaction import redacted_tree
@@ -78,12 +79,13 @@ class ClusterDriver:
         try:
             ray.get(self._result)
             return True
-        except RayTaskError as error:
-            return error.cause if isinstance(error.cause, RequestError | RunFailedError) else error
-        except RayActorError as error:
-            self._result = method(self._actor, Attribution.result)()
-            _, lost = ray.wait([self._result], timeout=1)
-            return False if lost else RunFailedError(f"its driver is gone: {error}")
+        except RayError as error:
+            failure = classify(error)
+        if failure.fault is Fault.PERMANENT:
+            return final_error(failure)
+        self._result = method(self._actor, Attribution.result)()
+        _, lost = ray.wait([self._result], timeout=1)
+        return False if lost else RunFailedError(f"its driver is gone: {failure.reason}")
 
 
 def drive(config: RunConfig, work: Callable[[RunConfig], Any]) -> ClusterDriver:
