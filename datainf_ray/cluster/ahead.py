@@ -22,9 +22,9 @@ _LOCAL = threading.Lock()
 class Ahead:
     """A local Ray, and workers that load their libraries, in the background while the request is being understood.
 
-    Nothing is started where a cluster is to be joined. Ray's processes end with the thread that started them, so that
-    thread stays until Ray is not needed any more, and ends it. Runs of one process have their Ray one after another:
-    `behind` says that there is another one, which may be about to end.
+    Nothing is started if a cluster is to be joined. Ray's processes end with the thread that started them, so this
+    thread waits until Ray is not needed any more, and then ends it. Two runs of one process cannot have a Ray at the
+    same time: `behind` is the other run's, which may be about to end.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
@@ -43,7 +43,7 @@ class Ahead:
             self._thread.start()
 
     def taken(self) -> ClusterFacts | None:
-        """Wait for it; None if it was not begun. Raises what went wrong."""
+        """Wait for it; None if it was not begun. Raises the error that it failed with."""
         if self._thread is None:
             return None
         self._up.wait()
@@ -52,7 +52,7 @@ class Ahead:
         return self._facts
 
     def end(self) -> None:
-        """End Ray, and go on at once. Whoever calls it has let go of every reference."""
+        """End Ray in the background, and return at once. The caller must hold no reference into Ray."""
         self._over.set()
 
     def __enter__(self) -> Ahead:

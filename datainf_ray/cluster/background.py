@@ -12,7 +12,7 @@ from datainf_ray.config import RunConfig
 
 
 class LocalDriver:
-    """`runs.results.Driver` that calls `work` in the background. It ends with this process, and can be taken up."""
+    """A `runs.results.Driver` that calls `work` in a thread, which ends with this process."""
 
     def __init__(self, config: RunConfig, work: Callable[[], Any]) -> None:
         self.config: dict[str, Any] = redacted_tree(config.model_dump(mode="json"))

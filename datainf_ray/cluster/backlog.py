@@ -1,9 +1,9 @@
-"""What is left to do in a sweep, and what the loss of a worker means for the chunk that it had.
+"""The chunks of a sweep that are not computed yet, and what is done about a chunk whose worker was lost.
 
-A chunk that was lost with its worker goes back to the front. From then on it is computed alone, so that the next loss
-is its own. A chunk that goes on ending its workers is tried in halves, and those in halves, until the rows are found
-that do it: they are left out, with the status `crashed`. A chunk whose workers go on running out of memory is
-computed in smaller batches instead. No Ray here: the pool tells what happened.
+A chunk that was lost with its worker returns to the front of the queue. From then on a worker computes it alone, so the
+cause of the next loss is known. A chunk whose workers crash again and again is tried in halves, and those in halves,
+until the rows that cause it are found: they are left out, with the status `crashed`. If the workers run out of memory
+instead, the chunk is computed in smaller batches. This module does not use Ray: the pool calls it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Work:
 
 @dataclass(eq=False)
 class Search:
-    """For the rows of a chunk that end their worker."""
+    """The search for the rows of a chunk that crash their worker."""
 
     work: Work
     open: int = 0  # trials that have no outcome yet
@@ -90,7 +90,7 @@ class Backlog:
 
     @property
     def waiting(self) -> int:
-        """How many chunks nobody has."""
+        """The number of chunks that no worker has."""
         return len(self._queue)
 
     def take(self, node: str, now: float, alone: bool) -> Work | None:
@@ -143,7 +143,7 @@ class Backlog:
         return True
 
     def silence(self, now: float) -> float | None:
-        """For how many seconds nothing has come back, each time that the user is to hear of it: less and less often."""
+        """The seconds since a chunk came back, if they are to be reported now (at growing intervals); else None."""
         if self._heard is None or not self._flying:
             return None
         passed = now - self._heard
@@ -154,9 +154,9 @@ class Backlog:
         return passed
 
     def again(self, work: Work, now: float, reason: str) -> None:
-        """A call did not come through, and its worker is well: the chunk goes to the end, and waits a while.
+        """A transient error of a worker that is up: the chunk goes to the end of the queue, and waits for a moment.
 
-        Raises `RunFailedError` where that goes on.
+        Raises `RunFailedError` after `FAILURES` attempts.
         """
         work.runners -= 1
         self._hear(now)
@@ -175,8 +175,8 @@ class Backlog:
         """A worker is gone; `alone`: it was computing this and nothing else; `preempted`: its node was taken away;
         `memory`: its machine ran out of it.
 
-        Raises `RunFailedError` where a chunk goes on ending its workers and none of its rows does, or takes too much
-        memory however small its batches are.
+        Raises `RunFailedError` if a chunk crashes its workers again and again and no single row does, or if it takes
+        too much memory even in the smallest batches.
         """
         work.runners -= 1
         if work.done:

@@ -21,8 +21,8 @@ _ROWS = 128  # random ones, that the worker is timed on
 def measure(job: Job) -> tuple[Calibration, Room]:
     """Start one worker where the run would, and let it sweep some random training rows for a few seconds.
 
-    Also gives the room that there is. Raises what the run would where the cluster cannot be reached or the worker
-    cannot start.
+    Returns the measurement and the room of the cluster. Raises the errors that the run would raise if the cluster
+    cannot be reached or the worker cannot start.
     """
     with connected(job.config.cluster, job.config.output) as cluster:
         return _by_one_worker(job, cluster)  # its frame holds references into Ray, this one not

@@ -1,4 +1,4 @@
-"""The scores of a chunk, committed once: what makes the scoring sweep go on where it was cut off."""
+"""The scores of a chunk, committed once. An interrupted scoring sweep computes only the others."""
 
 from __future__ import annotations
 

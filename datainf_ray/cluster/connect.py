@@ -25,8 +25,8 @@ def connected(config: ClusterConfig, output: str, ahead: Ahead | None = None) ->
     it closes what it has opened, and leaves all else to functions. An error that it raises loses what its frames hold;
     one of Ray's becomes one of ours, of one line.
 
-    What was started `ahead` is ended in the background, which whoever leaves `ahead` waits for. Raises `RequestError`
-    where the cluster cannot be reached, is too small, or where its workers cannot reach `output`.
+    A Ray that was started `ahead` is ended in the background; the exit of `ahead` waits for it. Raises `RequestError`
+    if the cluster cannot be reached, if it is too small, or if its workers cannot reach `output`.
     """
     if output.startswith("memory://"):
         raise RequestError(

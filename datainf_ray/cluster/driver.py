@@ -1,7 +1,7 @@
-"""A run's driver on the cluster: it goes on when whoever asked for the run has left.
+"""A run's driver on the cluster: it continues when the session that started the run has ended.
 
 It is a detached actor on the head node, where Ray's own bookkeeping is, so that workers' nodes may come and go. If its
-process dies Ray makes it again, and it takes the run up where that was.
+process dies, Ray starts it again, and it continues the run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Attribution:
         self._driver = LocalDriver(config, lambda: _work_and_linger(config, work))
 
     def result(self) -> None:
-        """Wait until the run is over. Raises what it ended with, if that was an error."""
+        """Wait until the run is over. Raises the error that the run ended with, if there was one."""
         self._driver.join()
         if (error := self._driver.error()) is not None:
             raise error
@@ -89,10 +89,10 @@ class ClusterDriver:
 
 
 def drive(config: RunConfig, work: Callable[[RunConfig], Any]) -> ClusterDriver:
-    """Start the driver of a run on the cluster that this session is in, or that `config` names, and go on at once.
+    """Start the driver of a run on the cluster that this session is in, or that `config` names, and return at once.
 
     `work` does the run there: a function that can be pickled. The session is in the cluster afterwards. Raises
-    `RequestError` where that cannot be reached, or where there is a driver for this output already.
+    `RequestError` if the cluster cannot be reached, or if this output has a driver already.
     """
     join(config.cluster)
     directory = RunDirectory(config.output, options=config.storage_options)

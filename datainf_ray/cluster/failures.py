@@ -101,7 +101,7 @@ def classify(error: RayError) -> Failure:
 
 
 def final_error(failure: Failure, where: str = "") -> Exception:
-    """What a run ends with after a permanent failure: our own error as it was raised, else one of one line."""
+    """The error that ends a run after a permanent failure: ours as it is, else a `RunFailedError` of one line."""
     if isinstance(failure.cause, RequestError | RunFailedError):
         return failure.cause
     name = "" if failure.cause is None else f"{type(failure.cause).__name__}: "
@@ -177,8 +177,8 @@ class Starts:
     def failed(self, failure: Failure, up: int, now: float) -> str | None:
         """A worker could not start while `up` others are up: a line for the user, if the reason is new.
 
-        Raises our own error as it is, because a wrong request is wrong for every worker; and `RunFailedError` where
-        there is no hope for any.
+        Raises our own error as it is, because a wrong request is wrong for every worker; and `RunFailedError` if no
+        worker can be expected to start.
         """
         if isinstance(failure.cause, RequestError | RunFailedError):
             raise failure.cause from None

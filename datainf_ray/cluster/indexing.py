@@ -25,11 +25,11 @@ _SAMPLE = 64  # parts of the index on which its answers are compared with the ru
 
 
 def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.Table, fingerprint: str) -> IndexRecord:
-    """Write index.json, and say what run.json says of the index.
+    """Write index.json, and return the index's entry in run.json.
 
     `gradients` are the queries', `blocks` is blocks.parquet, and `fingerprint` is what the index was begun with. With a
-    projection, the run's own queries are asked of (a sample of) the index, and `correlation` is that of these answers
-    with the run's scores: the mean over the queries.
+    projection, the run's own queries are answered from (a sample of) the index too. `correlation` is the correlation of
+    these answers with the run's scores, as the mean over the queries.
     """
     config, method, directory = job.config, job.method, job.written_index
     assert directory is not None

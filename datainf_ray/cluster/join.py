@@ -19,9 +19,9 @@ _KNOCK = 20.0  # seconds in which a cluster must answer
 
 
 def join(config: ClusterConfig) -> bool:
-    """Have this process in the cluster, or in a local one that is started; whether it was not in one before.
+    """Connect this process to the cluster, or start a local one. Returns False if it was connected before.
 
-    Raises `RequestError` where that cannot be.
+    Raises `RequestError` if that fails.
     """
     if ray.is_initialized():
         return False

@@ -1,4 +1,4 @@
-"""The workers of a run: they come as the cluster has room, and go when there is nothing left for them.
+"""The workers of a run: they start when the cluster has room, and end when no work is left for them.
 
 Ray restarts nothing and retries nothing here (`max_restarts=0`): the driver sees each loss once, and decides.
 """
@@ -53,7 +53,7 @@ class Members:
     """Workers of one run, at most `limit` of them; `minimum` are kept when there is nothing to do.
 
     `actors` are workers that are on their way already, others are asked for by `hire`. `starts` decides about those
-    that cannot start. `say` receives a line about what goes wrong and is not fatal, `log` every event.
+    that cannot start. `say` receives one line per non-fatal problem, `log` every event.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Members:
             self.all.append(self._member(actor))
 
     def greet(self) -> None:
-        """Note which workers have come up, and which could not; raises where there is no hope for any."""
+        """Take in workers that are up or could not start. Raises if no worker can be expected to start."""
         self._fall_back()
         for member in [m for m in self.all if m.info is None and ray.wait([m.ready], timeout=0)[0]]:
             try:
@@ -129,7 +129,7 @@ class Members:
             )
 
     def cannot_start(self, failure: Failure) -> None:
-        """A worker could not start; raises where there is no hope for any."""
+        """A worker could not start. Raises if no worker can be expected to start."""
         if not failure.preempted:
             self.log("worker_cannot_start", detail=failure.reason)
         said = self.starts.failed(failure, self.ready, time.monotonic())
@@ -153,7 +153,7 @@ class Members:
         return member.info is not None and member.info.node in self._draining
 
     def let_go(self, waiting: int) -> None:
-        """Let workers go that have had nothing to do for a while, or that are leaving and have done what they had."""
+        """End workers that have been idle for a while, and workers on drained nodes that have finished their chunks."""
         spare = len(self.all) - self.minimum
         for member in [m for m in self.all if m.info is not None and not m.calls]:
             bored = not waiting and spare > 0 and time.monotonic() - member.idle > IDLE
@@ -180,7 +180,7 @@ class Members:
             self._timer = None
 
     def close(self) -> None:
-        """End the workers, and let go of every reference into Ray."""
+        """End the workers, and release every reference into Ray."""
         self.awake()
         for actor in [*(member.actor for member in self.all), *self._hired]:
             ray.kill(actor)

@@ -1,4 +1,4 @@
-"""What the driver tells a worker, and what a worker says of itself."""
+"""What the driver sends to a worker, and what a worker reports of itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def worker_spec(job: Job) -> WorkerSpec:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a worker says of itself when it is up."""
+    """What a worker reports of itself when it is up."""
 
     node: str
     host: str

@@ -1,4 +1,4 @@
-"""The pool that hands a sweep's chunks to a run's workers, and takes back what becomes of them."""
+"""The pool: it sends a sweep's chunks to the workers of a run, and receives the results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Done:
 
 @dataclass(frozen=True)
 class _Turn:
-    """One sweep over some chunks: what is left of it, and what workers are told of it."""
+    """One sweep over some chunks: what is left of it, and what is sent to workers."""
 
     sweep: Sweep
     backlog: Backlog
@@ -69,9 +69,8 @@ class Pool:
 
     `minimum` must be up before a sweep begins, and that many are kept when there is nothing to do. `actors` are workers
     that are on their way already, and are taken from there; with `grows` false none can come up later that cannot come
-    up now. `say` receives a line about what goes wrong and is not fatal, `log` every event. `crashed` are
-    the rows, by corpus, that end their workers: those that are known, and those that are found, which `found` is called
-    for.
+    up now. `say` receives one line per non-fatal problem, `log` every event. `crashed` has the rows, by
+    corpus, that crash their workers. Rows that are found are added to it, and `found` is called.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Pool:
         self._members.start(chunks)
 
     def first(self, method: str, *values: Any) -> Any:
-        """What one worker's method gives, of the first that is up."""
+        """Call a method of the first worker that is up, and return its result."""
         members = self._members
         began = told = time.monotonic()
         members.awake()
@@ -156,7 +155,7 @@ class Pool:
     ) -> Iterator[Done | None]:
         """Every chunk's result, in the order of completion; None now and then, when there is none yet.
 
-        `order` says what a worker is told of a chunk, and `where` the node on which it is best done, if there is one.
+        `order` gives what a worker receives for a chunk, and `where` the node that is best for it, if there is one.
         Nothing more is handed out while the caller is busy with a result. Raises `RunFailedError` where a chunk fails
         or goes on ending its workers, or no worker can start; `StateLostError` where the sweep's inputs are lost.
         """
@@ -199,7 +198,7 @@ class Pool:
             members.rest()
 
     def close(self) -> None:
-        """End the workers, and let go of every reference into Ray."""
+        """End the workers, and release every reference into Ray."""
         self._members.close()
         self._flying.clear()
 

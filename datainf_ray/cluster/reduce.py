@@ -71,7 +71,7 @@ def compute_watched(function: Callable[..., Any], references: Sequence[Any]) -> 
 
 
 class StateLostError(Exception):
-    """A sum, or something solved from one, went down with its node. What is in the run directory is still there."""
+    """A sum, or a result that was solved from one, was lost with its node. The files in the run directory are not."""
 
 
 #: A node of the tree: its level, counted from the leaves, and its place there.

@@ -1,8 +1,8 @@
-"""Ending Ray in this process, after all that refers into it has been let go.
+"""Ending Ray in this process, after every reference into Ray has been released.
 
-When an object reference or the handle of an actor is freed it asks Ray's core worker to count it down. A core worker
-that is going answers by ending the process at once, with status 1 and whatever that was doing. So nothing may be freed
-while Ray ends, in no thread: neither as a frame ends nor by the collector. Before it and after it that does no harm.
+When an object reference or an actor handle is freed, Ray's core worker decrements its count. A core worker that is
+shutting down ends the whole process instead, with status 1. So no thread may free a reference while Ray ends: not at
+the end of a frame, and not by the garbage collector. Before and after the shutdown it does no harm.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _REFERENCES = (ray.ObjectRef, ActorHandle)
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of what the frames hold that an error has passed through, and the errors that it came from.
+    """Clear the frames in the traceback of an error, and those of its causes.
 
-    Frames that are still at work keep what they have.
+    Frames that are still running are left as they are.
     """
     seen: set[int] = set()
     found: list[BaseException | None] = [error]
@@ -35,13 +35,13 @@ def forget_frames(error: BaseException) -> None:
 
 
 def collect_references() -> None:
-    """Collect what is held by nothing but itself, where that includes references into Ray."""
+    """Run the garbage collector if cycles may hold references into Ray."""
     if reference_count():
         gc.collect()
 
 
 def end_ray() -> None:
-    """End the Ray that this process is in. Whoever calls it has let go of every reference."""
+    """End the Ray that this process is in. The caller must hold no reference into Ray."""
     collect_references()
     held = []
     if count := reference_count():  # a session's own: it has used our Ray as if it were its own

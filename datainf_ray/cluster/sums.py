@@ -1,4 +1,4 @@
-"""The sums of a sweep while it goes on: the tree, what becomes of sums that are lost, and checkpoints of the rest.
+"""The sums of a sweep while it runs: the tree, the replacement of lost sums, and checkpoints.
 
 A row of the tree has a shard of the fold's statistics for every portion of blocks, the top rows where there are
 scores, and last a `Tally`. Small shards lie in the driver; of large ones it has references, and Ray's tasks join them.
@@ -45,7 +45,7 @@ _BEHIND = 8  # joins that may be on their way, beyond two of every shard, before
 
 @dataclass(frozen=True)
 class Tally:
-    """How some chunks fared."""
+    """Counts over some chunks: rows by status, tokens, and what was computed again."""
 
     rows: int = 0
     tokens: int = 0
@@ -289,7 +289,7 @@ class Sums:
 
 
 def got(references: Sequence[Any]) -> list[Any]:
-    """`ray.get`, with `StateLostError` where something is lost, and one line of ours where it would go wrong again."""
+    """`ray.get`. Raises `final_error` for a permanent error, and `StateLostError` for any other."""
     try:
         return list(ray.get(list(references)))
     except RayError as error:

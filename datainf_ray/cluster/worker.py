@@ -156,9 +156,9 @@ class Worker:
         return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
 
     def reach(self) -> int:
-        """Read the first rows of every corpus, and write a file into the output and take it away; how many were read.
+        """Read the first rows of every corpus, and write and remove a file in the output. Returns the rows read.
 
-        Raises `RequestError` where that cannot be.
+        Raises `RequestError` if a file cannot be read or written.
         """
         for directory in {self.spec.directory, *([self.spec.index] if self.spec.index else [])}:
             directory.check_writable()

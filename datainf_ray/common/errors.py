@@ -1,4 +1,4 @@
-"""The ways in which a run ends without a result, and how any error is worded. The messages hold no credentials."""
+"""The errors that end a run without a result, and the wording of any error. No message holds credentials."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RunFailedError(RuntimeError):
 
 
 class StoppedError(RunFailedError):
-    """Somebody has asked the run to end (`Run.stop`). What it has computed is kept, and the same request takes it up.
+    """The run was ended on request (`Run.stop`). Its results so far are kept, and the same request continues it.
 
     The command ends with status 130, as it does when it is interrupted.
     """

@@ -1,4 +1,4 @@
-"""What is never told: credentials, in whatever is said or written. Other libraries' messages may well hold some."""
+"""Credentials, which no text that is reported, logged or written may hold. Other libraries' messages may hold some."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _known: set[str] = set()
 
 
 def keep_secret(options: Mapping[str, Any]) -> None:
-    """From now on the credentials among `options`, which may be nested, are told to nobody."""
+    """From now on `redacted` replaces the credentials among `options`, which may be nested."""
     _known.update(_secrets(options))
 
 

@@ -57,7 +57,7 @@ class Outcome:
 
 
 def run_demo(output: str = "datainf-demo", console: Console | None = None) -> Outcome:
-    """Make rows and model in the folder `output`, run DataInf and Hessian-free on them, and tell what was found.
+    """Make rows and model in the folder `output`, run DataInf and Hessian-free on them, and print what was found.
 
     What a former call left in the folder is not done again. The story goes to `console` (standard output), progress to
     standard error. Raises `RequestError` where the extra `demo` is not installed, the standard library has no source

@@ -1,4 +1,4 @@
-"""What a method is: a short program of sweeps, and what it says of itself so that nobody else has to know it by name.
+"""What a method is: a short program of sweeps, and the facts about it that other modules need.
 
 With the notation of Kwon, Wu, Wu and Zou (ICLR 2024), v_ql is the gradient of query q in block l, g_kl that of row k,
 and I(q,k) the influence of row k on query q. A row of positive influence is harmful: giving it more weight in training

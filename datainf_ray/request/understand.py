@@ -25,7 +25,7 @@ class Request:
 
 
 def begun(directory: RunDirectory) -> bool:
-    """Whether there is a run already. Raises `RequestError` where that cannot be told."""
+    """Whether there is a run already. Raises `RequestError` if the directory cannot be reached."""
     try:
         return directory.exists("run.json")
     except Exception as error:  # every storage library has its own classes

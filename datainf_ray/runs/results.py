@@ -37,7 +37,7 @@ def open_run(url: str, storage_options: Options | None = None) -> Run:
 
 
 class Driver(Protocol):
-    """Does a run that was begun from here, and is waited for elsewhere."""
+    """Does a run in the background of this session."""
 
     config: dict[str, Any]  # the run's, as run.json will have it
 
@@ -45,13 +45,13 @@ class Driver(Protocol):
         """Whether it has ended."""
 
     def error(self) -> BaseException | None:
-        """What it ended with, if that was an error."""
+        """The error that it ended with, if there was one."""
 
 
 class Run:
     """The results of one run.
 
-    As long as the run is not done, run.json is read once for each call, and all that a call says is of that moment.
+    Until the run is done, each call reads run.json once, and what it returns is of that moment.
     Tables are pyarrow tables. All but `examples` and `events` need a finished run: until then they raise
     `RequestError`, as does a query that does not exist or a result that the run did not store.
     """
@@ -95,7 +95,7 @@ class Run:
         return self.record.state
 
     def progress(self) -> Progress:
-        """How far the run is, as its driver said within the last seconds, wherever that is."""
+        """How far the run is, as its driver reported within the last seconds, wherever the driver is."""
         return self._progress(self.state)
 
     def _progress(self, state: str) -> Progress:
@@ -103,11 +103,11 @@ class Run:
         return Progress(**(there.get("progress") or {"state": state})) if there else Progress(state)
 
     def wait(self, timeout: float | None = None, progress: bool | str = True) -> Run:
-        """Return the run when it is done, wherever it goes on; `progress` is shown meanwhile, as by `attribute`.
+        """Wait until the run is done, wherever its driver is, and return it. `progress` is shown as by `attribute`.
 
         Raises `RunFailedError` where the run failed or was interrupted, or where its driver is gone; what an
-        `attribute(..., block=False)` raised; `TimeoutError` after `timeout` seconds. An interrupt ends the waiting and
-        not the run: for that there is `stop`.
+        `attribute(..., block=False)` raised; `TimeoutError` after `timeout` seconds. An interrupt ends the wait and
+        not the run; `stop` ends the run.
         """
         began, pulse, late = time.monotonic(), Pulse(self.directory), False
         with failing(f"{self.url}: cannot be read: "), watching(progress) as watcher:
@@ -144,9 +144,9 @@ class Run:
         return Progress("running", sweep, took.examples, took.examples, took.tokens, took.seconds, took.workers)
 
     def stop(self) -> None:
-        """Ask the run, wherever it goes on, to end within seconds; the same request takes it up again.
+        """Ask the run, wherever its driver is, to end within seconds. The same request continues it.
 
-        Raises `RequestError` where nobody is at work on it.
+        Raises `RequestError` if no driver is at work on it.
         """
         if not driver_of(self.directory):
             raise RequestError("run", self.url, f"is {self.state!r}, and nobody is at work on it")

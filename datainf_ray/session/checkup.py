@@ -27,7 +27,7 @@ from datainf_ray.request.understand import begun
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one check. `status` is that of a command that ends with it: 0, 1 or 2; None: it was not tried."""
+    """The result of one check. `status` is the command's exit status if it is the worst: 0, 1 or 2; None: not tried."""
 
     name: str
     status: int | None
@@ -44,8 +44,8 @@ def check(
     """Try all that a run of this configuration needs, with one worker, and write nothing that stays.
 
     In the order of `_CHECKS`: the request by itself; the output, from here; the cluster and its size; the packages on
-    its nodes; model and adapter on one worker; rows and output from there; and a chunk, timed. `say` is told in a line
-    of what takes long. A check that fails does not raise; what rests on it is not tried.
+    its nodes; model and adapter on one worker; rows and output from there; and a chunk, timed. `say` receives
+    one line before each check that takes long. A check that fails does not raise; checks that need it are skipped.
     """
     findings: dict[str, Finding] = {}
     with _Checks(config, overrides, say) as checks:
@@ -64,7 +64,7 @@ def check(
 
 
 class _Checks(ExitStack):
-    """What the checks share: each fills in what later ones need, and says in words what it found."""
+    """The state that the checks share. Each check sets what later checks need, and returns a text for the user."""
 
     job: Job
     cluster: ClusterFacts

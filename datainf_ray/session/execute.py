@@ -31,8 +31,8 @@ _CARRIED = ("fingerprint", "sweeps", "sizes", "crashed", "startup", "device", "d
 def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
     """Do a prepared job, from wherever an earlier attempt left it, and write the run directory to the end.
 
-    `ahead` is a Ray that may be coming up already.
-    Raises `RunFailedError` where it cannot be finished; run.json says so too, as it does of an interrupt.
+    `ahead` is a local Ray that may be starting already. Raises `RunFailedError` if the run cannot be finished. run.json
+    records a failure or an interrupt.
     """
     journal = Journal(job.directory)
     lease = Lease(job.directory, lambda: asdict(meter.progress))

@@ -29,16 +29,16 @@ def attribute(
 
     `config` is a YAML file, a dict or a `RunConfig`; `overrides` replace its keys (`output="runs/a"`, or
     `**{"cluster.max_workers": 2}`). A run that is already there and done is returned as it is; one that was cut off is
-    taken up again. Raises `RequestError` before anything is started where the request is wrong, and `RunFailedError`
-    where the run could not be finished: `StoppedError`, which is one, where somebody has asked it to end.
+    continued. Raises `RequestError` if the request is wrong, before anything is started; `RunFailedError` if the run
+    could not be finished; and its subclass `StoppedError` if `Run.stop` was called.
 
     `progress` is how it is shown: "auto" (True) fits a terminal, a log or a notebook; "bars", "lines", "json" (a JSON
     object a line on standard output, see `watch.json_lines`); "none" (False).
 
-    With `block=False` the run goes on in the background, and comes back as it is: it has `progress()`, `wait()` and
-    `stop()`. On a cluster (the session's own, `cluster.address` or RAY_ADDRESS) its driver lives there, and goes on
-    when this process ends; else it is a thread of this process. What takes more than a moment to find out, `wait()`
-    raises.
+    With `block=False` the run works in the background and is returned at once: it has `progress()`, `wait()` and
+    `stop()`. On a cluster (the session's own, `cluster.address` or RAY_ADDRESS) the run's driver is a process of the
+    cluster, which continues when this process ends; else it is a thread of this process. Errors that are found later
+    are raised by `wait()`.
     """
     known(progress)
     asked = load_config(config, **overrides)
@@ -77,8 +77,8 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
     """Answer new queries from the gradient index of a finished run: no backward pass over the corpus.
 
     `run` is its URL; `queries` a path, a list of paths or the keys of the configuration's `queries`; `output` the new
-    run directory. What else the run was configured with holds here too, but for `overrides`. `progress`, and what it
-    raises: as `attribute`.
+    run directory. All other keys have the values of the run's configuration, unless `overrides` replaces them.
+    `progress` and errors are as in `attribute`.
     """
     known(progress)
     earlier = open_run(run, options_among(overrides))

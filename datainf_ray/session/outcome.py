@@ -1,4 +1,4 @@
-"""What a run found, as its tables have it, and as it is told at the end."""
+"""The results of a run: its tables, and the lines that are printed at the end."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Ta
 
 
 def findings(run: Run) -> list[str]:
-    """What is said at the end, line by line: how the rows fared, the strongest row each way, and where to look."""
+    """The lines that are printed at the end: rows by status, the strongest row each way, where to look."""
     record = run.record
     status = record.counts.status if record.counts else {}
     scored = status.get(OK, 0)

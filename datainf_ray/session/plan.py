@@ -1,4 +1,4 @@
-"""What a user asks before a run: `datainf plan`, what it would take."""
+"""`datainf plan`: an estimate of what a run would take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def plan(config: str | Path | dict[str, Any] | RunConfig, calibrate: bool = Fals
     """What a run of this configuration would take. Reads metadata and a few rows; touches no GPU and starts nothing.
 
     With `calibrate` a worker is started, on the cluster that the run would use, and timed on a few rows. Raises
-    `RequestError` for everything that `attribute` would refuse before it starts a worker.
+    `RequestError` for each request that `attribute` refuses before it starts a worker.
     """
     job = prepare(load_config(config, **overrides), writable=False)
     if not calibrate:

@@ -52,10 +52,10 @@ _LOSSES = 20  # times that sums may be lost for good, and be computed again
 
 @dataclass(frozen=True)
 class Attempt:
-    """One time that a run is worked on: who watches it, and what must be done for it meanwhile.
+    """One attempt at a run: its watcher, its journal, and the callbacks that are called while it works.
 
-    `keep` writes run.json and the events so far; `pulse` is called often while a sweep goes on, and may end the attempt
-    by an error.
+    `keep` writes run.json and the events so far. `pulse` is called often during a sweep; it may raise an error, which
+    ends the attempt.
     """
 
     watcher: Watcher

@@ -6,9 +6,9 @@
      "tokens_per_second": 16516.1, "seconds_left": 4.65}
     {"event": "sweep_done", "sweep": "scores", "rows": 1000, "done": 1000, ...}
 
-A figure that cannot be told yet is null. `done` counts rows that an earlier attempt did, too, and falls where sums were
-lost with a machine. A sweep that was not finished has no `sweep_done`; where it goes on elsewhere and is not heard of
-any more, it has a `sweep_unfinished`.
+A figure that is not known yet is null. `done` counts rows that an earlier attempt did, too, and falls where sums were
+lost with a machine. A sweep that was not finished has no `sweep_done`; a sweep of another process that stops
+reporting has a `sweep_unfinished`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from datainf_ray.watch.progress import Progress, Watcher
 
 
 class Meter:
-    """A watcher that tells another one all that it is told, and knows how far the run is.
+    """A watcher that passes every call on to another one, and keeps how far the run is.
 
     `news` is called when a sweep has begun, and when its first rows are done.
     """

@@ -1,4 +1,4 @@
-"""How far a run is, and what a run tells of itself while it works."""
+"""How far a run is, and what it reports while it works."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Progress:
 
 
 class Watcher(Protocol):
-    """What a run tells of itself."""
+    """Receives what a run reports while it works."""
 
     def say(self, text: str) -> None:
         """A line for the reader."""
@@ -63,7 +63,7 @@ class Watcher(Protocol):
         """So many more rows and tokens are done; `workers` are up. Zero rows: nothing new, but still alive."""
 
     def catch_up(self, now: Progress) -> None:
-        """The sweep that has begun here is as far as `now`, which another process says."""
+        """The sweep that has begun here is as far as `now`, which another process reports."""
 
     def end(self) -> None:
         """The sweep is done."""

@@ -9,7 +9,7 @@ from datainf_ray.watch.progress import Progress, Watcher
 
 
 class Shown:
-    """Shows a run that goes on elsewhere, of which one learns now and then how far it is.
+    """Shows a run of another process, whose progress is read now and then.
 
     `finished` gives what a sweep took once it is done, by its name; None where that is not known.
     """
@@ -30,7 +30,7 @@ class Shown:
         self._last = now
 
     def end(self) -> None:
-        """The sweep that was last heard of is over, done or not."""
+        """The last known sweep has ended, done or not."""
         if self._last.sweep is not None:
             done = self.finished(self._last.sweep)
             if done is not None:
