@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import PeftModel
 from torch import Tensor
 
@@ -128,6 +130,8 @@ SPREAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", SPREAD)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_two_devices_give_what_one_gives(tmp_path: Path, case: str, reduction: str) -> None:
+    if case == "llama, the first layer" and Version(transformers.__version__) < Version("5.20.2"):
+        pytest.skip("this transformers' mask comes of `torch.tensor`, which cannot be had on the second device")
     arch, targets, second = SPREAD[case]
     model = tiny.save_model(tmp_path, arch, targets, settings={"use_cache": False})  # its `torch.tensor` cannot be had
     examples = examples_of(rows_for(model, tmp_path))

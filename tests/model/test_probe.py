@@ -97,7 +97,7 @@ def test_the_slightest_change_to_the_logits_is_seen(tmp_path: Path, dtype: str, 
 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    model.get_base_model().register_forward_hook(change)
+    model.register_forward_hook(change)
     replica = Replica(model, tiny.task("causal-lm"))
     assert replica.shortcut.whole is not None
     assert "a cap, a mask or a bias" in replica.shortcut.whole
@@ -149,13 +149,13 @@ def test_without_rows_the_verdict_is_what_start_up_found(tmp_path: Path) -> None
 
 
 def masks_given(replica: Replica, batch: Batch) -> list[bool]:
-    """Whether the base model's forward pass gets a mask, and positions."""
+    """Whether the model gets a mask, and positions."""
     seen: list[bool] = []
 
     def look(module: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
         seen.extend(given.get(key) is not None for key in ("attention_mask", "position_ids"))
 
-    handle = replica.model.get_base_model().register_forward_pre_hook(look, with_kwargs=True)
+    handle = replica.model.register_forward_pre_hook(look, with_kwargs=True)
     replica.losses(batch)
     handle.remove()
     return seen
