@@ -89,6 +89,7 @@ def scene(filled: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("DATAINF_CACHE", str(tmp_path / "cache"))
     s3fs.S3FileSystem.clear_instance_cache()  # an instance of another test may have had its environment's
     filled.guard.closed.clear()
+    filled.guard.refused = 0
     yield filled
     s3fs.S3FileSystem.clear_instance_cache()
 

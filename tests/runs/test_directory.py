@@ -39,7 +39,8 @@ def test_what_is_written_is_read_and_listed(directory: RunDirectory) -> None:
     assert directory.list("examples/") == ["examples/part-0.parquet", "examples/part-1.parquet"]
     assert directory.list("examples/part-1") == ["examples/part-1.parquet"]
     assert directory.list("parts/") == []
-    with fsspec.open(directory.path("run.json")) as file:
+    opens = directory.options.get(directory.url.partition("://")[0], {})
+    with fsspec.open(directory.path("run.json"), **opens) as file:
         assert file.read() == b"second"
 
 
