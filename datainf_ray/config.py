@@ -88,7 +88,7 @@ class QueriesConfig(RowsConfig):
 class MethodConfig(_Part):
     """How influence is computed."""
 
-    name: str = Field("datainf", description="a method of `influence.register`")
+    name: str = Field("datainf", description=f"one of {', '.join(METHODS)}")
     damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="c in λ_l = c · mean‖g‖² / d_l")
     loss: Literal["mean", "sum"] = Field("mean", description="over an example's target tokens")
     curvature_rows: int | None = Field(None, ge=2, description="null: all rows; N: a seeded random sample of N")
