@@ -268,7 +268,6 @@ def test_a_missing_package_is_named_with_its_extra(
         [sys.executable, "-c", absent, "run", str(tmp_path / "c.yaml"), "--set", asked],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
-    where = f"{key}: {protocol}://b/a" + ("" if key == "output" else ":")
     remedy = f"pip install 'datainf-ray[{extra}]'"
-    assert refused.stderr == f"error: {where} needs a package that is not installed: {remedy}\n"
+    assert refused.stderr == f"error: {asked.replace('=', ': ')}: needs a package that is not installed; {remedy}\n"
     assert refused.returncode == 2

@@ -14,7 +14,7 @@ from datainf_ray.config import load_config
 from datainf_ray.request.understand import understand
 
 JOBS = Path(__file__).parents[1] / "jobs"
-LATER = {"text-to-image.yaml": "model.task: 'text-to-image' is not available in this version"}
+LATER = {"text-to-image.yaml": "model.task: text-to-image: is not available in this version"}
 OTHERS = {"cluster-gcp.yaml", "rayjob.yaml", "runtime-env.yaml"}  # no runs
 
 

@@ -75,7 +75,7 @@ def test_a_call_that_is_stopped_raises_an_error_of_its_own(
     with _stopped(config), pytest.raises(StoppedError, match=r"^stopped on request$"):
         datainf_ray.attribute(config, progress=False)
     run = datainf_ray.open_run(config["output"])
-    assert (run.state, run.document["reason"]) == ("interrupted", "stopped on request")
+    assert (run.state, run.record.reason) == ("interrupted", "stopped on request")
     assert (Path(run.url) / "checkpoints" / "sums" / "scores-1.json").exists()
 
     said = Said()

@@ -53,7 +53,7 @@ def test_blocks_whose_bound_is_too_large_are_swept_again(tmp_path: Path, config:
 def test_queries_in_groups_take_a_curvature_sweep_each(
     tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import datainf_ray.session.execute as module
+    import datainf_ray.session.solve as module
 
     together = attribute(config)
     choose = module.choose_sizes

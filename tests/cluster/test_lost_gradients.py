@@ -57,7 +57,7 @@ def test_gradients_lost_with_their_node_are_computed_again(tmp_path: Path, tiny_
     assert done.returncode == 0, done.stderr[-3000:]
     runs = [tmp_path / "run-quiet", tmp_path / "run"]
     quiet, killed = (json.loads((run / "run.json").read_text())["sweeps"][-1] for run in runs)
-    assert (quiet["source"], quiet.get("recomputed")) == ("object-store", None)
+    assert (quiet["source"], quiet["recomputed"]) == ("object-store", 0)
     assert (killed["source"], killed["recomputed"]) == ("object-store", 2)
     tables = [{str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*.parquet"))} for run in runs]
     assert tables[0] == tables[1]

@@ -96,7 +96,7 @@ def test_memory_that_is_short_once_costs_a_worker_and_nothing_else(tmp_path: Pat
     assert " was ended because its machine ran out of memory (" in line
     assert line.endswith("; its chunks are computed again")
     there = datainf_ray.open_run(tmp_path / "run")
-    assert not any("smaller_batches" in sweep for sweep in there.document["sweeps"])
+    assert not any(sweep.smaller_batches for sweep in there.record.sweeps)
     assert tables(tmp_path / "run") == tables(tmp_path / "quiet")
 
 
@@ -109,7 +109,7 @@ def test_batches_that_take_too_much_memory_are_made_smaller(tmp_path: Path, hung
     said = "scores: chunk 0 (rows 0 to 7) took too much memory; it is computed again in batches of 30 tokens"
     assert told(run.stderr).count(said) == 1
     there = datainf_ray.open_run(tmp_path / "run")
-    assert there.document["sweeps"][-1]["smaller_batches"] == {"0": 30, "1": 30}
+    assert there.record.sweeps[-1].smaller_batches == {0: 30, 1: 30}
     assert there.examples()["status"].to_pylist() == ["ok"] * 16
     lost = [event for event in there.events().to_pylist() if event["event"] == "worker_lost"]
     assert len(lost) == 3  # with both chunks, and twice with one alone

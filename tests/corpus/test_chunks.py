@@ -116,9 +116,9 @@ def test_a_truncated_file_is_refused(write, tmp_path, suffix):
 
 def test_id_and_group_columns_must_exist(write):
     path = write("a.jsonl", [{"text": "a", "name": "b", "topic": "c"}])
-    with pytest.raises(RequestError, match=r"train.id: no column 'nam' in .*did you mean 'name'"):
+    with pytest.raises(RequestError, match=r"train.id: nam: no such column in .*did you mean 'name'"):
         plan(path, id="nam")
-    with pytest.raises(RequestError, match=r"queries.group: no column 'tpoic' in .*did you mean 'topic'"):
+    with pytest.raises(RequestError, match=r"queries.group: tpoic: no such column in .*did you mean 'topic'"):
         plan_corpus(QueriesConfig(path=path, group="tpoic"), CAUSAL, "queries")
     assert plan_corpus(QueriesConfig(path=path, group="all"), CAUSAL, "queries").group_column is None
     assert plan_corpus(QueriesConfig(path=path, group="topic"), CAUSAL, "queries").group_column == "topic"

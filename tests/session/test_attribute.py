@@ -140,7 +140,7 @@ def test_tasks_and_many_shards_write_the_same_bits(
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "small")
     small = attribute(config)
     monkeypatch.setattr("datainf_ray.cluster.reduce.HERE", -1)
-    monkeypatch.setattr("datainf_ray.cluster.sweep.SHARD_BYTES", 5000)
+    monkeypatch.setattr("datainf_ray.cluster.states.SHARD_BYTES", 5000)
     large = attribute(config, output=str(tmp_path / "large"))
     assert tables(large) == tables(small)
 

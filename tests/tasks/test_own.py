@@ -98,10 +98,11 @@ def is_right(run: datainf_ray.Run, folder: Path) -> None:
     got = [rows[k]["loss"] for k in usable]
     torch.testing.assert_close(torch.tensor(got).double(), torch.tensor(losses).double(), rtol=1e-4, atol=0)
     assert (rows[UNUSABLE]["status"], rows[UNUSABLE]["loss"]) == ("unreadable", None)
-    assert [problem["detail"] for problem in run.document["problems"]] == ["there is no negative"]
+    assert [problem.detail for problem in run.record.problems] == ["there is no negative"]
     first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
-    assert rows[0]["preview"] == f"{first['query']} ⟶ {first['positive']}"
-    assert run.document["capture"]["path"] == "hooks"
+    previews = {row["row"]: row["preview"] for row in run.tops().to_pylist()}
+    assert previews[0] == f"{first['query']} ⟶ {first['positive']}"
+    assert run.record.capture.path == "hooks"
 
 
 @pytest.mark.cluster
@@ -208,7 +209,7 @@ def test_what_the_program_has_imported_stays(example: Path, monkeypatch: pytest.
 def test_a_task_of_ours_is_no_part_of_the_identity(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     """Runs that were made before a task was a module are taken up."""
     job = prepare(load_config(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")), writable=False)
-    assert (job.task_source, sorted(job.identity)) == (None, ["adapter", "base", "queries", "settings", "train"])
+    assert (job.task_code, sorted(job.identity)) == (None, ["adapter", "base", "queries", "settings", "train"])
 
 
 def test_what_travels(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:

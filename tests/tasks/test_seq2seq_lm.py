@@ -126,5 +126,5 @@ def test_datainf_equals_the_float64_loop(tmp_path: Path, arch: str, targets: str
     assert reference.worst(scores(run), reference.datainf(g, v)) < 1e-4
     want = [reference.loss(peft, row).item() for row in rows]
     np.testing.assert_allclose(run.examples()["loss"].to_numpy(), want, rtol=1e-5, atol=0)
-    assert run.document["capture"]["path"] == "hooks"
+    assert run.record.capture.path == "hooks"
     assert run.examples()["tokens"].to_pylist() == [len(r["input_ids"]) + len(r["labels"]) for r in rows]

@@ -140,7 +140,9 @@ def test_an_unknown_name_is_one_line_before_anything_starts(
         cli.main()
     assert left.value.code == 2
     said = capsys.readouterr()
-    assert said.err.splitlines() == ["error: progress: xml: : use one of auto, bars, lines, json, none"]
+    assert said.err.splitlines() == [
+        "error: progress: xml: there is no such watcher; use one of auto, bars, lines, json, none"
+    ]
     assert said.out == ""
     assert not (config.parent / "run").exists()
 
