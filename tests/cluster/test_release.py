@@ -23,10 +23,10 @@ import gc, json, os, signal, sys, time
 import ray
 from ray._private.worker import global_worker
 import datainf_ray
-from datainf_ray import execute
+from datainf_ray.session import solve
 from datainf_ray.cluster.sweep import ClusterSweeps
 
-sweep, consolidate, shutdown = ClusterSweeps.run, execute.consolidate_parts, ray.shutdown
+sweep, consolidate, shutdown = ClusterSweeps.run, solve.consolidate_parts, ray.shutdown
 theirs = []
 
 class Slow:
@@ -70,7 +70,7 @@ gc.disable()
 gc.set_threshold(1)
 ClusterSweeps.run, ray.shutdown = run, end
 for last in (fail, interrupt, hold):
-    execute.consolidate_parts = last
+    solve.consolidate_parts = last
     try:
         print(datainf_ray.attribute(sys.argv[1], progress=False).state, flush=True)
     except (datainf_ray.RunFailedError, KeyboardInterrupt) as error:
