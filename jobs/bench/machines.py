@@ -69,11 +69,11 @@ class Machines:
         accepted, why = GcsClient(address=self.address).drain_node(self.nodes[node].node_id, reason, "spot", deadline)
         assert accepted, why
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes that hold a replica, or are about to, in the order in which they were started."""
+    def workers(self, node: int | None = None) -> list[psutil.Process]:
+        """The processes of all nodes or of one that hold a replica, or are about to, as they were started."""
         found = []
-        for node in self.nodes:
-            for info in node.all_processes.get("raylet", []):
+        for machine in self.nodes if node is None else [self.nodes[node]]:
+            for info in machine.all_processes.get("raylet", []):
                 found += [p for p in _children(info.process.pid) if _title(p).startswith("ray::Worker")]
         return sorted(found, key=lambda p: p.pid)
 

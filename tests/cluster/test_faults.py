@@ -78,9 +78,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 def test_workers_and_nodes_may_be_killed_and_workers_may_hang(scene: Scene) -> None:
     driver = scene.start("nodes")
     scene.until(driver, "nodes", "curvature")
-    scene.cluster.workers()[0].kill()
+    scene.cluster.workers(1)[0].kill()
     time.sleep(1)
-    scene.cluster.kill(0)
+    scene.cluster.kill(0)  # the other node, with the other worker
     scene.cluster.add()
     scene.until(driver, "nodes", "scores")
     scene.cluster.drain(0)
@@ -95,7 +95,8 @@ def test_workers_and_nodes_may_be_killed_and_workers_may_hang(scene: Scene) -> N
     finally:
         hangs.kill()
     told = Counter(datainf_ray.open_run(str(run)).events()["event"].to_pylist())
-    assert told["worker_lost"] >= 2
+    assert told["worker_lost"] >= 1
+    assert told["worker_lost"] + told["worker_cannot_start"] >= 2  # the other one may have been about to start
     assert told["chunk_lost"] >= told["worker_lost"]
     assert told["chunk_started_again"] >= 1
 

@@ -66,6 +66,7 @@ def hold(*values):
     theirs.append(ray.put("a session's own"))
     consolidate(*values)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 gc.disable()
 gc.set_threshold(1)
 ClusterSweeps.run, ray.shutdown = run, end
