@@ -157,6 +157,7 @@ def killed(scene: Scene) -> str:
     return str(config["output"])
 
 
+@pytest.mark.slow
 def test_a_run_from_bucket_to_bucket_may_be_killed(scene: Scene, killed: str) -> None:
     assert scene.tables("killed") == scene.here
     assert not [name for name in scene.files("killed") if "checkpoints" in name]

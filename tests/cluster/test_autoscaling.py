@@ -14,7 +14,7 @@ from bench.machines import Driver, parquet_files
 from tests import tiny
 from tests.cluster.autoscaling import autoscaling, scaled_down
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 CLUSTER = Path(__file__).parents[2] / "cluster.yaml"
 

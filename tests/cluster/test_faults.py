@@ -20,7 +20,7 @@ from chaos import configuration
 import datainf_ray
 from datainf_ray.runs.lease import DRIVER_FILE
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 #: As if every state were large: held in the object store, and joined by Ray's tasks.
 LARGE = "import datainf_ray.cluster.reduce as reduce; reduce.HERE = -1"

@@ -23,7 +23,7 @@ from tests import tiny
 from tests.cluster.head import RAY, Head, head
 from tests.runs_of import tables
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 ROWS = 800

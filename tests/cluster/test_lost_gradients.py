@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 PROGRAM = """
 import json, os, sys

@@ -97,6 +97,7 @@ def test_the_notebook_from_its_first_cell_to_its_last(tmp_path: Path, tiny_llama
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_kernel_that_is_interrupted_and_then_killed(
     tmp_path: Path, tiny_llama: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:

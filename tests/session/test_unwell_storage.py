@@ -35,6 +35,7 @@ def quiet(bucket: Bucket) -> dict[str, bytes]:
     return bucket.run("quiet")
 
 
+@pytest.mark.slow
 def test_every_fifth_call_may_fail(bucket: Bucket, server: Unwell, quiet: dict[str, bytes]) -> None:
     process = bucket.start("unwell")
     try:
