@@ -96,6 +96,19 @@ def guarded_s3(keys: dict[str, str]) -> Iterator[tuple[str, Guarded]]:
         yield url, app
 
 
+@contextmanager
+def careless_s3() -> Iterator[str]:
+    """The URL of an S3 server (moto) that writes over what is there, whatever is asked: it knows no If-None-Match."""
+    inner = _moto()
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ.pop("HTTP_IF_NONE_MATCH", None)
+        return inner(environ, start_response)
+
+    with _served(app) as url:
+        yield url
+
+
 def _moto() -> Wsgi:
     from moto.server import DomainDispatcherApplication, create_backend_app
 

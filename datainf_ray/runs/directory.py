@@ -117,8 +117,16 @@ class RunDirectory:
 
     def remove_folder(self, name: str) -> None:
         """Take a folder away with all that is in it; fine if it is not there."""
-        with suppress(FileNotFoundError):
-            self._persistently(lambda: self.fs.rm(self._at(name), recursive=True))
+        if self.local:
+            with suppress(FileNotFoundError):
+                self.fs.rm(self._at(name), recursive=True)
+            return
+        self.fs.invalidate_cache()
+        folder = f"{self._at(name)}/"  # named file by file: some stores' libraries take it for the beginning of a name
+        files = [path for path in persistently(lambda: self.fs.find(folder)) if path.startswith(folder)]
+        if files:
+            with suppress(FileNotFoundError):
+                persistently(lambda: self.fs.rm(files))
 
     def remove(self, name: str) -> None:
         """Take a file away; fine if it is not there."""
@@ -172,14 +180,26 @@ class RunDirectory:
         return self.commit(name, table_bytes(table))
 
     def check_writable(self) -> None:
-        """Write a small file and take it away again; `RequestError` with the reason if that cannot be done."""
+        """Create a small file and take it away again.
+
+        `RequestError` with the reason if that cannot be done, or if the file can be created a second time: then two
+        drivers could have one run.
+        """
         probe = f".probe-{uuid.uuid4().hex}"
         try:
-            self.write(probe, b"datainf")
+            self.commit(probe, b"datainf")
+            twice = self.commit(probe, b"datainf-ray")
         except Exception as error:  # every storage library has its own classes, for credentials above all
             raise RequestError(self.key, self.url, f"cannot be written: {reason(error)}") from None
         with suppress(Exception):  # a store that lets us write but not delete will do; Azure's errors are no OSErrors
             self.fs.rm_file(self._at(probe))
+        if twice:
+            raise RequestError(
+                self.key,
+                self.url,
+                "the store, or its library here, creates a file that is there already (S3: If-None-Match)",
+                "use botocore 1.35.16 or newer, or a store that can create a file once",
+            )
 
     def _persistently(self, operation: Callable[[], Any]) -> Any:
         """A local disk that fails is not asked again."""

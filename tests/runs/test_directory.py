@@ -13,6 +13,7 @@ import pytest
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
+from tests.faults import careless_s3
 
 
 def test_a_folder_is_removed_whole_and_alone(directory: RunDirectory) -> None:
@@ -129,6 +130,18 @@ def test_a_pickled_directory_is_the_same_place(directory: RunDirectory) -> None:
 def test_checking_that_a_directory_is_writable_leaves_nothing(directory: RunDirectory) -> None:
     directory.check_writable()
     assert directory.fs.find(directory.root) == []
+
+
+def test_a_store_that_creates_a_file_twice_is_refused() -> None:
+    keys = {"key": "testing", "secret": "testing"}
+    with careless_s3() as url:
+        options = {"s3": {"endpoint_url": url, **keys}}
+        directory = RunDirectory("s3://careless/run", options=options)
+        directory.fs.mkdir("careless")
+        line = r"^output: s3://careless/run: the store, .* creates a file that is there already"
+        with pytest.raises(RequestError, match=line):
+            directory.check_writable()
+        assert directory.fs.find("careless") == []
 
 
 def test_a_relative_path_stays_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
