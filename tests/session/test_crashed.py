@@ -16,7 +16,7 @@ from tests import reference, tiny
 from tests.faults import set_trap
 from tests.runs_of import COMMAND, scores
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def test_a_deadly_row_is_found_and_the_others_are_scored(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.buckets import Bucket
 from tests.faults import Unwell, unwell_s3
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,6 @@ def quiet(bucket: Bucket) -> dict[str, bytes]:
     return bucket.run("quiet")
 
 
-@pytest.mark.slow
 def test_every_fifth_call_may_fail(bucket: Bucket, server: Unwell, quiet: dict[str, bytes]) -> None:
     process = bucket.start("unwell")
     try:
