@@ -121,12 +121,17 @@ class RunDirectory:
             with suppress(FileNotFoundError):
                 self.fs.rm(self._at(name), recursive=True)
             return
-        self.fs.invalidate_cache()
-        folder = f"{self._at(name)}/"  # named file by file: some stores' libraries take it for the beginning of a name
-        files = [path for path in persistently(lambda: self.fs.find(folder)) if path.startswith(folder)]
-        if files:
-            with suppress(FileNotFoundError):
-                persistently(lambda: self.fs.rm(files))
+        folder = f"{self._at(name)}/"
+
+        def attempt() -> None:
+            """Named file by file, because some stores' libraries take a folder for the beginning of a name."""
+            self.fs.invalidate_cache()
+            files = [path for path in self.fs.find(folder) if path.startswith(folder)]
+            if files:
+                self.fs.rm(files)
+
+        with suppress(FileNotFoundError):
+            persistently(attempt)
 
     def remove(self, name: str) -> None:
         """Take a file away; fine if it is not there."""

@@ -3,17 +3,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pytest
+import yaml
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
+from tests import tiny
 from tests.faults import careless_s3
+from tests.runs_of import COMMAND
 
 
 def test_a_folder_is_removed_whole_and_alone(directory: RunDirectory) -> None:
@@ -132,15 +137,24 @@ def test_checking_that_a_directory_is_writable_leaves_nothing(directory: RunDire
     assert directory.fs.find(directory.root) == []
 
 
-def test_a_store_that_creates_a_file_twice_is_refused() -> None:
-    keys = {"key": "testing", "secret": "testing"}
+def test_a_store_that_creates_a_file_twice_is_refused(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     with careless_s3() as url:
-        options = {"s3": {"endpoint_url": url, **keys}}
+        options = {"s3": {"endpoint_url": url, "key": "testing", "secret": "testing"}}
         directory = RunDirectory("s3://careless/run", options=options)
         directory.fs.mkdir("careless")
-        line = r"^output: s3://careless/run: the store, .* creates a file that is there already"
-        with pytest.raises(RequestError, match=line):
+        with pytest.raises(RequestError, match=r"creates a file that is there already"):
             directory.check_writable()
+        config = tiny.configuration(tmp_path, tiny_llama, "s3://careless/run", storage_options=options)
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+        refused = subprocess.run(
+            [*COMMAND, "run", str(tmp_path / "c.yaml")], capture_output=True, text=True, timeout=100
+        )
+        assert refused.returncode == 2, refused.stderr
+        assert refused.stderr.startswith(
+            "error: output: s3://careless/run: the store, or its library here, creates a file"
+        )
+        assert refused.stderr.count("\n") == 1
+        directory.fs.invalidate_cache()
         assert directory.fs.find("careless") == []
 
 
