@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from datainf_ray.cluster.chunk import Swept
+from datainf_ray.cluster.chunk import NONFINITE, Swept
+from datainf_ray.common.errors import DamagedError
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.influence.folds import Scores, Statistic
+from datainf_ray.runs.checksums import read_checked_table, table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name
 from datainf_ray.runs.schemas import examples_schema, matrix, vectors
@@ -21,17 +24,21 @@ MOMENTS = b"datainf.moments"  #: what a chunk's file has beside its rows: the bl
 
 
 def commit_scores(
-    directory: RunDirectory, chunk: Chunk, swept: Swept, unusable: Sequence[int], keep: bool
+    directory: RunDirectory, owner: str, chunk: Chunk, swept: Swept, unusable: Sequence[int], keep: bool
 ) -> tuple[np.ndarray, pa.Table, dict[str, Statistic]]:
     """Write the chunk's scores, once; returns what is there then, as `committed_scores` does.
 
     Another worker may have written the chunk before, with other bits where its device is of another kind: then its
     scores are returned, so that all that a run says of a row is of one kind. `unusable` are the queries that have no
-    gradient. With `keep` false no influence is written, and this worker's own are returned.
+    gradient. With `keep` false no influence is written, and this worker's own are returned. What is there and is not as
+    the run `owner` wrote it is replaced.
     """
-    fold, facts, missing = swept.fold, swept.facts, ~swept.usable
+    fold = swept.fold
     assert isinstance(fold, Scores)
     influence = fold.influence().float().cpu().numpy()
+    asked = np.setdiff1d(np.arange(influence.shape[1]), list(unusable))
+    facts, usable = _finite(swept.facts, swept.usable, influence[:, asked])
+    missing = ~usable
     influence[missing] = np.nan
     influence[:, list(unusable)] = np.nan
     sqnorms = fold.sqnorms.sum(1).float().cpu().numpy()
@@ -51,24 +58,50 @@ def commit_scores(
     moments = {name: statistic["moments"].tolist() for name, statistic in state.items()}
     schema = examples_schema(influence.shape[1], keep, by_block)
     schema = schema.with_metadata({MOMENTS: json.dumps(moments).encode()})
-    ours = directory.commit_table(chunk_name(chunk.number), pa.Table.from_arrays(columns, schema=schema))
-    return (influence, facts, state) if ours or not keep else committed_scores(directory, chunk, facts)
+    name = chunk_name(chunk.number)
+    data = table_file(pa.Table.from_arrays(columns, schema=schema), owner, name)
+    if not directory.commit(name, data):
+        try:
+            there = committed_scores(directory, owner, chunk, facts, keep)
+            if keep:
+                return there
+        except DamagedError:
+            directory.write(name, data)
+    return influence, facts, state
+
+
+def _finite(facts: pa.Table, usable: np.ndarray, influence: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+    """The facts, and which rows have a score, less those of which an influence is no number.
+
+    Their gradients were finite, so it is the iHVPs that are too large, or a product of the two.
+    """
+    bad = usable & ~np.isfinite(influence).all(axis=1)
+    if not bad.any():
+        return facts, usable
+    at = facts.schema.get_field_index("status")
+    status = np.where(bad, NONFINITE, facts["status"].to_numpy(zero_copy_only=False))
+    facts = facts.set_column(at, facts.schema.field(at), pa.array(status, pa.string()))
+    loss = pc.if_else(pa.array(bad), pa.scalar(None, facts["loss"].type), facts["loss"])
+    at = facts.schema.get_field_index("loss")
+    return facts.set_column(at, facts.schema.field(at), loss), usable & ~bad
 
 
 def committed_scores(
-    directory: RunDirectory, chunk: Chunk, facts: pa.Table
+    directory: RunDirectory, owner: str, chunk: Chunk, facts: pa.Table, keep: bool = True
 ) -> tuple[np.ndarray, pa.Table, dict[str, Statistic]]:
     """What is committed for this chunk: its influences (rows × queries, NaN where there is none), its facts with the
-    statuses that are written, and the blocks' moments. Raises `ValueError` where the file holds other rows.
+    statuses that are written, and the blocks' moments. Raises `DamagedError` where the file holds other rows, or is not
+    as the run `owner` wrote it. With `keep` false it has no influences.
     """
-    table = directory.read_table(chunk_name(chunk.number))
+    name = chunk_name(chunk.number)
+    table = read_checked_table(directory, name, owner)
     if table["row"].to_pylist() != facts["row"].to_pylist():
-        path = directory.path(chunk_name(chunk.number))
-        raise ValueError(f"{path} does not hold the rows of chunk {chunk.number}")
+        raise DamagedError(directory.path(name), f"does not hold the rows of chunk {chunk.number}")
     moments = json.loads(table.schema.metadata[MOMENTS])
     state = {name: {"moments": torch.tensor(value, dtype=torch.float64)} for name, value in moments.items()}
     facts = facts.set_column(facts.schema.get_field_index("status"), "status", table["status"])
-    return matrix(table["influence"]), facts, state
+    influence = matrix(table["influence"]) if keep else np.empty((len(table), 0), np.float32)
+    return influence, facts, state
 
 
 def top_of(influence: np.ndarray, facts: pa.Table, k: int) -> Top:

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datainf_ray.cluster.states import CHECKPOINTS, Shards
+from datainf_ray.cluster.states import Shards
 from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.common.storage import persistently
 from datainf_ray.influence.method import SIGN
 from datainf_ray.influence.projection import projected, projected_size
 from datainf_ray.request.job import Job
+from datainf_ray.runs.checkpoints import CHECKPOINTS
+from datainf_ray.runs.checksums import read_checked_table
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, write_index
 from datainf_ray.runs.parts import chunk_name
@@ -63,7 +65,11 @@ def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.
         known = {block: {"damping": torch.tensor(value, dtype=torch.float64)} for block, value in dampings.items()}
     method.program(asked, vectors, job.settings, None if known is None else asked.spread(known))
     pairs = (
-        tuple(matrix(d.read_table(chunk_name(c.number))["influence"]) for d in (job.directory, place)) for c in chosen
+        tuple(
+            matrix(read_checked_table(d, chunk_name(c.number), sweeps.owner)["influence"])
+            for d in (job.directory, place)
+        )
+        for c in chosen
     )
     record.correlation, record.correlation_rows = _correlation(pairs), sum(chunk.rows for chunk in chosen)
     return record

@@ -30,12 +30,23 @@ class WorkerSpec:
     sample: tuple[Example, ...]  # real rows on which every replica compares its gradients with autograd
     directory: RunDirectory
     index: RunDirectory | None = None  # where the gradient index is written, or read from
+    index_owner: str | None = None  # the fingerprint in its parts; None: they are an older version's, and have none
+    fingerprint: str = ""  # of the run, which is in all that it goes on from
     task_code: own.TaskCode | None = None  # the code of a task of the user's own
 
 
 def worker_spec(job: Job) -> WorkerSpec:
     """What the workers of a job's run are made from."""
-    return WorkerSpec(job.config, job.facts, job.corpora, job.sample, job.directory, job.index, job.task_code)
+    return WorkerSpec(
+        config=job.config,
+        facts=job.facts,
+        corpora=job.corpora,
+        sample=job.sample,
+        directory=job.directory,
+        index=job.index,
+        index_owner=job.index_owner,
+        task_code=job.task_code,
+    )
 
 
 @dataclass(frozen=True)

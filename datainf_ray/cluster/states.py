@@ -13,14 +13,16 @@ from typing import Any
 import ray
 import torch
 
-from datainf_ray.cluster.reduce import Shard, arrays, compute, tensors
+from datainf_ray.cluster.reduce import Shard, arrays, compute, compute_watched, is_large, tensors
 from datainf_ray.cluster.sums import got, read_shard, write_shard
+from datainf_ray.common.errors import DamagedError
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.folds import Statistic
+from datainf_ray.runs.checkpoints import CHECKPOINTS
+from datainf_ray.runs.checksums import read_document, write_document
 from datainf_ray.runs.directory import RunDirectory
 
 SHARD_BYTES = 64 * 2**20
-CHECKPOINTS = "checkpoints"  #: where a run keeps what it has solved until it is done
 
 Shards = tuple[Any, ...]  #: a state: a reference per shard to {block name: {name: numpy array}}
 
@@ -29,12 +31,13 @@ class States:
     """What is done with states between sweeps: the half of `influence.method.Sweeps` that needs no worker.
 
     `queries` is the number of queries, which the size of a shard follows from; `directory` is where `remember` keeps
-    states, and `say` receives a line when it finds them there.
+    states, as those of the run `owner`, and `say` receives a line when it finds them there.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], queries: int, directory: RunDirectory, say: Callable[[str], None]
+        self, blocks: Sequence[Block], queries: int, directory: RunDirectory, owner: str, say: Callable[[str], None]
     ) -> None:
+        self.owner = owner
         self.blocks = {block.name: block for block in blocks}
         self.shards = shard_blocks(blocks, queries)
         self.queries, self.directory, self.say = queries, directory, say
@@ -49,29 +52,47 @@ class States:
         return tuple(shard(number) for number in range(len(self.shards)))
 
     def remember(self, name: str, solve: Callable[[], dict[str, Shards]]) -> dict[str, Shards]:
-        """Keep states as safetensors in the run directory, a file per state and shard, the list of them last."""
-        directory, index = self.directory, f"{CHECKPOINTS}/{name}.json"
-        if directory.exists(index):
-            stored: dict[str, list[str]] = directory.read_json(index)
+        """Keep states as safetensors in the run directory, a file per state and shard, the list of them last.
+
+        What an earlier attempt has kept is taken, if all of it is this run's and as it was written.
+        """
+        index = f"{CHECKPOINTS}/{name}.json"
+        try:
+            found = self._restored(read_document(self.directory, index, self.owner))
             self.say(f"{name}: taken up from an earlier attempt")
-            return {
-                key: tuple(
-                    compute(functools.partial(read_shard, directory, file), [], self.bytes_of(k))
-                    for k, file in enumerate(files)
-                )
-                for key, files in stored.items()
-            }
+            return found
+        except FileNotFoundError:
+            pass
+        except DamagedError as error:
+            self.say(f"{name}: computed again, because {error.path}: {error.problem}")
         solved = solve()
         files: dict[str, list[str]] = {}
         for key, state in solved.items():
             files[key] = [f"{CHECKPOINTS}/{name}-{key}-{k:04d}.safetensors" for k in range(len(state))]
             written = [
-                compute(functools.partial(write_shard, directory, file), [reference], self.bytes_of(k))
+                compute(functools.partial(write_shard, self.directory, file, self.owner), [reference], self.bytes_of(k))
                 for k, (file, reference) in enumerate(zip(files[key], state, strict=True))
             ]
             got(written)
-        directory.write_json(index, files)
+        write_document(self.directory, index, files, self.owner)
         return solved
+
+    def _restored(self, stored: Mapping[str, Sequence[str]]) -> dict[str, Shards]:
+        """The states whose files are listed. Raises `DamagedError` where one of them is not as it was written."""
+        ends: list[Any] = []
+
+        def shard(number: int, file: str) -> Any:
+            read = functools.partial(read_shard, self.directory, file, self.owner)
+            size = self.bytes_of(number)
+            if not is_large(size):
+                return compute(read, [], size)
+            value, end = compute_watched(read, [])
+            ends.append(end)
+            return value
+
+        states = {key: tuple(shard(k, file) for k, file in enumerate(files)) for key, files in stored.items()}
+        got(ends)
+        return states
 
     def collect(self, state: Shards) -> dict[str, dict[str, torch.Tensor]]:
         """A small state in the driver's memory."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
-from safetensors.numpy import load, save
 
 from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.failures import Fault, classify, final_error
@@ -33,8 +32,9 @@ from datainf_ray.cluster.reduce import (
     is_large,
     tensors,
 )
-from datainf_ray.common.errors import RunFailedError
+from datainf_ray.common.errors import DamagedError, RunFailedError
 from datainf_ray.influence.folds import Fold
+from datainf_ray.runs.checksums import read_document, read_tensors, tensors_file, write_document
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.top import merge_top, read_top, write_top
 
@@ -81,7 +81,8 @@ class Sums:
     """The sums of one sweep over `leaves` chunks.
 
     `sizes` are the bytes of the shards, about; `scores`: the top rows are kept too. Checkpoints are written every
-    `seconds` into `folder` of `directory`; without one there are none.
+    `seconds` into `folder` of `directory`; without one there are none. They are those of the run `owner`, and `say`
+    receives a line for each that is not as it was written.
     """
 
     def __init__(
@@ -93,7 +94,10 @@ class Sums:
         directory: RunDirectory | None,
         folder: str,
         seconds: float,
+        owner: str = "",
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.owner, self.say = owner, say
         self.fold, self.sizes, self.scores = fold, sizes, scores
         self.directory, self.folder, self.seconds = directory, folder, seconds
         self.again: set[int] = set()  # leaves whose sums were lost, to be computed once more
@@ -117,12 +121,12 @@ class Sums:
         return [leaf for leaf in range(self._tree.widths[0]) if leaf not in there]
 
     def restore(self) -> None:
-        """Put back what an earlier attempt's last checkpoint has."""
-        if self.directory is not None and self.directory.exists(self._list):
-            for entry in self.directory.read_json(self._list):
-                node = (entry["level"], entry["index"])
+        """Put back what an earlier attempt's last checkpoint has, as far as it is this run's and whole."""
+        for node, tally in self._listed().items():
+            row = self._read(node, tally)
+            if row is not None:
                 self._saved.add(node)
-                self._tree.put(node, self._read(node, Tally.from_json(entry["tally"])))
+                self._tree.put(node, row)
 
     def add(self, leaf: int, results: Sequence[Any], tally: Tally) -> None:
         """A chunk's results, as references. Waits where the joins cannot keep up with the workers."""
@@ -222,9 +226,12 @@ class Sums:
         self._joins = {end: at for end, at in self._joins.items() if self._tree.leaves(at).start not in below}
         again = set(below)
         for saved in [s for s in self._saved if self._tree.leaves(s).start in below and s[0] <= dropped[0]]:
-            assert self.directory is not None
-            entries = {(e["level"], e["index"]): e["tally"] for e in self.directory.read_json(self._list)}
-            self._tree.put(saved, self._read(saved, Tally.from_json(entries[saved])))
+            tally = self._listed().get(saved)
+            row = None if tally is None else self._read(saved, tally)
+            if row is None:
+                self._saved.discard(saved)
+                continue
+            self._tree.put(saved, row)
             again.difference_update(self._tree.leaves(saved))
         self.again |= again
 
@@ -237,13 +244,13 @@ class Sums:
             if node in self._saved:
                 continue
             for k in range(len(self.sizes)):
-                write = functools.partial(write_shard, self.directory, self._file(node, k))
+                write = functools.partial(write_shard, self.directory, self._file(node, k), self.owner)
                 if k in self.large:
                     writes.append((node, compute(write, [row[k]], self.sizes[k])))
                 else:
                     write(row[k])
             if self.scores:
-                write_top(self.directory, self._file(node, len(self.sizes)), row[-2])
+                write_top(self.directory, self._file(node, len(self.sizes)), row[-2], self.owner)
         self._saving = {node: row[-1] for node, row in rows.items()}, writes
         self._save_more()
 
@@ -264,7 +271,7 @@ class Sums:
         if lost:
             return  # what the last list has is still there
         entries = [{"level": n[0], "index": n[1], "tally": asdict(tally)} for n, tally in sorted(tallies.items())]
-        self.directory.write_json(self._list, entries)
+        write_document(self.directory, self._list, entries, self.owner)
         before, self._saved = self._saved, set(tallies)
         for node in before - self._saved:
             for name in self._files(node):
@@ -277,14 +284,39 @@ class Sums:
     def _file(self, node: Node, k: int) -> str:
         return f"{self.folder}/{node[0]:02d}-{node[1]:06d}-{k:04d}.safetensors"
 
-    def _read(self, node: Node, tally: Tally) -> list[Any]:
+    def _listed(self) -> dict[Node, Tally]:
+        """What the last checkpoint has: nothing where there is none, or where it is not as this run wrote it."""
+        if self.directory is None:
+            return {}
+        try:
+            entries = read_document(self.directory, self._list, self.owner)
+        except FileNotFoundError:
+            return {}
+        except DamagedError as error:
+            self.say(f"{error.path}: {error.problem}; its sums are computed again")
+            return {}
+        return {(entry["level"], entry["index"]): Tally.from_json(entry["tally"]) for entry in entries}
+
+    def _read(self, node: Node, tally: Tally) -> list[Any] | None:
+        """A row of the last checkpoint; None where a file of it is damaged or gone."""
         assert self.directory is not None
         row: list[Any] = []
-        for k, size in enumerate(self.sizes):
-            read = functools.partial(read_shard, self.directory, self._file(node, k))
-            row.append(compute(read, [], size) if k in self.large else read())
-        if self.scores:
-            row.append(read_top(self.directory, self._file(node, len(self.sizes))))
+        ends: list[Any] = []
+        try:
+            for k in range(len(self.sizes)):
+                read = functools.partial(read_shard, self.directory, self._file(node, k), self.owner)
+                if k in self.large:
+                    shard, end = compute_watched(read, [])
+                    ends.append(end)
+                    row.append(shard)
+                else:
+                    row.append(read())
+            if self.scores:
+                row.append(read_top(self.directory, self._file(node, len(self.sizes)), self.owner))
+            got(ends)
+        except DamagedError as error:
+            self.say(f"{error.path}: {error.problem}; its sums are computed again")
+            return None
         return [*row, tally]
 
 
@@ -299,16 +331,21 @@ def got(references: Sequence[Any]) -> list[Any]:
         raise StateLostError(failure.reason) from None
 
 
-def write_shard(directory: RunDirectory, file: str, shard: Shard) -> None:
-    """A shard as safetensors."""
+def write_shard(directory: RunDirectory, file: str, owner: str, shard: Shard) -> None:
+    """A shard as safetensors, with a checksum."""
     flat = {f"{name}:{block}": value for block, statistic in shard.items() for name, value in statistic.items()}
-    directory.write(file, save({name: np.asarray(value, order="C") for name, value in flat.items()}))
+    arrays_of = {name: np.asarray(value, order="C") for name, value in flat.items()}
+    directory.write(file, tensors_file(arrays_of, owner, file))
 
 
-def read_shard(directory: RunDirectory, file: str) -> Shard:
-    """What `write_shard` wrote."""
+def read_shard(directory: RunDirectory, file: str, owner: str) -> Shard:
+    """What `write_shard` wrote. Raises `DamagedError` where that is damaged, another run's, or gone."""
+    try:
+        values = read_tensors(directory, file, owner)
+    except FileNotFoundError:
+        raise DamagedError(directory.path(file), "is gone") from None
     shard: Shard = {}
-    for key, value in load(directory.read(file)).items():
+    for key, value in values.items():
         name, _, block = key.partition(":")
         shard.setdefault(block, {})[name] = value
     return shard

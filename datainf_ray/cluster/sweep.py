@@ -14,7 +14,7 @@ import ray
 
 from datainf_ray.cluster.orders import Order, Sweep, WorkerSpec
 from datainf_ray.cluster.pool import Done, Pool
-from datainf_ray.cluster.states import CHECKPOINTS, Shards, States
+from datainf_ray.cluster.states import Shards, States
 from datainf_ray.cluster.sums import Sums, Tally
 from datainf_ray.common.errors import StoppedError
 from datainf_ray.corpus.chunks import Chunk
@@ -22,6 +22,7 @@ from datainf_ray.influence.folds import Fold
 from datainf_ray.influence.method import Over
 from datainf_ray.planning.sizing import Sizes
 from datainf_ray.request.job import Source
+from datainf_ray.runs.checkpoints import CHECKPOINTS
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.record import SweepRecord
 from datainf_ray.runs.schemas import OK
@@ -58,7 +59,7 @@ class ClusterSweeps(States):
         recorded: Callable[[], None] = lambda: None,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(spec.facts.blocks, queries, directory or spec.directory, watcher.say)
+        super().__init__(spec.facts.blocks, queries, directory or spec.directory, spec.fingerprint, watcher.say)
         self.pool, self.spec, self.sizes = pool, spec, sizes
         self.chunks, self.query_chunks = chunks, query_chunks
         self.groups = sizes.groups
@@ -97,6 +98,8 @@ class ClusterSweeps(States):
             self.spec.directory if over != "queries" and self.elsewhere is None else None,
             f"{CHECKPOINTS}/sums/{key}",
             self.spec.config.cluster.checkpoint_seconds,
+            self.owner,
+            self.say,
         )
         sums.restore()
         running = _RunningSweep(sweep, chunks, kept, per_row or {}, sums)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import socket
 import threading
@@ -39,7 +40,7 @@ from datainf_ray.cluster.memory import gpu_bytes, peak_bytes
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
-from datainf_ray.common.errors import RunFailedError, one_line
+from datainf_ray.common.errors import DamagedError, RunFailedError, one_line
 from datainf_ray.common.libraries import load_pandas, loading
 from datainf_ray.common.redaction import keep_secret, redacted
 from datainf_ray.corpus.batches import Batch
@@ -211,10 +212,13 @@ class Worker:
         if order.trial:
             trial = self._computed(_At(replace(current, keep=False, index=False), at.inputs), order, ordered)
             return (report_of(order.chunk, trial.facts, trial.timing), *[None] * current.outputs)
-        done = self._committed(current, order) if order.committed else self._computed(at, order, ordered)
+        done = self._committed(current, order) if order.committed else None
+        if done is None:
+            done = self._computed(at, order, ordered)
         if done.swept is not None and current.fold.scoring:
             directory, keep = current.directory or self.spec.directory, config.results.scores
-            committed = commit_scores(directory, order.chunk, done.swept, current.unusable, keep)
+            owner = self.spec.fingerprint
+            committed = commit_scores(directory, owner, order.chunk, done.swept, current.unusable, keep)
             done.influence, done.facts, done.state = committed[0], committed[1], arrays(committed[2])
         report = report_of(
             order.chunk,
@@ -248,11 +252,15 @@ class Worker:
                 self._at = _At(current, inputs)
             return self._at
 
-    def _committed(self, sweep: Sweep, order: Order) -> _Done:
-        """What an earlier attempt wrote for a chunk of the scoring sweep."""
+    def _committed(self, sweep: Sweep, order: Order) -> _Done | None:
+        """What an earlier attempt wrote for a chunk of the scoring sweep; None where that is damaged, or gone."""
         began = time.time()
         facts = self._part(order)[2] if sweep.source == "index" else self._facts(sweep, order)
-        influence, facts, state = committed_scores(self.spec.directory, order.chunk, facts)
+        try:
+            influence, facts, state = committed_scores(self.spec.directory, self.spec.fingerprint, order.chunk, facts)
+        except (DamagedError, FileNotFoundError) as error:
+            logging.getLogger(__name__).warning("chunk %d is computed again: %s", order.chunk.number, one_line(error))
+            return None
         return _Done(facts, arrays(state), Timing(began, time.time(), 0.0), influence=influence)
 
     def _computed(self, at: _At, order: Order, ordered: float) -> _Done:
@@ -344,7 +352,7 @@ class Worker:
 
     def _part(self, order: Order) -> tuple[dict[str, np.ndarray], np.ndarray, pa.Table]:
         assert self.spec.index is not None
-        part = read_part(self.spec.index, order.chunk.number)
+        part = read_part(self.spec.index, order.chunk.number, self.spec.index_owner)
         facts = part.facts.append_column("detail", pa.array([""] * len(part.facts)))
         return part.gradients, part.sqnorms, facts.select(FACTS.names).cast(FACTS)
 
@@ -361,7 +369,9 @@ class Worker:
         schema = facts_schema()
         facts = swept.facts.append_column("sqnorm", total).select(schema.names).cast(schema)
         gradients = {name: g.numpy() for name, g in indexer.gradients.items()}
-        write_part(self.spec.index, chunk.number, gradients, sqnorms, facts, self.spec.config.index_dtype)
+        assert self.spec.index_owner is not None
+        dtype, owner = self.spec.config.index_dtype, self.spec.index_owner
+        write_part(self.spec.index, chunk.number, gradients, sqnorms, facts, dtype, owner)
 
     def _fold_maker(self, at: _At, order: Order) -> Callable[[], Fold]:
         sweep, inputs = at.sweep, at.inputs

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.redaction import redacted, redacted_tree
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def one_line(error: object) -> str:
     """An exception's message without credentials, its line breaks and indents folded into single spaces."""
     text = redacted(" ".join(str(error).split()))
     return text or type(error).__name__
+
+
+def misfit(error: ValidationError) -> str:
+    """The first thing that is wrong with a document, FIELD: PROBLEM, on one line."""
+    first = error.errors(include_url=False)[0]
+    message = one_line(first["msg"]).removeprefix("Value error, ")
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {message[0].lower()}{message[1:]}" if field else message
 
 
 class RequestError(ValueError):
@@ -65,3 +76,20 @@ class StoppedError(RunFailedError):
 
     The command ends with status 130, as it does when it is interrupted.
     """
+
+
+class DamagedError(RunFailedError):
+    """A file that a run has written is not as it was written: damaged, gone, or another one in its place."""
+
+    path: str  #: the file's
+    problem: str  #: what is wrong with it
+    remedy: str  #: what to do about it
+
+    def __init__(
+        self, path: str, problem: str, remedy: str = "remove it, and run the same configuration again"
+    ) -> None:
+        self.path, self.problem, self.remedy = redacted_tree((path, problem, remedy))
+        super().__init__(f"{self.path}: {self.problem}; {self.remedy}")
+
+    def __reduce__(self) -> tuple[type[DamagedError], tuple[str, str, str]]:
+        return DamagedError, (self.path, self.problem, self.remedy)  # Ray takes what a worker raises to the driver

@@ -26,11 +26,12 @@ from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
-from datainf_ray.request.identity import base_digest, difference, folder_digest, settings
+from datainf_ray.request.identity import base_digest, folder_digest, settings
+from datainf_ray.request.output import check_output
+from datainf_ray.request.places import check_places, model_places, place_of
 from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
-from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
@@ -122,6 +123,11 @@ class Job:
         return self.index
 
     @property
+    def index_owner(self) -> str | None:
+        """The fingerprint that the index' parts hold; None where they are an older version's, which hold none."""
+        return self.fingerprint
+
+    @property
     def projection(self) -> tuple[int, int] | None:
         """Side and seed of the projection that training gradients come through; None where they come as they are."""
         return None
@@ -165,6 +171,10 @@ class Job:
             "train": self.train_digest,
             "queries": self.corpora["queries"].fingerprint(),
         }
+
+    def check_output(self) -> None:
+        """Raises `RequestError` where output or index cannot be written, or hold another run."""
+        check_output(self.directory, self.written_index, self.identity, self.fingerprint)
 
     @property
     def fingerprint(self) -> str:
@@ -216,6 +226,10 @@ class IndexJob(Job):
         return None
 
     @property
+    def index_owner(self) -> str | None:
+        return self.held.owner
+
+    @property
     def projection(self) -> tuple[int, int] | None:
         return None if self.held.projection is None else (self.held.projection, self.held.seed)
 
@@ -260,7 +274,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     groups, names = _groups(config, corpora["queries"])
     job = Job(config, request.directory, facts, corpora, examples, groups, names)
     if writable:
-        check_output(job)
+        job.check_output()
     return job
 
 
@@ -295,6 +309,9 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     config = absolute(config)
     task = task_of(config.model)
     queries = plan_corpus(config.queries, task, "queries", options)
+    read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
+    rows = {"queries": (config.queries.paths, queries)}
+    check_places(directory, None, [*read, *model_places(config.model, options)], rows)
     if not begun(directory):
         meanwhile()
     facts = inspect_model(config.model, task, options)
@@ -323,7 +340,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
             raise RequestError(f"model.{part}", getattr(config.model, part), f"has changed since {run.url} was made")
     if job.identity.get("task") != made_by.identity.get("task"):
         raise RequestError("model.task", config.model.task, f"its code has changed since {run.url} was made")
-    check_output(job)
+    job.check_output()
     return job
 
 
@@ -363,31 +380,3 @@ def _groups(config: RunConfig, corpus: Corpus) -> tuple[np.ndarray, list[str] | 
     finally:
         reader.close()
     return np.array(groups, dtype=np.int64), list(numbers)
-
-
-def check_output(job: Job) -> None:
-    """The output can be written, and if there is a run already, it is this one."""
-    directory = job.directory
-    try:
-        there = read_record(directory) if directory.exists(RUN_FILE) else None
-    except RequestError as error:
-        raise RequestError(error.key, error.value, error.problem, "use another output") from None
-    except Exception:  # every storage library has its own classes; check_writable says what is wrong
-        there = None
-    directory.check_writable()
-    if there is not None:
-        refuse_another(job, there)
-
-
-def refuse_another(job: Job, there: RunRecord) -> None:
-    """Raises `RequestError` where the run whose record is `there` is not this one.
-
-    Their fingerprints may differ although it is: that of a run is what the version called it that began it.
-    """
-    if there.fingerprint == job.fingerprint:
-        return
-    what = difference(there.identity, job.identity)
-    if what is not None:
-        raise RequestError(
-            "output", job.directory.url, f"holds another run: {what}", "use another output, or remove that one"
-        )

@@ -11,6 +11,7 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.model.files import adapter_folder
+from datainf_ray.request.places import check_places, model_places
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.tasks.register import task_of
 
@@ -36,13 +37,15 @@ def understand(config: RunConfig) -> Request:
     """Find the task, the rows, their columns, the adapter and the place of the output. Raises `RequestError`."""
     task, options = task_of(config.model), config.storage_options
     directory = RunDirectory(config.output, options=options)
-    index_directory(config)  # an index at an impossible place is found out now
+    index = index_directory(config)
     config = absolute(config)
     corpora = {
         "train": plan_corpus(config.train, task, "train", options),
         "queries": plan_corpus(config.queries, task, "queries", options),
     }
     adapter_folder(config.model, options)
+    entries = {"train": (config.train.paths, corpora["train"]), "queries": (config.queries.paths, corpora["queries"])}
+    check_places(directory, index, model_places(config.model, options), entries)
     return Request(config, directory, corpora)
 
 

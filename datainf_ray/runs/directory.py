@@ -1,15 +1,20 @@
 """Files in a run directory, at a local path or any fsspec URL.
 
 A file is there whole or not at all: readers never see one that is half written, whenever a writer is killed. Locally
-that is a temporary file (its name begins with a dot) that is renamed; in an object store a put is atomic by itself.
+that is a temporary file in a hidden folder of our own that is renamed; in an object store a put is atomic by itself.
 `commit` creates a file once, so that two workers that computed the same chunk cannot overwrite each other.
+
+Nothing is removed but what a run has named itself: whatever else lies beside it stays.
 """
 
 from __future__ import annotations
 
+import builtins
 import errno
 import json
 import os
+import re
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,12 +24,15 @@ from typing import IO, Any
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.errors import DamagedError, RequestError, one_line
 from datainf_ray.common.redaction import keep_secret
 from datainf_ray.common.storage import Options, open_store, persistently, reason
 from datainf_ray.runs.schemas import read_parquet, table_bytes
 
-_TEMPORARY = ".tmp"
+#: The hidden folder of files that are still being written, beside those that are whole.
+SCRATCH = ".datainf"
+
+_TEMPORARY = re.compile(r".{0,100}\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 
 class RunDirectory:
@@ -93,6 +101,9 @@ class RunDirectory:
         return self._commit_local(name, data) if self.local else self._commit_remote(name, data)
 
     def read(self, name: str) -> bytes:
+        """A file's content. Locally a regular file's: a FIFO would be waited for, and a device read without end."""
+        if self.local and not stat.S_ISREG(os.stat(self._at(name)).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", self._at(name))
         return self._persistently(lambda: self.fs.cat_file(self._at(name)))
 
     def exists(self, name: str) -> bool:
@@ -115,23 +126,47 @@ class RunDirectory:
         names = (path.removeprefix(self.root + "/") for path in paths)
         return sorted(n for n in names if n.startswith(prefix) and not any(p.startswith(".") for p in n.split("/")))
 
-    def remove_folder(self, name: str) -> None:
-        """Take a folder away with all that is in it; fine if it is not there."""
+    def entries(self) -> builtins.list[str]:
+        """The names of the files and folders at the top of the directory, hidden ones too; [] where it is not there.
+
+        A file in place of the directory is an entry as well.
+        """
+        self.fs.invalidate_cache()
+        try:
+            paths = self._persistently(lambda: self.fs.ls(self.root, detail=False))
+        except FileNotFoundError:
+            return []
+        names = (path.rstrip("/").rpartition("/")[2] for path in paths)
+        return sorted(name for name in names if name)  # a store may list the folder itself
+
+    def remove_files(self, folder: str, ours: re.Pattern[str]) -> None:
+        """Take away the files below `folder` whose names below it match, and the folders that are empty then."""
         if self.local:
-            with suppress(FileNotFoundError):
-                self.fs.rm(self._at(name), recursive=True)
+            self._remove_local(folder, ours)
             return
-        folder = f"{self._at(name)}/"
+        top = f"{self._at(folder)}/"
 
         def attempt() -> None:
             """Named file by file, because some stores' libraries take a folder for the beginning of a name."""
             self.fs.invalidate_cache()
-            files = [path for path in self.fs.find(folder) if path.startswith(folder)]
+            files = [path for path in self.fs.find(top) if path.startswith(top) and ours.fullmatch(path[len(top) :])]
             if files:
                 self.fs.rm(files)
 
         with suppress(FileNotFoundError):
             persistently(attempt)
+
+    def _remove_local(self, folder: str, ours: re.Pattern[str]) -> None:
+        """By the folder's own entries, from the deepest: a link to a folder is none, and is not followed."""
+        top = self._at(folder)
+        for at, _, files in os.walk(top, topdown=False):
+            for file in files:
+                path = os.path.join(at, file)
+                if ours.fullmatch(os.path.relpath(path, top).replace(os.sep, "/")):
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
+            with suppress(OSError):  # something that is not ours is in there, or another has taken it away
+                os.rmdir(at)
 
     def remove(self, name: str) -> None:
         """Take a file away; fine if it is not there."""
@@ -141,11 +176,7 @@ class RunDirectory:
     def remove_temporaries(self) -> None:
         """Take away what writers that were killed have left on a local path; only when nobody writes any more."""
         if self.local:
-            for at, _, files in os.walk(self.root):
-                for file in files:
-                    if file.startswith(".") and file.endswith(_TEMPORARY):
-                        with suppress(FileNotFoundError):
-                            os.unlink(os.path.join(at, file))
+            self.remove_files(SCRATCH, _TEMPORARY)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
@@ -174,9 +205,13 @@ class RunDirectory:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         self.write(name, (text + "\n").encode())
 
-    def read_table(self, name: str) -> pa.Table:
+    def read_table(self, name: str, schema: pa.Schema | None = None) -> pa.Table:
+        """A table of `write_table`, with the columns of `schema` and no others. Raises `DamagedError` if it is none."""
         # From bytes: read by its path, a file in a folder called k=v would get a column k.
-        return read_parquet(self.read(name))
+        try:
+            return read_parquet(self.read(name), schema)
+        except ValueError as error:
+            raise DamagedError(self.path(name), one_line(error)) from None
 
     def write_table(self, name: str, table: pa.Table) -> None:
         self.write(name, table_bytes(table))
@@ -190,7 +225,8 @@ class RunDirectory:
         `RequestError` with the reason if that cannot be done, or if the file can be created a second time: then two
         drivers could have one run.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = f"{SCRATCH}/probe.{uuid.uuid4().hex}.tmp"
+        fresh = self.local and not os.path.isdir(self._at(SCRATCH))
         try:
             self.commit(probe, b"datainf")
             twice = self.commit(probe, b"datainf-ray")
@@ -198,6 +234,8 @@ class RunDirectory:
             raise RequestError(self.key, self.url, f"cannot be written: {reason(error)}") from None
         with suppress(Exception):  # a store that lets us write but not delete will do; Azure's errors are no OSErrors
             self.fs.rm_file(self._at(probe))
+        if fresh:
+            self.remove_temporaries()  # the folder: where nothing was before, nothing stays
         if twice:
             raise RequestError(
                 self.key,
@@ -215,10 +253,10 @@ class RunDirectory:
 
     @contextmanager
     def _temporary(self, name: str) -> Iterator[str]:
-        """The path of a temporary file beside the file `name`; gone afterwards, unless it was renamed."""
+        """The path of a temporary file for the file `name`; gone afterwards, unless it was renamed."""
         folder, file = os.path.split(self._at(name))
         os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f".{file[:100]}.{uuid.uuid4().hex}{_TEMPORARY}")
+        path = os.path.join(self._at(SCRATCH), f"{file[:100]}.{uuid.uuid4().hex}.tmp")
         try:
             yield path
         finally:
@@ -266,8 +304,15 @@ class RunDirectory:
 
 @contextmanager
 def _synced(path: str) -> Iterator[IO[bytes]]:
-    """A new file to write into, on the disk by the end of the block."""
-    with open(path, "xb") as stream:
+    """A new file to write into, on the disk by the end of the block. Its folder is made if need be."""
+    with _created(path) as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())  # else a crash of the machine can leave the new name with no content
+
+
+def _created(path: str) -> IO[bytes]:
+    while True:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with suppress(FileNotFoundError):  # another driver has ended this moment, and taken its empty folder away
+            return open(path, "xb")

@@ -11,9 +11,10 @@ import threading
 import time
 import uuid
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import pyarrow as pa
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.runs.directory import RunDirectory
@@ -42,6 +43,20 @@ SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
+
+
+_TYPES: dict[pa.DataType, Any] = {
+    pa.float64(): Annotated[float, Field(ge=0, le=1e11)],  # seconds: the year 5138
+    pa.int64(): Annotated[int, Field(ge=0, lt=2**63)],
+    pa.string(): str,
+}
+_FIELDS: dict[str, Any] = {
+    field.name: (_TYPES[field.type], ...) if field.name in ("time", "event") else (_TYPES[field.type] | None, None)
+    for field in SCHEMA
+    if field.name != "attempt"  # which the file's name has
+}
+#: What a line holds: the columns of `SCHEMA`. What else there is in it is left out.
+_Event = create_model("_Event", __config__=ConfigDict(strict=True, allow_inf_nan=False), **_FIELDS)
 
 
 class Log(Protocol):
@@ -90,5 +105,15 @@ def read_events(directory: RunDirectory) -> pa.Table:
     rows = []
     for name in directory.list(EVENTS):
         attempt = name.removeprefix(EVENTS).rpartition("-")[0]
-        rows += [{"attempt": attempt, **json.loads(line)} for line in directory.read(name).decode().splitlines()]
+        for line in directory.read(name).splitlines():
+            if (event := _event(line)) is not None:
+                rows.append({"attempt": attempt, **event})
     return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None where the line is none: damaged, or of another origin. It costs only itself."""
+    try:
+        return _Event.model_validate_json(line).model_dump()
+    except ValidationError:
+        return None

@@ -5,7 +5,8 @@
     part-000000.parquet       the same rows' facts: row, id, tokens, loss, sqnorm, status, preview
 
 Any reader of safetensors reads the parts. The gradients of block k, in the order of index.json, are the matrix as
-float32 times the column `scales[:, k]`. A row without a gradient (`status` is not "ok") has zeros.
+float32 times the column `scales[:, k]`. A row without a gradient (`status` is not "ok") has zeros. Both files of a part
+hold a checksum and whose they are; see `runs.checksums`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datainf_ray.common.errors import RequestError
+from datainf_ray.common.errors import DamagedError, RequestError, misfit, one_line
 from datainf_ray.influence.block import Block
+from datainf_ray.runs.checksums import BLANK, KEY, mark, read_checked, table_file
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.schemas import examples_schema
+from datainf_ray.runs.schemas import examples_schema, read_parquet
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -58,6 +61,45 @@ class Index:
     damping: dict[str, float] | None
     sign: str
     model: dict[str, Any]
+    checked: bool = True  #: its parts hold checksums; those of older versions do not
+
+    @property
+    def owner(self) -> str | None:
+        """What its parts say whose they are; None where they say nothing."""
+        return self.fingerprint if self.checked else None
+
+
+class _Block(BaseModel):
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    stored: int = Field(ge=1)
+
+
+class _Claim(BaseModel):
+    """index.json as a run begins with it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    complete: bool
+    fingerprint: str
+    portions: dict[str, int] | None = None
+
+
+class _Document(_Claim):
+    """index.json, complete."""
+
+    blocks: list[_Block] = Field(min_length=1)
+    dtype: DType
+    projection: int | None = Field(ge=1)
+    seed: int
+    rows: int = Field(ge=1)
+    chunks: int = Field(ge=1)
+    bytes: int = Field(ge=0)
+    damping: dict[str, float] | None
+    sign: str
+    model: dict[str, Any]
+    checked: bool = False
 
 
 class Part(NamedTuple):
@@ -81,13 +123,26 @@ def begin_index(directory: RunDirectory, fingerprint: str, portions: dict[str, i
     claim = {"format": _FORMAT, "complete": False, "fingerprint": fingerprint, "portions": portions}
     if directory.commit(INDEX, _json(claim)):
         return
-    there = _document(directory)
-    key, url = directory.key, directory.url
-    if there.get("fingerprint") != fingerprint:
-        raise RequestError(key, url, "holds the gradient index of another run", "remove it, or choose another place")
-    if there.get("portions", portions) != portions:
-        ours, theirs = (", ".join(f"{k} {v}" for k, v in p.items()) for p in (portions, there["portions"]))
-        raise RequestError(key, url, f"holds parts made with {theirs}, and this run has {ours}", "remove it")
+    refuse_another_index(directory, fingerprint)
+    there = claimed(directory)
+    theirs = portions if there is None or there.portions is None else there.portions
+    if theirs != portions:
+        ours, others = (", ".join(f"{k} {v}" for k, v in p.items()) for p in (portions, theirs))
+        problem = f"holds parts made with {others}, and this run has {ours}"
+        raise RequestError(directory.key, directory.url, problem, "remove it")
+
+
+def refuse_another_index(directory: RunDirectory, fingerprint: str) -> None:
+    """Raises `RequestError` where the directory holds the index of another run, or an index.json that is none."""
+    there = claimed(directory)
+    if there is not None and there.fingerprint != fingerprint:
+        problem, remedy = "holds the gradient index of another run", "remove it, or choose another place"
+        raise RequestError(directory.key, directory.url, problem, remedy)
+
+
+def claimed(directory: RunDirectory) -> _Claim | None:
+    """What index.json says of whose the index is; None where there is none."""
+    return _checked(directory, _Claim, _document(directory)) if directory.exists(INDEX) else None
 
 
 def write_index(directory: RunDirectory, index: Index) -> None:
@@ -103,15 +158,18 @@ def write_index(directory: RunDirectory, index: Index) -> None:
 def open_index(directory: RunDirectory) -> Index:
     """What the index in a directory holds; `RequestError` where there is none, or one that cannot be used."""
     document = _document(directory)
-    if not document["complete"]:
-        there = len(parts_there(directory))
+    there = len(parts_there(directory))
+    if not _checked(directory, _Claim, document).complete:
         problem = f"the index is not complete, {there} parts so far"
         raise RequestError(directory.key, directory.url, problem, "finish its run first")
-    blocks = document["blocks"]
-    fields = {name: document[name] for name in Index.__dataclass_fields__ if name not in ("blocks", "stored")}
+    found = _checked(directory, _Document, document)
+    if there != found.chunks or not found.chunks <= found.rows:
+        problem = f"{INDEX} tells of {found.chunks:,} parts, and {there:,} are there"
+        raise RequestError(directory.key, directory.url, problem, "remove the index, and run its configuration again")
+    fields = {name: getattr(found, name) for name in Index.__dataclass_fields__ if name not in ("blocks", "stored")}
     return Index(
-        blocks=tuple(Block(b["name"], b["kind"], tuple(b["shape"])) for b in blocks),
-        stored=tuple(b["stored"] for b in blocks),
+        blocks=tuple(Block(b.name, b.kind, b.shape) for b in found.blocks),
+        stored=tuple(b.stored for b in found.blocks),
         **fields,
     )
 
@@ -123,8 +181,11 @@ def write_part(
     sqnorms: np.ndarray,
     facts: pa.Table,
     dtype: DType,
+    owner: str,
 ) -> int:
     """Commit one chunk's rows and return the bytes written. Equal rows give equal bytes; who comes second changes none.
+
+    `owner` is the fingerprint of the index. What is there and is not as that run wrote it is replaced.
 
     `gradients` are rows × d'_l float32 a block, in the index's order; `sqnorms` is rows × blocks; `facts` has
     `facts_schema()`. Half precision is of each row's gradient in a block over a power of two that brings its largest
@@ -146,28 +207,54 @@ def write_part(
     file.write(np.ldexp(np.float32(1), shifts).astype(_STORED["F32"]).data)
     for shift, g in zip(shifts.T, gradients.values(), strict=True):
         file.write(_narrow(g, shift, code).data)
-    data = file.getvalue()
     marker, table = _names(number)
-    if not directory.commit_table(table, facts):
-        if not directory.exists(marker):
-            directory.write_table(table, facts)  # an attempt that was cut off here may have seen other facts
-        elif not read_facts(directory, number)["row"].equals(facts["row"]):
+    data, rows_data = mark(file.getvalue(), owner, marker), table_file(facts, owner, table)
+    if not (directory.commit(table, rows_data) and directory.commit(marker, data)):
+        there = _whole(directory, number, owner)
+        if there is None:  # damaged; or an attempt was cut off between the two, and may have seen other facts
+            directory.write(table, rows_data)
+            directory.write(marker, data)
+        elif not there["row"].equals(facts["row"]):
             raise ValueError(f"{directory.path(marker)} holds other rows than chunk {number}")
-    directory.commit(marker, data)
     return len(data)
 
 
-def read_part(directory: RunDirectory, number: int) -> Part:
-    """One chunk's rows; `FileNotFoundError` if the part is not there."""
-    tensors = dict(_tensors(directory.read(_names(number)[0])))
-    sqnorms, scales = tensors.pop("sqnorms"), tensors.pop("scales")
-    gradients = {name: g * scale[:, None] for (name, g), scale in zip(tensors.items(), scales.T, strict=True)}
-    return Part(gradients, sqnorms.copy(), read_facts(directory, number))  # copied: a view of bytes is read-only
+def _whole(directory: RunDirectory, number: int, owner: str) -> pa.Table | None:
+    """The facts of a part of which both files are there and are as `owner` wrote them, else None."""
+    try:
+        read_checked(directory, _names(number)[0], owner)
+        return read_facts(directory, number, owner)
+    except (FileNotFoundError, DamagedError):
+        return None
 
 
-def read_facts(directory: RunDirectory, number: int) -> pa.Table:
-    """The facts of one chunk's rows, without their gradients."""
-    return directory.read_table(_names(number)[1])
+def read_part(directory: RunDirectory, number: int, owner: str | None) -> Part:
+    """One chunk's rows; `owner` is `Index.owner`. Raises `DamagedError` if the part is damaged, another's, or gone."""
+    name = _names(number)[0]
+    try:
+        tensors = dict(_tensors(_read(directory, name, owner)))
+        sqnorms, scales = tensors.pop("sqnorms"), tensors.pop("scales")
+        gradients = {name: g * scale[:, None] for (name, g), scale in zip(tensors.items(), scales.T, strict=True)}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:  # one without a checksum
+        raise DamagedError(directory.path(name), f"is no part of an index: {one_line(error)}") from None
+    return Part(gradients, sqnorms.copy(), read_facts(directory, number, owner))  # copied: a view of bytes is read-only
+
+
+def read_facts(directory: RunDirectory, number: int, owner: str | None) -> pa.Table:
+    """The facts of one chunk's rows, without their gradients. Raises as `read_part` does."""
+    name = _names(number)[1]
+    try:
+        return read_parquet(_read(directory, name, owner), facts_schema()).replace_schema_metadata()
+    except ValueError as error:
+        raise DamagedError(directory.path(name), one_line(error)) from None
+
+
+def _read(directory: RunDirectory, name: str, owner: str | None) -> bytes:
+    try:
+        return directory.read(name) if owner is None else read_checked(directory, name, owner)
+    except FileNotFoundError:
+        remedy = "run the configuration of its run again"
+        raise DamagedError(directory.path(name), "is gone", remedy) from None
 
 
 def parts_there(directory: RunDirectory) -> set[int]:
@@ -187,6 +274,17 @@ def _json(document: dict[str, Any]) -> bytes:
 def _document(directory: RunDirectory) -> dict[str, Any]:
     """The content of index.json, of the one format that is known."""
     return directory.document(INDEX, _FORMAT, "holds no gradient index", "one comes of a run with index: true")
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _checked(directory: RunDirectory, kind: type[_Model], document: dict[str, Any]) -> _Model:
+    """The content of index.json. Raises `RequestError` that names the field which is not what it should be."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise RequestError(directory.key, directory.url, f"{INDEX}: {misfit(error)}") from None
 
 
 def _shifts(name: str, gradients: np.ndarray, dtype: DType) -> np.ndarray:
@@ -211,7 +309,7 @@ def _narrow(gradients: np.ndarray, shift: np.ndarray, code: str) -> np.ndarray:
 
 def _header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """What a safetensors file begins with: the length of a JSON text, and the text, padded to 8 bytes."""
-    entries: dict[str, Any] = {}
+    entries: dict[str, Any] = {"__metadata__": {KEY: BLANK}}
     end = 0
     for name, (code, shape) in layout.items():
         begin, end = end, end + int(np.prod(shape)) * _STORED[code].itemsize
@@ -225,6 +323,8 @@ def _tensors(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
     """Names and tensors of a safetensors file, views of its bytes; bfloat16 as float32."""
     start = 8 + int.from_bytes(data[:8], "little")
     for name, entry in json.loads(data[8:start]).items():
+        if name == "__metadata__":
+            continue
         code, shape = entry["dtype"], entry["shape"]
         values = np.frombuffer(data, _STORED[code], int(np.prod(shape)), start + entry["data_offsets"][0])
         if code == "BF16":

@@ -28,14 +28,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError, one_line
 from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.watch.progress import Progress
 
 DRIVER_FILE = ".driver.json"
 STOP = ".stop"
+#: The names of all these files, hidden as they are.
+OURS = re.compile(r"\.driver\.json|\.stop|\.driver-[0-9A-Za-z-]*\.over")
 BEAT = 5.0  #: seconds between two renewals
 _PATIENCE = 3  # beats without a sign of life after which a driver is taken for dead
+_PROGRESS = TypeAdapter(Progress)
 _TRIES = 0.2  # of a beat: how long one is tried again where the store fails; the next one comes soon
 
 
@@ -230,13 +236,32 @@ class Pulse:
 
 
 def driver_of(directory: RunDirectory) -> dict[str, Any] | None:
-    """The content of the driver's file; {} where it makes no sense, None where there is none."""
+    """The content of the driver's file; {} where it makes no sense, None where there is none.
+
+    Raises `RequestError` where something else has its name.
+    """
+    return _said(directory, DRIVER_FILE)
+
+
+def progress_of(there: dict[str, Any] | None) -> Progress | None:
+    """How far the run is, as its driver's file says; None where it does not, or makes no sense."""
     try:
-        found = json.loads(directory.read(DRIVER_FILE))
+        return _PROGRESS.validate_python((there or {})["progress"])
+    except (KeyError, ValidationError):
+        return None
+
+
+def _said(directory: RunDirectory, name: str) -> dict[str, Any] | None:
+    """The content of a driver's file or of a marker: as `driver_of` has it."""
+    try:
+        found = json.loads(directory.read(name))
     except FileNotFoundError:
         return None
     except ValueError:
-        found = {}
+        return {}
+    except IsADirectoryError:
+        problem = "is a directory, and no file of a run's driver"
+        raise RequestError(directory.key, directory.path(name), problem, "remove it") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -247,11 +272,8 @@ def holder_of(directory: RunDirectory) -> dict[str, Any] | None:
     it once more.
     """
     there = driver_of(directory)
-    while there is not None:
-        try:
-            there = json.loads(directory.read(_marker(there)))
-        except FileNotFoundError:
-            break
+    while there is not None and (successor := _said(directory, _marker(there))) is not None:
+        there = successor
     return there
 
 

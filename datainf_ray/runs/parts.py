@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 
+from datainf_ray.common.errors import DamagedError, one_line
 from datainf_ray.common.storage import persistently
+from datainf_ray.runs.checkpoints import CHECKPOINTS
+from datainf_ray.runs.checksums import Stored, measured, read_checked, stored_part
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.schemas import group_rows, open_parquet, parquet_writer, sized
+from datainf_ray.runs.schemas import conform, group_rows, open_parquet, parquet_writer, sized
 
 #: What the names of the chunks' files begin with.
-CHUNKS = "checkpoints/scores/chunk-"
+CHUNKS = f"{CHECKPOINTS}/scores/chunk-"
 #: What the names of the parts begin with.
 PARTS = "examples/part-"
 #: The least size of a part, as planned; a run that has less has one part.
@@ -30,6 +34,8 @@ _ROW_BYTES = 20
 _AHEAD = 8  # requests to a store at a time, each for a small file
 _AHEAD_BYTES = 16 * 2**20
 _PORTION = 65_536  # rows
+
+Result = TypeVar("Result")
 
 
 def chunk_name(number: int) -> str:
@@ -67,41 +73,86 @@ def plan_parts(chunk_rows: Sequence[int], row_bytes: int) -> list[range]:
     return [range(*edge) for edge in itertools.pairwise([*edges, len(numbers)])]
 
 
-def consolidate(directory: RunDirectory, part_number: int, chunks: range) -> None:
+def consolidate(directory: RunDirectory, part_number: int, chunks: range, owner: str) -> Stored:
     """Write a part from its chunks' files, whole or not at all; again, if it is there, with the same bytes.
 
-    Takes memory for a few row groups, and for the part twice where its upload to a store does. Raises
-    `FileNotFoundError` if a chunk is not there.
+    Takes memory for a few row groups, and for the part twice where its upload to a store does. Raises `DamagedError`
+    if a chunk's file is not there, or is not as the run `owner` wrote it.
     """
-    tables = _chunk_tables(directory, chunks)
+    tables = _chunk_tables(directory, chunks, owner)
     first = next(tables)
     step = group_rows(first.schema)
-    with directory.writing(part_name(part_number)) as stream, parquet_writer(stream, first.schema) as writer:
-        for group in _regrouped(itertools.chain([first], tables), step):
-            writer.write_table(group)
+    with directory.writing(part_name(part_number)) as stream:
+        with parquet_writer(stream, first.schema) as writer:
+            for group in _regrouped(itertools.chain([first], tables), step):
+                writer.write_table(group)
+        stream.flush()
+        with open(stream.name, "rb") as written:
+            return stored_part(written)
 
 
 def read_rows(
-    directory: RunDirectory, name: str, columns: list[str] | None = None, share: float = 1.0
+    directory: RunDirectory,
+    name: str,
+    schema: pa.Schema,
+    columns: list[str] | None = None,
+    share: float = 1.0,
+    known: Stored | None = None,
 ) -> Iterator[pa.Table]:
-    """The rows of a chunk's file or of a part, in order and in portions of bounded size.
+    """The rows of a chunk's file or of a part, in order and in portions of bounded size; all columns, or those named.
 
-    With `share` < 1 only about that share of them, as row groups that are evenly spaced, at least one.
+    With `share` < 1 only about that share of them, as row groups that are evenly spaced, at least one. Raises
+    `DamagedError` where the file has not the columns of `schema`, cannot be decoded, or is not the one that is `known`;
+    `FileNotFoundError` where it is not there.
     """
+    path = directory.path(name)
+    wanted_schema = schema if columns is None else pa.schema([schema.field(column) for column in columns])
     with persistently(lambda: directory.fs.open(f"{directory.root}/{name}", "rb")) as file:
-        parquet = persistently(lambda: open_parquet(file))
+        if known is not None and persistently(lambda: measured(file)) != (known.bytes, known.footer):
+            raise DamagedError(path, "is not the file that the run wrote")
+        parquet = _decoded(path, lambda: open_parquet(file))
+        if missing := sorted(set(wanted_schema.names).difference(parquet.schema_arrow.names)):
+            raise DamagedError(path, f"has no column {', '.join(missing)}")
         there = parquet.num_row_groups
         wanted = min(there, max(1, round(share * there)))
         for n in range(wanted):
-            read = functools.partial(parquet.read_row_group, n * there // wanted, columns, use_threads=False)
-            group = persistently(read).replace_schema_metadata()  # a chunk's own, not ours
+            read = functools.partial(
+                parquet.read_row_group, n * there // wanted, wanted_schema.names, use_threads=False
+            )
+            group = _decoded(path, read).replace_schema_metadata()  # a chunk's own, not ours
             for start in range(0, len(group), _PORTION):
-                yield sized(group.slice(start, _PORTION))
+                portion = _decoded(path, functools.partial(sized, group.slice(start, _PORTION)))
+                _decoded(path, functools.partial(conform, portion, wanted_schema))
+                yield portion
 
 
-def _chunk_tables(directory: RunDirectory, chunks: range) -> Iterator[pa.Table]:
+def check_part(directory: RunDirectory, name: str, known: Stored, whole: bool) -> None:
+    """Raises `DamagedError` where a part is gone, or is not the `known` one: by its footer, or as a `whole`."""
+    path = directory.path(name)
+    try:
+        with persistently(lambda: directory.fs.open(f"{directory.root}/{name}", "rb")) as file:
+            same = persistently(
+                lambda: stored_part(file) == known if whole else measured(file) == (known.bytes, known.footer)
+            )
+    except FileNotFoundError:
+        raise DamagedError(path, "is gone") from None
+    if not same:
+        raise DamagedError(path, "is not the file that the run wrote: it is damaged, or another one")
+
+
+def _decoded(path: str, operation: Callable[[], Result]) -> Result:
+    """What `operation` reads of a Parquet file. Raises `DamagedError` where that is not what it should be."""
+    try:
+        return persistently(operation)
+    except (pa.ArrowException, ValueError, OverflowError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise  # the store failed, not the content
+        raise DamagedError(path, f"cannot be read as Parquet: {one_line(error)[:200]}") from None
+
+
+def _chunk_tables(directory: RunDirectory, chunks: range, owner: str) -> Iterator[pa.Table]:
     """The rows of the chunks as the files have them, in portions of at most a row group."""
-    for data in _chunk_files(directory, chunks):
+    for data in _chunk_files(directory, chunks, owner):
         parquet = open_parquet(data)
         empty = parquet.schema_arrow.empty_table()
         batches = parquet.iter_batches(group_rows(parquet.schema_arrow), use_threads=False)
@@ -109,14 +160,21 @@ def _chunk_tables(directory: RunDirectory, chunks: range) -> Iterator[pa.Table]:
             yield table.replace_schema_metadata()  # it says something about the chunk
 
 
-def _chunk_files(directory: RunDirectory, chunks: range) -> Iterator[bytes]:
+def _chunk_files(directory: RunDirectory, chunks: range, owner: str) -> Iterator[bytes]:
     """The chunks' files in order; of small ones some at a time, because every request to a store takes its while."""
+
+    def read(name: str) -> bytes:
+        try:
+            return read_checked(directory, name, owner)
+        except FileNotFoundError:
+            raise DamagedError(directory.path(name), "is gone", "run the same configuration again") from None
+
     with ThreadPoolExecutor(_AHEAD) as pool:
         ahead = 1
         while chunks:
             names = [chunk_name(number) for number in chunks[:ahead]]
             chunks = chunks[ahead:]
-            files = list(pool.map(directory.read, names))
+            files = list(pool.map(read, names))
             ahead = max(1, min(4 * _AHEAD, _AHEAD_BYTES // max(map(len, files))))
             yield from files
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from datainf_ray.common.errors import RequestError
+from datainf_ray.common.errors import RequestError, misfit
+from datainf_ray.runs.checksums import Stored
 from datainf_ray.runs.directory import RunDirectory
 
 RUN_FILE = "run.json"
 FORMAT: Literal[1] = 1
+
+_MOST, _MOST_IN_A_LIST = 2**62, 2**31 - 1  # as many as the tables' types can count
 
 RunState = Literal["starting", "running", "done", "failed", "interrupted"]
 
@@ -26,11 +29,11 @@ class _Part(BaseModel):
 class Counts(_Part):
     """How much there is of what."""
 
-    rows: int
+    rows: int = Field(ge=0, le=_MOST)
     tokens: int | None = None  #: of the rows that have a score
-    queries: int
-    blocks: int
-    parameters: int
+    queries: int = Field(ge=1, le=_MOST_IN_A_LIST)
+    blocks: int = Field(ge=1, le=_MOST_IN_A_LIST)
+    parameters: int = Field(ge=1, le=_MOST)
     status: dict[str, int] = Field(default_factory=dict)  #: rows by status
 
 
@@ -102,6 +105,33 @@ class Problem(_Part):
     detail: str
 
 
+class _Results(BaseModel):
+    top_k: int = Field(ge=1)
+    scores: bool
+    blocks: bool
+
+
+class _Method(BaseModel):
+    name: str
+    damping: float
+
+
+class _Rows(BaseModel):
+    path: str | list[str] | tuple[str, ...]
+
+
+class _Config(BaseModel):
+    """What readers of a run need of its configuration; the rest is whatever its version had."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    model: dict[str, Any]
+    train: _Rows
+    queries: _Rows
+    method: _Method
+    results: _Results
+
+
 class RunRecord(_Part):
     """The whole of run.json."""
 
@@ -131,6 +161,22 @@ class RunRecord(_Part):
     index: IndexRecord | None = None
     answers: Earlier | None = None
     problems: list[Problem] = Field(default_factory=list)  #: the first rows without a score
+    files: dict[str, Stored] = Field(default_factory=dict)  #: by name, what the tables of a run that is done hold
+
+    @field_validator("config")
+    @classmethod
+    def _readable(cls, config: dict[str, Any]) -> dict[str, Any]:
+        try:
+            _Config.model_validate(config)
+        except ValidationError as error:
+            raise ValueError(misfit(error)) from None
+        return config
+
+    @model_validator(mode="after")
+    def _whole(self) -> RunRecord:
+        if self.state == "done" and self.counts is None:
+            raise ValueError("counts: a run that is done has them")
+        return self
 
 
 class Writes(Protocol):
@@ -150,7 +196,4 @@ def read_record(directory: RunDirectory) -> RunRecord:
     try:
         return RunRecord.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        problem = f"{RUN_FILE}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}"
-        raise RequestError(directory.key, directory.url, problem) from None
+        raise RequestError(directory.key, directory.url, f"{RUN_FILE}: {misfit(error)}") from None

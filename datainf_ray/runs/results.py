@@ -15,8 +15,9 @@ from datainf_ray.common.storage import Options, failing
 from datainf_ray.common.words import close
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import read_events
-from datainf_ray.runs.lease import Pulse, driver_of, request_stop
-from datainf_ray.runs.parts import CHUNKS, PARTS, names_of, read_rows
+from datainf_ray.runs.files import part_files, rows_of, table_of, telling_damage
+from datainf_ray.runs.lease import Pulse, driver_of, progress_of, request_stop
+from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record
 from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
@@ -100,7 +101,7 @@ class Run:
 
     def _progress(self, state: str) -> Progress:
         there = driver_of(self.directory) if state == "running" else None
-        return Progress(**(there.get("progress") or {"state": state})) if there else Progress(state)
+        return progress_of(there) or Progress(state)
 
     def wait(self, timeout: float | None = None, progress: bool | str = True) -> Run:
         """Wait until the run is done, wherever its driver is, and return it. `progress` is shown as by `attribute`.
@@ -115,7 +116,7 @@ class Run:
             while self._at_work(pulse, there := driver_of(self.directory)):
                 state = self.state
                 if state == "running" and there:
-                    shown.show(Progress(**there.get("progress", {"state": "running"})))
+                    shown.show(progress_of(there) or Progress(state))
                 late = timeout is not None and time.monotonic() - began > timeout
                 if late:
                     break
@@ -225,10 +226,14 @@ class Run:
                 if done:
                     raise
 
-    def _examples(self, columns: list[str] | None, done: bool) -> pa.Table:
+    def _schema(self) -> pa.Schema:
+        """That of the rows' files."""
         counts = self._record.counts  # a run that has just begun has none
         blocks = (counts.blocks if counts else 1) if self.config["results"]["blocks"] else 0
-        schema = examples_schema(counts.queries if counts else 1, self.has_scores, blocks)
+        return examples_schema(counts.queries if counts else 1, self.has_scores, blocks)
+
+    def _examples(self, columns: list[str] | None, done: bool) -> pa.Table:
+        schema = self._schema()
         for name in columns or ():
             if name not in schema.names:
                 raise RequestError("columns", name, f"is not in {self.url}, which has {', '.join(schema.names)}")
@@ -281,15 +286,18 @@ class Run:
 
     def _part_names(self, done: bool) -> list[str]:
         chunks = [] if done else names_of(self.directory, CHUNKS)
-        return chunks or names_of(self.directory, PARTS)
+        with telling_damage():
+            return chunks or part_files(self.directory, self._record)
 
     def parts(self, names: list[str], columns: list[str] | None = None, share: float = 1.0) -> Iterator[pa.Table]:
         """The rows of some of those files in order and in portions, never all at once.
 
-        With `share` < 1 about that share of every file, in places that are evenly spaced.
+        With `share` < 1 about that share of every file, in places that are evenly spaced. Raises `RequestError` where a
+        file of a run that is done is damaged, or gone.
         """
         for name in names:
-            yield from read_rows(self.directory, name, columns, share)
+            with telling_damage():
+                yield from rows_of(self.directory, self._record, name, self._schema(), columns, share)
 
     def _search(self, number: int, k: int, direction: str, listed: pa.Table) -> pa.Table:
         """The first `k` places of one query, from the scores."""
@@ -338,10 +346,8 @@ class Run:
 
     def _table(self, name: str) -> pa.Table:
         self._require_done()
-        try:
-            return self.directory.read_table(name)
-        except FileNotFoundError:
-            raise RequestError("run", self.url, f"is done, but {name} is missing from it") from None
+        with telling_damage():
+            return table_of(self.directory, self._record, name)
 
     def __repr__(self) -> str:
         summary = self.summary()

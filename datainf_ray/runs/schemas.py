@@ -116,17 +116,41 @@ def matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
 def open_parquet(source: bytes | IO[bytes]) -> pq.ParquetFile:
     """A Parquet file in memory or in an open file; read it with `use_threads=False`.
 
+    The checksums of its pages are compared as they are read: pyarrow says "could not verify page integrity".
     Arrow's threads may still hold what Python gave them when the interpreter ends, and then abort it
     (https://github.com/apache/arrow/issues/34314). And by path, a folder called k=v would become a column.
     """
-    return pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
+    file = pa.BufferReader(source) if isinstance(source, bytes) else source
+    return pq.ParquetFile(file, page_checksum_verification=True)
 
 
-def read_parquet(data: bytes) -> pa.Table:
-    """The table that `table_bytes` made these bytes of; a row group at a time, so that no list array is too long."""
-    file = open_parquet(data)
-    groups = [file.read_row_group(group, use_threads=False) for group in range(file.num_row_groups)]
-    return pa.concat_tables([sized(group) for group in [file.schema_arrow.empty_table(), *groups]])
+def read_parquet(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
+    """The table that `table_bytes` made these bytes of; a row group at a time, so that no list array is too long.
+
+    With `schema` it must have its columns, in order and of its types. Raises `ValueError` if it is no such table.
+    """
+    try:
+        file = open_parquet(data)
+        groups = [file.read_row_group(group, use_threads=False) for group in range(file.num_row_groups)]
+        table = pa.concat_tables([sized(group) for group in [file.schema_arrow.empty_table(), *groups]])
+        table.validate(full=True)
+    except Exception as error:  # bytes from memory: whatever goes wrong is the content's
+        raise ValueError(f"cannot be read as Parquet: {type(error).__name__}: {error}") from None
+    if schema is not None:
+        conform(table, schema)
+    return table
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> None:
+    """Raises `ValueError` where a table's columns are not those of `schema`, in order, by name and type."""
+    for there, wanted in zip(table.schema, schema, strict=False):
+        if (there.name, there.type) != (wanted.name, wanted.type):
+            told = f"column {there.name!r} is {there.type}"
+            raise ValueError(f"{told} where {wanted.name!r} was to be, {wanted.type}")
+        if not wanted.nullable and table[there.name].null_count:
+            raise ValueError(f"column {there.name!r} has nulls")
+    if len(table.schema) != len(schema):
+        raise ValueError(f"has {len(table.schema)} columns instead of {len(schema)}")
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -143,7 +167,8 @@ def parquet_writer(sink: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
     """What writes `plain` tables of a schema into an open file; give it `group_rows(schema)` rows at a time."""
     # Dictionaries pay for text that repeats; for influences they cost time and memory and are then thrown away.
     text = [field.name for field in schema if pa.types.is_string(field.type)]
-    return pq.ParquetWriter(sink, plain_schema(schema), compression="zstd", use_dictionary=text or False)
+    options = {"compression": "zstd", "use_dictionary": text or False, "write_page_checksum": True}
+    return pq.ParquetWriter(sink, plain_schema(schema), **options)
 
 
 def group_rows(schema: pa.Schema) -> int:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import load, save
 
+from datainf_ray.common.errors import DamagedError
+from datainf_ray.runs.checksums import read_checked_table, read_tensors, table_file, tensors_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import top_schema
 
@@ -92,17 +93,21 @@ def top_table(top: Top) -> pa.Table:
     return pa.table(columns, schema=top_schema())
 
 
-def write_top(directory: RunDirectory, name: str, top: Top) -> None:
-    """Keep a state: its numbers as safetensors in the file `name`, its texts beside it."""
-    directory.write_table(f"{name}.parquet", top.texts)
+def write_top(directory: RunDirectory, name: str, top: Top, owner: str) -> None:
+    """Keep a state: its numbers as safetensors in the file `name`, its texts beside it, both with checksums."""
+    directory.write(f"{name}.parquet", table_file(top.texts, owner, f"{name}.parquet"))
     numbers = {"influence": top.influence, "rows": top.rows, "k": np.array([top.k])}
-    directory.write(name, save({key: np.ascontiguousarray(value) for key, value in numbers.items()}))
+    values = {key: np.ascontiguousarray(value) for key, value in numbers.items()}
+    directory.write(name, tensors_file(values, owner, name))
 
 
-def read_top(directory: RunDirectory, name: str) -> Top:
-    """What `write_top` wrote."""
-    numbers = load(directory.read(name))
-    texts = directory.read_table(f"{name}.parquet").select(_TEXTS.names).cast(_TEXTS)
+def read_top(directory: RunDirectory, name: str, owner: str) -> Top:
+    """What `write_top` wrote. Raises `DamagedError` where a file is damaged, another run's, or gone."""
+    try:
+        numbers = read_tensors(directory, name, owner)
+        texts = read_checked_table(directory, f"{name}.parquet", owner, _TEXTS).replace_schema_metadata()
+    except FileNotFoundError:
+        raise DamagedError(directory.path(name), "is gone") from None
     return Top(int(numbers["k"][0]), numbers["influence"], numbers["rows"], texts)
 
 

@@ -21,7 +21,7 @@ from datainf_ray.common.versions import versions
 from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.planning.forecast import forecast
-from datainf_ray.request.job import Job, check_output, prepare
+from datainf_ray.request.job import Job, prepare
 from datainf_ray.request.understand import begun
 
 
@@ -85,9 +85,7 @@ class _Checks(ExitStack):
 
     def output(self) -> str:
         with patience(AT_FIRST):
-            check_output(self.job)
-            if self.job.index is not None:
-                self.job.index.check_writable()
+            self.job.check_output()
         there = "; it has a run of this request already" if begun(self.job.directory) else ""
         return f"{self.job.directory.url} can be written{there}"
 

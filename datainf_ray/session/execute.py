@@ -8,14 +8,16 @@ from datetime import datetime, timezone
 
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.connect import connected
-from datainf_ray.cluster.states import CHECKPOINTS
 from datainf_ray.common.errors import RunFailedError, StoppedError, one_line
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import counted
 from datainf_ray.influence.method import SIGN
-from datainf_ray.request.job import Job, refuse_another
+from datainf_ray.request.job import Job
+from datainf_ray.request.output import refuse_another
+from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.events import Journal
+from datainf_ray.runs.files import damage
 from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.record import RUN_FILE, Counts, Earlier, RunRecord, Trainable, read_record, write_record
 from datainf_ray.runs.report.page import write_report
@@ -51,12 +53,15 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
     with lease:
         if job.directory.exists(RUN_FILE):  # looked at now: a driver that was waited for may have ended the run
             earlier = read_record(job.directory)
-            refuse_another(job, earlier)
-            if earlier.state == "done":
+            refuse_another(job.directory, earlier, job.identity, job.fingerprint)
+            found = damage(job.directory, earlier, job.written_index) if earlier.state == "done" else None
+            if earlier.state == "done" and found is None:
                 run = Run(job.directory)
                 _finish(job, run)  # it may have been cut off just before the very end
                 watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
                 return run
+            if found is not None:
+                watcher.say(f"{found}; the run is done again")
             for name in _CARRIED:
                 setattr(record, name, getattr(earlier, name))
         journal.log("run_begun", rows=job.rows, detail=record.fingerprint)
@@ -88,8 +93,9 @@ def _finish(job: Job, run: Run) -> None:
     """What is left to do when run.json says that a run is done."""
     if not job.directory.exists("report.html"):
         write_report(run)
-    job.directory.remove_folder(CHECKPOINTS)  # last: until the run is done they are what it goes on from
-    job.directory.remove_temporaries()
+    remove_checkpoints(job.directory)  # last: until the run is done they are what it goes on from
+    for directory in (job.directory, *([job.written_index] if job.written_index is not None else [])):
+        directory.remove_temporaries()
 
 
 def _end_badly(error: BaseException, record: RunRecord, lease: Lease, attempt: Attempt) -> None:

@@ -20,7 +20,7 @@ from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.states import Shards
 from datainf_ray.cluster.sweep import ClusterSweeps
-from datainf_ray.common.errors import RunFailedError
+from datainf_ray.common.errors import DamagedError, RunFailedError
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.sample import sample_chunks
 from datainf_ray.influence.folds import GradientSums, Statistics
@@ -38,11 +38,13 @@ from datainf_ray.planning.sizing import (
     held_bytes,
 )
 from datainf_ray.request.job import Job
+from datainf_ray.runs.checkpoints import CHECKPOINTS, forget_scores
+from datainf_ray.runs.checksums import Stored, read_checked_table, stored, table_file
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord
-from datainf_ray.runs.schemas import OK
+from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
 from datainf_ray.runs.top import top_table
 from datainf_ray.session.outcome import blocks_table, queries_table
 from datainf_ray.watch.progress import Watcher
@@ -71,8 +73,11 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
     References into Ray live in the frames of this function and below, and nowhere else when it returns.
     """
 
+    spec = replace(worker_spec(job), fingerprint=record.fingerprint)
+    if job.written_index is not None:
+        spec = replace(spec, index_owner=record.fingerprint)
     pool = Pool(
-        worker_spec(job),
+        spec,
         cluster.room.workers,
         job.config.cluster.min_workers,
         cluster.room.gpus_per_worker,
@@ -109,13 +114,19 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
                 pulse=attempt.pulse,
             )
             try:
-                _from_first_to_last(job, sweeps, record)
+                tables = _from_first_to_last(job, sweeps, record)
+                parts = consolidate_parts(job, [chunk.rows for chunk in chunks["train"]], record.fingerprint)
                 break
             except StateLostError as error:
                 if losses == _LOSSES:
                     raise RunFailedError(f"sums were lost with their nodes {losses} times: {error}") from None
                 attempt.watcher.say("sums were lost with their node; going on from the last checkpoint")
-        consolidate_parts(job, [chunk.rows for chunk in chunks["train"]])
+            except DamagedError as error:
+                if losses == _LOSSES or not error.path.startswith(job.directory.path(CHUNKS)):
+                    raise
+                attempt.watcher.say(f"{error.path}: {error.problem}; its rows are scored again")
+                forget_scores(job.directory)
+        record.files = {**_written(job, tables), **parts}
     _note_outcome(job, pool, sweeps, record, attempt)
 
 
@@ -133,12 +144,28 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
     record.problems = [Problem(id=name, status=status, detail=detail) for name, status, detail in sweeps.problems[:100]]
 
 
-def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> None:
-    """The method from its first sweep to its last, from what the run directory has of it."""
-    gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps))["gradients"]
-    status = job.directory.read_table("queries.parquet")["status"].to_pylist()
-    sweeps.unusable = tuple(k for k, one in enumerate(status) if one != OK)
-    _run_method(job, sweeps, gradients, record)
+def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> dict[str, pa.Table]:
+    """The method from its first sweep to its last, from what the run directory has of it; the tables by name."""
+    name = f"{CHECKPOINTS}/queries.parquet"
+    try:
+        table = read_checked_table(job.directory, name, sweeps.owner, queries_schema())
+    except (DamagedError, FileNotFoundError):
+        job.directory.remove(f"{CHECKPOINTS}/queries.json")  # one comes with the other
+    gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps, name))["gradients"]
+    table = read_checked_table(job.directory, name, sweeps.owner, queries_schema())
+    sweeps.unusable = tuple(k for k, one in enumerate(table["status"].to_pylist()) if one != OK)
+    blocks, tops = _run_method(job, sweeps, gradients, record)
+    return {"queries.parquet": table.replace_schema_metadata(), "blocks.parquet": blocks, "top.parquet": tops}
+
+
+def _written(job: Job, tables: dict[str, pa.Table]) -> dict[str, Stored]:
+    """Write the tables; what each of them holds, by name."""
+    files = {}
+    for name, table in tables.items():
+        data = table_bytes(table)
+        job.directory.write(name, data)
+        files[name] = stored(data)
+    return files
 
 
 def _tell(verdict: Verdict, watcher: Watcher) -> None:
@@ -179,8 +206,8 @@ def _chunks(job: Job, sizes: Sizes) -> dict[Over, list[Chunk]]:
     return chunks
 
 
-def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunRecord) -> None:
-    """Run the method, and write what came of it but for the rows: blocks.parquet, top.parquet, the index's end."""
+def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunRecord) -> tuple[pa.Table, pa.Table]:
+    """Run the method, and write the index's end; the tables blocks.parquet and top.parquet."""
     method = job.method
     queries = method.prepare(sweeps, gradients)
     if job.projection is not None:
@@ -195,15 +222,14 @@ def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunR
         }
         blocks = blocks_table(job, found["facts"], found.get("nodes"))
         record.curvature = method.tell(found, job.sampled_rows or job.rows)
-    job.directory.write_table("blocks.parquet", blocks)
     assert sweeps.top is not None
-    job.directory.write_table("top.parquet", top_table(sweeps.top))
     if job.written_index is not None:
         record.index = finish_index(job, sweeps, queries, blocks, record.fingerprint)
+    return blocks, top_table(sweeps.top)
 
 
-def _query_gradients(job: Job, sweeps: ClusterSweeps) -> dict[str, Shards]:
-    """The queries' gradients, from a sweep over their rows; writes queries.parquet on the way."""
+def _query_gradients(job: Job, sweeps: ClusterSweeps, name: str) -> dict[str, Shards]:
+    """The queries' gradients, from a sweep over their rows; keeps their table in the file `name` on the way."""
     sums = sweeps.run("queries", GradientSums, "queries", per_row={"groups": job.groups})
     rows = pa.concat_tables(sweeps.tables)
     table = queries_table(job, rows)
@@ -211,7 +237,7 @@ def _query_gradients(job: Job, sweeps: ClusterSweeps) -> dict[str, Shards]:
     if not counts.any():
         why = Counter(zip(rows["status"].to_pylist(), rows["detail"].to_pylist(), strict=True)).most_common(1)[0][0]
         raise RunFailedError(f"queries: none of the {job.corpora['queries'].rows} rows can be used: {': '.join(why)}")
-    job.directory.write_table("queries.parquet", table)
+    job.directory.write(name, table_file(table, sweeps.owner, name))
     return {"gradients": sweeps.each_block(mean_of_group, sums, counts=torch.tensor(counts))}
 
 

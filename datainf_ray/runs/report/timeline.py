@@ -48,6 +48,7 @@ class Timeline:
 
 def timeline(events: pa.Table) -> Timeline | None:
     """What the events say of workers; None where there was none, or the run is older than events."""
+    events = _sound(events)
     lanes, starts = [], []
     offset = 0.0
     for attempt in dict.fromkeys(events["attempt"].to_pylist()):
@@ -70,6 +71,28 @@ def timeline(events: pa.Table) -> Timeline | None:
         float(pc.sum(chunks["waited"]).as_py() or 0.0),
         pc.sum(pc.equal(events["event"], "chunk_lost")).as_py() or 0,
     )
+
+
+#: What an event of a worker must say to be drawn. A damaged one, which does not, is left out.
+_NEEDED = {
+    "worker_up": ("worker", "host"),
+    "worker_lost": ("worker",),
+    "worker_released": ("worker",),
+    "chunk_done": ("worker", "host", "sweep", "began", "ended", "waited"),
+}
+
+
+def _sound(events: pa.Table) -> pa.Table:
+    """The events that have all that a drawing takes of them."""
+    kinds = events["event"].to_numpy(zero_copy_only=False)
+    fine = np.ones(len(events), dtype=bool)
+    numbered = np.array(
+        [(worker or "").isascii() and (worker or "").isdigit() for worker in events["worker"].to_pylist()]
+    )
+    for kind, needed in _NEEDED.items():
+        there = np.all([events[name].is_valid().to_numpy() for name in needed], axis=0) & numbered
+        fine &= (kinds != kind) | there
+    return events.filter(pa.array(fine))
 
 
 def draw(times: Timeline) -> str:
