@@ -31,7 +31,7 @@ KEY = "datainf.checksum"
 BLANK = "0" * 64
 
 _PLACE = re.compile(KEY.encode() + rb"(?s:.{2,4}?)([0-9a-f]{64})")
-_BLOCK = 2**20
+_BLOCK = 2**18
 _TAIL = 8  # bytes at the end of a Parquet file: how long its footer is, and "PAR1"
 
 

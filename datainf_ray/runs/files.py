@@ -41,7 +41,7 @@ def table_of(directory: RunDirectory, record: RunRecord, name: str) -> pa.Table:
     try:
         data = directory.read(name)
     except FileNotFoundError:
-        raise DamagedError(path, f"is missing from {directory.url}, which is done", _AGAIN) from None
+        raise DamagedError(directory.url, f"is done, but {name} is missing from it", _AGAIN) from None
     except OSError as error:  # a directory, or something else that is no file
         raise DamagedError(path, f"cannot be read: {one_line(error)}") from None
     if known is not None and stored(data) != known:

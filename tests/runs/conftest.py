@@ -13,8 +13,10 @@ import pyarrow as pa
 import pytest
 
 from datainf_ray.config import load_config
+from datainf_ray.runs.checkpoints import remove_checkpoints
+from datainf_ray.runs.checksums import stored, table_file
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.parts import chunk_name, consolidate
+from datainf_ray.runs.parts import chunk_name, consolidate, part_name
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import blocks_schema, examples_schema, queries_schema, vectors
 from datainf_ray.runs.top import merge_top, select_top, top_table
@@ -29,6 +31,9 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
         fsspec.filesystem("memory").store.clear()
         return RunDirectory("memory://a/run")
     return RunDirectory(("file://" if request.param == "file" else "") + str(tmp_path / "a" / "run"))
+
+
+FINGERPRINT = "4f" * 32  #: of fabricated runs
 
 
 @dataclass
@@ -80,7 +85,7 @@ def make_run(
     previews = previews or [f"question {r} ⟶ answer {r}" for r in range(rows)]
     status = np.where(missing, "no_target_tokens", "ok")
     directory = RunDirectory(url)
-    best = None
+    best, files = None, {}
     for number, start in enumerate(range(0, rows, chunk)):
         part = slice(start, min(start + chunk, rows))
         row = np.arange(part.start, part.stop)
@@ -95,14 +100,14 @@ def make_run(
         }
         schema = examples_schema(queries, scores=config.results.scores).with_metadata({"datainf.moments": f"{number}"})
         table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-        directory.commit_table(chunk_name(number), table)
+        directory.commit(chunk_name(number), table_file(table, FINGERPRINT, chunk_name(number)))
         if state == "done":
-            consolidate(directory, number, range(number, number + 1))
+            files[part_name(number)] = consolidate(directory, number, range(number, number + 1), FINGERPRINT)
         texts = pa.table({"row": row, "id": ids[part], "preview": previews[part]})
         top = select_top(influence[part], row, texts, config.results.top_k)
         best = top if best is None else merge_top(best, top)
     if state == "done":
-        directory.remove_folder("checkpoints")
+        remove_checkpoints(directory)
     query_status = query_status or ["ok"] * queries
     directory.write_table(
         "queries.parquet",
@@ -138,6 +143,8 @@ def make_run(
         ),
     )
     directory.write_table("top.parquet", top_table(best))
+    for name in ("queries.parquet", "blocks.parquet", "top.parquet"):
+        files[name] = stored(directory.read(name))
     scored = int((~missing).sum())
     sweep = {"source": "backward", "tokens": rows * 12, "examples": rows, "workers": 2}
     directory.write_json(
@@ -146,7 +153,7 @@ def make_run(
             "format": 1,
             "state": state,
             "config": config.model_dump(mode="json"),
-            "fingerprint": "4f" * 32,
+            "fingerprint": FINGERPRINT,
             "versions": {"datainf_ray": "0.1.0", "torch": "2.9.0", "ray": "2.50.0", "python": "3.11.7"},
             "sign": "positive influence: upweighting the row raises the query's loss (harmful); negative: helpful",
             "created": "2026-01-02T03:04:05+00:00",
@@ -168,6 +175,7 @@ def make_run(
                 {**sweep, "name": "curvature", "seconds": 204.0},
                 {**sweep, "name": "scores", "seconds": 210.1},
             ],
+            "files": {name: known.model_dump() for name, known in files.items()} if state == "done" else {},
             "reason": "the cluster went away" if state == "failed" else None,
             **document,
         },

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -24,9 +25,37 @@ from tests.runs_of import COMMAND
 def test_a_folder_is_removed_whole_and_alone(directory: RunDirectory) -> None:
     for name in ("run.json", "checkpoints/a.json", "checkpoints/b/c.json", "checkpoints2"):
         directory.write(name, b"1")
-    directory.remove_folder("checkpoints")
-    directory.remove_folder("checkpoints")  # fine if it is not there
+    for _ in range(2):  # fine if it is not there
+        directory.remove_files("checkpoints", re.compile(r"[abc/]+\.json"))
     assert directory.list() == ["checkpoints2", "run.json"]
+    assert directory.entries() == [*([".datainf"] if directory.local else []), "checkpoints2", "run.json"]
+
+
+def test_files_of_others_stay_in_a_folder_that_is_removed(directory: RunDirectory) -> None:
+    for name in ("a.json", "b/c.json", "b/mine.txt", "d/e.json", "mine"):
+        directory.write(f"checkpoints/{name}", b"1")
+    directory.remove_files("checkpoints", re.compile(r"[a-z/]+\.json"))
+    assert directory.list() == ["checkpoints/b/mine.txt", "checkpoints/mine"]
+    if directory.local:
+        assert not os.path.exists(directory.path("checkpoints/d"))
+
+
+def test_a_link_to_a_folder_is_not_followed_when_files_are_removed(tmp_path: Path) -> None:
+    directory = RunDirectory(str(tmp_path / "run"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.json").write_text("1")
+    directory.write("checkpoints/a.json", b"1")
+    (tmp_path / "run" / "checkpoints" / "b").symlink_to(tmp_path / "other")
+    directory.remove_files("checkpoints", re.compile(".*"))
+    assert (tmp_path / "other" / "a.json").read_text() == "1"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_only_regular_files_are_read(tmp_path: Path, make: Any) -> None:
+    directory = RunDirectory(str(tmp_path))
+    make(directory.path("run.json"))
+    with pytest.raises(OSError, match=r"is not a regular file|Is a directory"):
+        directory.read("run.json")
 
 
 def test_what_is_written_is_read_and_listed(directory: RunDirectory) -> None:
@@ -98,12 +127,12 @@ def test_a_stream_becomes_a_file_at_its_end_and_none_if_it_breaks(directory: Run
 
 def test_what_killed_writers_left_is_taken_away_and_nothing_else(tmp_path: Path) -> None:
     directory = RunDirectory(str(tmp_path))
-    for name in ("run.json", "examples/part-0.parquet", "examples/a.tmp", ".mine"):
+    names = (".mine", ".mine.tmp", "examples/.a.tmp", "examples/a.tmp", "examples/part-0.parquet", "run.json")
+    for name in names:
         directory.write(name, b"1")
     with pytest.raises(FileNotFoundError), directory.writing("examples/part-1.parquet"):  # noqa: PT012
-        assert len(directory.fs.find(directory.root)) == 5
+        assert len(directory.fs.find(directory.root)) == 7
         directory.remove_temporaries()  # and its own is gone
-    names = (".mine", "examples/a.tmp", "examples/part-0.parquet", "run.json")
     assert sorted(directory.fs.find(directory.root)) == [f"{tmp_path}/{name}" for name in names]
     RunDirectory("memory://nothing/there").remove_temporaries()
 
@@ -178,7 +207,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
     for write in (directory.write, directory.commit):
         with pytest.raises(OSError, match="No space"):
             write("x", b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x", b"old")]
+    assert [(p.name, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()] == [("x", b"old")]
 
 
 def test_commit_works_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +218,7 @@ def test_commit_works_where_there_are_no_hard_links(tmp_path: Path, monkeypatch:
     directory = RunDirectory(str(tmp_path))
     assert directory.commit("x", b"1")
     assert not directory.commit("x", b"2")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x", b"1")]
+    assert [(p.name, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()] == [("x", b"1")]
 
 
 def _write_for_ever(url: str) -> None:

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from datainf_ray.common.errors import DamagedError
 from datainf_ray.runs import parts, schemas
+from datainf_ray.runs.checksums import table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name, plan_parts, read_rows, row_bytes
 from datainf_ray.runs.schemas import examples_schema, matrix, vectors
@@ -48,18 +50,20 @@ def _commit(directory: RunDirectory, sizes: list[int]) -> pa.Table:
     tables, first = [], 0
     for number, rows in enumerate(sizes):
         tables.append(_chunk(number, first, rows))
-        directory.commit_table(chunk_name(number), tables[-1])
+        name = chunk_name(number)
+        directory.commit(name, table_file(tables[-1], OWNER, name))
         first += rows
     return pa.concat_tables([table.replace_schema_metadata() for table in tables])
 
 
+OWNER = "f00"
 SIZES = [20, 7, 0, 41, 20, 1, 95, 20]
 
 
 def test_a_part_holds_its_chunks_rows_and_nothing_of_the_chunks_own(directory: RunDirectory, small_groups: int) -> None:
     whole = _commit(directory, SIZES)
-    consolidate(directory, 0, range(0, 3))
-    consolidate(directory, 1, range(3, 8))
+    consolidate(directory, 0, range(0, 3), OWNER)
+    consolidate(directory, 1, range(3, 8), OWNER)
     assert directory.list("examples/") == [part_name(0), part_name(1)]
     back = pa.concat_tables([directory.read_table(part_name(0)), directory.read_table(part_name(1))])
     assert back.schema.equals(whole.schema, check_metadata=False)
@@ -77,20 +81,20 @@ def test_a_part_holds_its_chunks_rows_and_nothing_of_the_chunks_own(directory: R
 
 def test_a_part_is_the_same_bytes_every_time(directory: RunDirectory, small_groups: int) -> None:
     _commit(directory, SIZES)
-    consolidate(directory, 0, range(0, 8))
+    consolidate(directory, 0, range(0, 8), OWNER)
     first = directory.read(part_name(0))
-    consolidate(directory, 0, range(0, 8))
+    consolidate(directory, 0, range(0, 8), OWNER)
     assert directory.read(part_name(0)) == first
 
 
 def test_a_part_whose_chunks_are_not_all_there_is_not_written(directory: RunDirectory, small_groups: int) -> None:
     _commit(directory, SIZES)
-    with pytest.raises(FileNotFoundError):
-        consolidate(directory, 0, range(0, 9))
+    with pytest.raises(DamagedError, match=r"chunk-000008\.parquet: is gone"):
+        consolidate(directory, 0, range(0, 9), OWNER)
     assert directory.list("examples/") == []
     directory.write(part_name(0), b"earlier")
-    with pytest.raises(FileNotFoundError):
-        consolidate(directory, 0, range(0, 9))
+    with pytest.raises(DamagedError, match=r"chunk-000008\.parquet: is gone"):
+        consolidate(directory, 0, range(0, 9), OWNER)
     assert directory.read(part_name(0)) == b"earlier"
     assert [name for name in directory.fs.find(directory.root) if "tmp" in os.path.basename(name)] == []
 
@@ -98,9 +102,9 @@ def test_a_part_whose_chunks_are_not_all_there_is_not_written(directory: RunDire
 def test_a_part_of_which_no_row_is_there_can_be_read(tmp_path: Path) -> None:
     directory = RunDirectory(str(tmp_path))
     _commit(directory, [0, 0])
-    consolidate(directory, 0, range(0, 2))
+    consolidate(directory, 0, range(0, 2), OWNER)
     assert directory.read_table(part_name(0)).num_rows == 0
-    assert list(read_rows(directory, part_name(0), ["row"], share=0.5)) == []
+    assert list(read_rows(directory, part_name(0), examples_schema(7), ["row"], share=0.5)) == []
 
 
 def test_memory_does_not_grow_with_the_number_of_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +118,7 @@ def test_memory_does_not_grow_with_the_number_of_chunks(tmp_path: Path, monkeypa
         pa.set_memory_pool(pool)
         tracemalloc.start()
         try:
-            consolidate(directory, 0, range(chunks))
+            consolidate(directory, 0, range(chunks), OWNER)
             pythons.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -171,13 +175,13 @@ def test_what_a_row_takes_is_what_files_have(tmp_path: Path) -> None:
 
 def test_rows_are_read_in_portions_or_a_share_of_them_from_all_over(directory: RunDirectory, small_groups: int) -> None:
     whole = _commit(directory, [240, 60])
-    consolidate(directory, 0, range(0, 2))
-    portions = list(read_rows(directory, part_name(0), ["row", "influence"]))
+    consolidate(directory, 0, range(0, 2), OWNER)
+    portions = list(read_rows(directory, part_name(0), whole.schema, ["row", "influence"]))
     assert [len(portion) for portion in portions] == [30] * 10
     assert all(portion.schema.metadata is None for portion in portions)
     np.testing.assert_array_equal(matrix(pa.concat_tables(portions)["influence"]), matrix(whole["influence"]))
     for share, firsts in ((0.2, [0, 150]), (0.01, [0]), (0.29, [0, 90, 180]), (1.7, range(0, 300, 30))):
-        portions = list(read_rows(directory, part_name(0), ["row"], share))
+        portions = list(read_rows(directory, part_name(0), whole.schema, ["row"], share))
         assert pa.concat_tables(portions)["row"].to_pylist() == [
             r for first in firsts for r in range(first, first + 30)
         ]

@@ -84,15 +84,16 @@ _NEEDED = {
 
 def _sound(events: pa.Table) -> pa.Table:
     """The events that have all that a drawing takes of them."""
-    kinds = events["event"].to_numpy(zero_copy_only=False)
-    fine = np.ones(len(events), dtype=bool)
-    numbered = np.array(
-        [(worker or "").isascii() and (worker or "").isdigit() for worker in events["worker"].to_pylist()]
-    )
-    for kind, needed in _NEEDED.items():
-        there = np.all([events[name].is_valid().to_numpy() for name in needed], axis=0) & numbered
-        fine &= (kinds != kind) | there
-    return events.filter(pa.array(fine))
+    columns = {name: events[name].to_pylist() for name in sorted({"event", *sum(_NEEDED.values(), ())})}
+
+    def sound(at: int) -> bool:
+        needed = _NEEDED.get(columns["event"][at], ())
+        worker = columns["worker"][at] or ""
+        return not needed or (
+            worker.isascii() and worker.isdigit() and all(columns[name][at] is not None for name in needed)
+        )
+
+    return events.filter(pa.array([sound(at) for at in range(len(events))], pa.bool_()))
 
 
 def draw(times: Timeline) -> str:
