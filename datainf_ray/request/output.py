@@ -28,7 +28,8 @@ def check_output(
     if there is not None:
         refuse_another(directory, there, identity, fingerprint)
     if index is not None:
-        index.check_writable()
+        if not index.url.startswith(f"{directory.url}/"):  # in there it has been tried
+            index.check_writable()
         refuse_another_index(index, fingerprint if there is None else there.fingerprint)
 
 

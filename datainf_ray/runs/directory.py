@@ -226,7 +226,7 @@ class RunDirectory:
         drivers could have one run.
         """
         probe = f"{SCRATCH}/probe.{uuid.uuid4().hex}.tmp"
-        fresh = self.local and not os.path.isdir(self._at(SCRATCH))
+        made = _missing(self._at(SCRATCH)) if self.local else []
         try:
             self.commit(probe, b"datainf")
             twice = self.commit(probe, b"datainf-ray")
@@ -234,8 +234,9 @@ class RunDirectory:
             raise RequestError(self.key, self.url, f"cannot be written: {reason(error)}") from None
         with suppress(Exception):  # a store that lets us write but not delete will do; Azure's errors are no OSErrors
             self.fs.rm_file(self._at(probe))
-        if fresh:
-            self.remove_temporaries()  # the folder: where nothing was before, nothing stays
+        for folder in made:  # where nothing was before, nothing stays
+            with suppress(OSError):
+                os.rmdir(folder)
         if twice:
             raise RequestError(
                 self.key,
@@ -300,6 +301,15 @@ class RunDirectory:
                     raise error from None
 
         return persistently(attempt)
+
+
+def _missing(path: str) -> list[str]:
+    """The folders that are to be made for a path to be there, the deepest first."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
 
 
 @contextmanager

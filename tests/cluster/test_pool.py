@@ -16,7 +16,9 @@ from datainf_ray.cluster.worker import Worker
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.config import load_config
 from datainf_ray.request.job import prepare
-from datainf_ray.session.execute import execute
+from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.record import write_record
+from datainf_ray.session.execute import _begun, execute
 from datainf_ray.watch.progress import Silent
 from tests import tiny
 from tests.runs_of import attribute, tables
@@ -116,7 +118,8 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_reason(
     """In the driver, and in a task of Ray's."""
     config["cluster"] |= {"checkpoint_seconds": 0}
     output = Path(config["output"])
-    (output / "checkpoints").mkdir(parents=True)
+    write_record(RunDirectory(output), _begun(prepare(load_config(config))))
+    (output / "checkpoints").mkdir()
     (output / "checkpoints" / "sums").touch()  # a file where a folder should be
     if not here:
         monkeypatch.setattr("datainf_ray.cluster.reduce.HERE", -1)

@@ -13,8 +13,11 @@ from datainf_ray.config import load_config
 from datainf_ray.request.job import Job, prepare
 from datainf_ray.runs import lease
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.files import TABLES
 from datainf_ray.runs.lease import DRIVER_FILE
-from datainf_ray.session.execute import execute
+from datainf_ray.runs.parts import part_name
+from datainf_ray.runs.schemas import examples_schema
+from datainf_ray.session.execute import _begun, execute
 from datainf_ray.watch.progress import Silent
 from tests import tiny
 
@@ -50,8 +53,12 @@ def job(tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(lease, "BEAT", 0.1)
     job = prepare(load_config(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")))
     directory = Watched(str(tmp_path / "run"))
-    document = {"format": 1, "config": {}, "fingerprint": job.fingerprint, "identity": job.identity}
+    record = _begun(job)
+    document = record.model_dump(mode="json")
     directory.last = {**document, "state": "done"}
+    for name, schema in TABLES.items():
+        directory.write_table(name, schema().empty_table())
+    directory.write_table(part_name(0), examples_schema(job.queries).empty_table())
     directory.write_json("run.json", {**document, "state": "running"})
     directory.write_json(DRIVER_FILE, {"owner": "other", "host": "elsewhere", "pid": 1, "beat": 0})
     directory.write("report.html", b"")
