@@ -301,7 +301,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     sizes = made_by.sizes
     if made_by.state != "done" or sizes is None:
         raise RequestError("run", run.url, f"is {made_by.state!r}", "its gradient index is complete once it is done")
-    index = open_index(place)
+    index = open_index(place, sizes.chunk_rows)
     if method_named(config.method.name).damped and index.damping is None:
         name = run.config["method"]["name"]
         raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")

@@ -95,8 +95,8 @@ def damage(directory: RunDirectory, record: RunRecord, index: RunDirectory | Non
         for name in part_files(directory, record):
             if name in parts:
                 check_part(directory, name, parts[name], whole)
-        if index is not None:
-            open_index(index)
+        if index is not None and record.sizes is not None:
+            open_index(index, record.sizes.chunk_rows)
     except DamagedError as error:
         return f"{error.path}: {error.problem}"
     except RequestError as error:

@@ -155,17 +155,23 @@ def write_index(directory: RunDirectory, index: Index) -> None:
     directory.write(INDEX, _json({"format": _FORMAT, "complete": True, **fields, "blocks": blocks}))
 
 
-def open_index(directory: RunDirectory) -> Index:
-    """What the index in a directory holds; `RequestError` where there is none, or one that cannot be used."""
+def open_index(directory: RunDirectory, part_rows: int) -> Index:
+    """What the index in a directory holds, whose parts but for the last have `part_rows` rows.
+
+    Raises `RequestError` where there is none, or one that cannot be used.
+    """
     document = _document(directory)
     there = len(parts_there(directory))
     if not _checked(directory, _Claim, document).complete:
         problem = f"the index is not complete, {there} parts so far"
         raise RequestError(directory.key, directory.url, problem, "finish its run first")
     found = _checked(directory, _Document, document)
-    if there != found.chunks or not found.chunks <= found.rows:
-        problem = f"{INDEX} tells of {found.chunks:,} parts, and {there:,} are there"
-        raise RequestError(directory.key, directory.url, problem, "remove the index, and run its configuration again")
+    remedy = "remove the index, and run its configuration again"
+    if there != found.chunks or -(-found.rows // part_rows) != there:  # before any of it sizes anything
+        told = f"{found.rows:,} rows in {found.chunks:,} parts of {part_rows:,}"
+        raise RequestError(directory.key, directory.url, f"{INDEX} tells of {told}, and {there:,} are there", remedy)
+    if found.damping is not None and found.damping.keys() != {b.name for b in found.blocks}:
+        raise RequestError(directory.key, directory.url, f"{INDEX}: damping is not that of its blocks", remedy)
     fields = {name: getattr(found, name) for name in Index.__dataclass_fields__ if name not in ("blocks", "stored")}
     return Index(
         blocks=tuple(Block(b.name, b.kind, b.shape) for b in found.blocks),

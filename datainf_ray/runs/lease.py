@@ -15,6 +15,7 @@ before it writes run.json.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -69,6 +70,7 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
+        driver_of(self.directory)  # something else that has the file's name is told of as such
         while not self._taken():
             pass
         self.directory.remove(STOP)  # meant for an earlier driver
@@ -259,9 +261,10 @@ def _said(directory: RunDirectory, name: str) -> dict[str, Any] | None:
         return None
     except ValueError:
         return {}
-    except IsADirectoryError:
-        problem = "is a directory, and no file of a run's driver"
-        raise RequestError(directory.key, directory.path(name), problem, "remove it") from None
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EISDIR):
+            raise
+        raise RequestError(directory.key, directory.path(name), "is no file of a run's driver", "remove it") from None
     return found if isinstance(found, dict) else {}
 
 

@@ -187,24 +187,24 @@ def test_an_index_is_what_was_described(directory: RunDirectory) -> None:
     index = described()
     write_index(directory, index)
     begin_index(directory, "f00", PORTIONS)
-    assert open_index(directory) == index
+    assert open_index(directory, 9) == index
     document = directory.read_json("index.json")
     assert document["blocks"][0] == {
         "name": A, "kind": "lora_A", "shape": [2, 20], "size": 40, "stored": 40,
     }  # fmt: skip
     write_index(directory, described(damping=None, projection=None))
-    assert open_index(directory) == described(damping=None, projection=None)
+    assert open_index(directory, 9) == described(damping=None, projection=None)
 
 
 def test_an_index_that_cannot_be_used_says_why(directory: RunDirectory, tmp_path: Path) -> None:
     where = f"index: {tmp_path}/run/index"
     with pytest.raises(RequestError) as none:
-        open_index(directory)
+        open_index(directory, 9)
     assert str(none.value) == f"{where}: holds no gradient index; one comes of a run with index: true"
     begin_index(directory, "f00", PORTIONS)
     write_part(directory, 0, *made(), "float16", OWNER)
     with pytest.raises(RequestError) as unfinished:
-        open_index(directory)
+        open_index(directory, 9)
     assert str(unfinished.value) == f"{where}: the index is not complete, 1 parts so far; finish its run first"
     with pytest.raises(RequestError, match="holds the gradient index of another run; remove it, or choose another"):
         begin_index(directory, "ba2", PORTIONS)
@@ -214,11 +214,11 @@ def test_an_index_that_cannot_be_used_says_why(directory: RunDirectory, tmp_path
         begin_index(directory, "f00", {**PORTIONS, "chunk_rows": 8})
     directory.write("index.json", json.dumps({"format": 2, "complete": True}).encode())
     with pytest.raises(RequestError, match=r"index\.json has format 2; this version reads format 1"):
-        open_index(directory)
+        open_index(directory, 9)
     for content, why in ((b"{", "index.json is not JSON"), (b"[]", "has format None")):
         directory.write("index.json", content)
         with pytest.raises(RequestError, match=why):
-            open_index(directory)
+            open_index(directory, 9)
 
 
 @pytest.mark.cluster
@@ -229,10 +229,10 @@ def test_an_index_in_a_bucket(bucket: str) -> None:
     for number, part in enumerate(parts):
         write_part(directory, number, *part, "bfloat16", OWNER)
     write_index(directory, described())
-    assert open_index(RunDirectory(f"{bucket}/index")).rows == 18
+    assert open_index(RunDirectory(f"{bucket}/index"), 9).rows == 18
     assert parts_there(directory) == {0, 1}
     for number, part in enumerate(parts):
         for name, g in read_part(directory, number, OWNER).gradients.items():
             assert_close(g, part.gradients[name], "bfloat16")
     with pytest.raises(RequestError, match="holds no gradient index"):
-        open_index(RunDirectory(f"{bucket}/elsewhere"))
+        open_index(RunDirectory(f"{bucket}/elsewhere"), 9)

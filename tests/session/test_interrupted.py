@@ -64,7 +64,7 @@ def test_a_run_of_the_version_before_is_taken_up(tmp_path: Path, config: dict[st
     assert run.examples(["id", "tokens", "status"]) == quiet.examples(["id", "tokens", "status"])
     # it is called what it was called before, and so is its index
     assert run.record.fingerprint.startswith("7676969b")
-    index = open_index(RunDirectory(tmp_path / "run" / "index"))
+    index = open_index(RunDirectory(tmp_path / "run" / "index"), 8)
     assert index.fingerprint == run.record.fingerprint
     assert attribute(config).state == "done"
 
