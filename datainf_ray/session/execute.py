@@ -22,6 +22,7 @@ from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.record import RUN_FILE, Counts, Earlier, RunRecord, Trainable, read_record, write_record
 from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
+from datainf_ray.runs.schemas import OK
 from datainf_ray.session.solve import Attempt, solve
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
@@ -73,6 +74,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         try:
             with connected(job.config.cluster, job.config.output, ahead) as cluster:
                 solve(job, record, cluster, attempt)  # its frame holds references into Ray, this one does not
+            _some_scored(record)
         except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
             _end_badly(error, record, lease, attempt)
             if isinstance(error, OSError | FloatingPointError):  # files, stores and gradients: the user's to mend
@@ -87,6 +89,14 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         write_report(run)
         _finish(job, run)
     return run
+
+
+def _some_scored(record: RunRecord) -> None:
+    """Raises `RunFailedError` where no row has a score: a run that gave nothing has failed."""
+    assert record.counts is not None
+    if not record.counts.status.get(OK):
+        first = next((f": {p.id}: {p.status}: {p.detail or 'no more is known'}" for p in record.problems), "")
+        raise RunFailedError(f"none of the {counted(record.counts.rows, 'row')} has a score{first}")
 
 
 def _finish(job: Job, run: Run) -> None:
