@@ -32,20 +32,25 @@ class Ahead:
         self.behind = not address_of(config) and _LOCAL.locked()
         self.wanted = self.behind or not (ray.is_initialized() or address_of(config))
         self._thread: threading.Thread | None = None
-        self._up, self._over = threading.Event(), threading.Event()
+        self._up, self._over, self._right = threading.Event(), threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._facts: ClusterFacts | None = None
 
     def begin(self) -> None:
-        """Start, and go on at once."""
+        """Start Ray, and go on at once. No GPU is asked for before the request is known to be right (`hire`)."""
         if self.wanted and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="ray.init", daemon=True)
             self._thread.start()
+
+    def hire(self) -> None:
+        """The request is right: ask for workers with GPUs too, if the others are not on their way anyhow."""
+        self._right.set()
 
     def taken(self) -> ClusterFacts | None:
         """Wait for it; None if it was not begun. Raises the error that it failed with."""
         if self._thread is None:
             return None
+        self.hire()
         self._up.wait()
         if self._error is not None:
             raise self._error
@@ -81,6 +86,9 @@ class Ahead:
         try:
             ours = join(self.config)
             self._facts = cluster_facts(self.config, local=True)
+            if self._facts.room.gpus_per_worker:  # whose time may cost money
+                while not self._right.wait(_GLANCE) and not self._over.is_set():
+                    pass
             self._hire(self._facts)
         except BaseException as error:  # raised when it is taken, in the thread of the one who takes it
             forget_frames(error)

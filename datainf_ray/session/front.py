@@ -70,6 +70,7 @@ def _attribute(config: RunConfig, progress: bool | str) -> Run:
             from datainf_ray.request.job import complete
 
             job = complete(request)
+            ahead.hire()
         return _done(job, progress, ahead)
 
 
@@ -91,6 +92,7 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
             from datainf_ray.request.job import prepare_query
 
             job = prepare_query(earlier, config, meanwhile=ahead.begin)
+            ahead.hire()
         return _done(job, progress, ahead)
 
 
