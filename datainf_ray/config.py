@@ -6,21 +6,29 @@ Every key is documented where it stands. A wrong key or value is a `RequestError
 from __future__ import annotations
 
 import json
+import reprlib
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, Union, get_origin
 
 import fsspec
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from datainf_ray.common.errors import RequestError, one_line
-from datainf_ray.common.redaction import keep_secret
-from datainf_ray.common.storage import Options, store_of
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.plain_yaml import MOST_CHARACTERS, PlainYAMLError, read_yaml
+from datainf_ray.common.possible import below, kinds, possible
+from datainf_ray.common.redaction import keep_secret, names_secret
+from datainf_ray.common.storage import Options, only_regular, reason, store_of
 from datainf_ray.common.words import meant
 from datainf_ray.influence.register import NAMES as METHODS
 
 _STORES = ("s3", "gs", "az", "abfs", "https", "hdfs", "file")  # fsspec's protocols that are named in an error
+
+_MOST = 2**53  # of a whole number: JSON's readers know no larger ones exactly
+_LONGEST = 1e9  # seconds, 32 years: a clock takes no more
+_SHOWN = 80  # characters of a wrong value
 
 #: A key that changes neither a result nor its meaning: where work is done, where it is put, what is kept meanwhile.
 Incidental = partial(Field, json_schema_extra={"incidental": True})
@@ -37,7 +45,19 @@ class _Part(BaseModel):
     be added, and an earlier run is still the same; but a default, once it is there, goes on to mean what it means.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """true is no number and 1 is not true, which pydantic would take; and no number is beyond what stays exact."""
+        there = set(kinds(cls.model_fields[str(info.field_name)].annotation))
+        fits = {bool: bool in there, bytes: False}.get(type(value), bool not in there or value is None)
+        if not (fits or (isinstance(value, str) and str in there)):
+            raise PydanticCustomError("another_kind", "another kind of value")
+        if isinstance(value, int) and there & {int, float} and abs(value) > _MOST:
+            raise ValueError(f"is beyond {_MOST:,}")
+        return value
 
 
 class ModelConfig(_Part):
@@ -89,7 +109,8 @@ class MethodConfig(_Part):
     """How influence is computed."""
 
     name: str = Field("datainf", description=f"one of {', '.join(METHODS)}")
-    damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="c in λ_l = c · mean‖g‖² / d_l")
+    #: With gradients of 1e-18 to 1e9 scores are exact to 2e-7 at c from 1e-16 to 1e16; beyond, float32 ends somewhere.
+    damping: float = Field(0.1, ge=1e-12, le=1e12, description="c in λ_l = c · mean‖g‖² / d_l")
     loss: Literal["mean", "sum"] = Field("mean", description="over an example's target tokens")
     curvature_rows: int | None = Field(None, ge=2, description="null: all rows; N: a seeded random sample of N")
 
@@ -103,9 +124,11 @@ class ClusterConfig(_Part):
         None, ge=1, description="null: as many as the cluster has room for at the start"
     )
     start_timeout: float | None = Incidental(
-        1800, gt=0, description="seconds to wait, with no worker up, before the run fails; null: for ever"
+        1800, gt=0, le=_LONGEST, description="seconds to wait, with no worker up, before the run fails; null: for ever"
     )
-    checkpoint_seconds: float = Incidental(120, ge=0, description="seconds between two checkpoints of a sweep's sums")
+    checkpoint_seconds: float = Incidental(
+        120, ge=0, le=_LONGEST, description="seconds between two checkpoints of a sweep's sums"
+    )
     gpus_per_worker: int | None = Incidental(
         None, ge=0, description="null: 1 where a node that is up has a GPU, else 0; more: the model is spread over them"
     )
@@ -118,7 +141,7 @@ class ClusterConfig(_Part):
         None, description="labels to ask for when there is no such node in time, as with spot machines; null: wait on"
     )
     fallback_after: float = Incidental(
-        300, ge=0, description="seconds to wait for a node before fallback_selector counts"
+        300, ge=0, le=_LONGEST, description="seconds to wait for a node before fallback_selector counts"
     )
     chunk_rows: Auto = Field("auto", description="rows in a chunk: the unit of work, of retry and of commit")
     batch_tokens: Auto = Field("auto", description="padded tokens in a batch; one longer row is a batch of its own")
@@ -180,10 +203,15 @@ class RunConfig(_Part):
             "method.name": (self.method.name, METHODS),
             "results.self_influence": (self.results.self_influence, (False,)),
         }
-        for key, (value, possible) in later.items():
-            if value not in possible:
-                choice = " or ".join(json.dumps(p) for p in possible)
-                raise RequestError(key, _shown(value), "is not available in this version", f"use {choice}")
+        for key, (value, choices) in later.items():
+            if value not in choices:
+                choice = " or ".join(json.dumps(p) for p in choices)
+                raise RequestError(
+                    key,
+                    value if isinstance(value, str) else _shown(value),
+                    "is not available in this version",
+                    f"use {choice}",
+                )
         return self
 
     @model_validator(mode="after")
@@ -212,20 +240,7 @@ def load_config(source: str | Path | dict[str, Any] | RunConfig, **overrides: An
         tree = source
     else:
         file = str(source)
-        try:
-            fs, path = store_of(str(source), options_among(overrides))
-            with fs.open(path, "rt", encoding="utf-8") as opened:
-                tree = yaml.safe_load(opened)
-        except FileNotFoundError:
-            raise RequestError("config", file, "no such configuration file") from None
-        except yaml.YAMLError as error:
-            raise RequestError("config", file, f"not YAML: {one_line(error)}") from None
-        except Exception as error:  # every storage library has its own classes; or it is not UTF-8
-            raise RequestError("config", file, f"cannot be read: {one_line(error)}") from None
-        if not isinstance(tree, dict):
-            raise RequestError(
-                "config", file, "a configuration is a mapping of keys such as model, train, queries, output"
-            )
+        tree = _read(file, options_among(overrides))
     keep_secret({"storage_options": tree.get("storage_options")})
     for key, value in overrides.items():
         tree = _replaced(tree, key.split("."), value, key)
@@ -252,9 +267,34 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise RequestError("--set", text, "is not KEY=VALUE", "an example is --set cluster.max_workers=2")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RequestError("--set", text, f"the value is not YAML: {one_line(error)}") from None
+        return key.strip(), read_yaml(value)
+    except PlainYAMLError as error:
+        secret = key.strip().startswith("storage_options")
+        raise RequestError("--set", key if secret else text, error.told(secret), error.remedy) from None
+
+
+def _read(file: str, options: Options) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    text = ""
+    try:
+        fs, path = store_of(file, options)
+        only_regular(fs, path)
+        with fs.open(path, "rt", encoding="utf-8") as opened:
+            text = opened.read(MOST_CHARACTERS + 1)
+        tree = read_yaml(text)
+    except PlainYAMLError as error:
+        line = text.splitlines()[error.line - 1 :][:1] if error.line is not None else []
+        secret = any(map(names_secret, line))
+        place = "" if error.line is None else f"line {error.line}: "
+        raise RequestError("config", file, f"{place}{error.told(secret)}", error.remedy) from None
+    except FileNotFoundError as error:
+        problem = reason(error) if "://" in file else "no such configuration file"
+        raise RequestError("config", file, problem) from None
+    except Exception as error:  # every storage library has its own classes; or it is not UTF-8
+        raise RequestError("config", file, f"cannot be read: {reason(error)}") from None
+    if not isinstance(tree, dict):
+        raise RequestError("config", file, "a configuration is a mapping of keys such as model, train, queries, output")
+    return tree
 
 
 def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> dict[str, Any]:
@@ -264,7 +304,7 @@ def _replaced(tree: dict[str, Any], path: list[str], value: Any, whole: str) -> 
         old = old.model_dump(exclude_unset=True)
     if rest:
         if old is not None and not isinstance(old, dict):
-            raise RequestError(whole, None, f"{head} is {old!r} and has no key {rest[0]!r}")
+            raise RequestError(whole, None, f"{head} is no mapping and has no key {rest[0]!r}")
         value = _replaced(old or {}, rest, value, whole)
     elif isinstance(value, dict) and isinstance(old, dict):
         for key, inner in value.items():
@@ -277,35 +317,67 @@ def _explained(error: ValidationError, file: str | None) -> RequestError:
     """The first thing that is wrong with a configuration, which was read from `file`."""
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a misspelt key explains the rest
-    location = [str(part) for part in first["loc"] if part not in ("str", "tuple[str, ...]", "bool")]
-    key, value = ".".join(location), first["input"]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and first["type"] != "missing" else ""
+    key, _, _ = _place(first)
+    others = len({_place(e)[0] for e in errors} - {key})
+    more = f" (and {others} more)" if others and first["type"] != "missing" else ""
     if first["type"] == "extra_forbidden":
-        remedy = meant(location[-1], _fields(location[:-1]))
-        return RequestError(key, None, "unknown key", f"{remedy}{more}", file)
+        above, _, last = key.rpartition(".")
+        return RequestError(key, None, "unknown key", f"{meant(last, _part(above).model_fields)}{more}", file)
     if first["type"] == "missing":
         return RequestError(key, None, "missing", f"it must be given{more}", file)
+    # of a list, the element that is wrong: each of the alternatives is told for itself
+    first = max((e for e in errors if _place(e)[0] == key), key=lambda e: len(_place(e)[1]))
+    key, within, field = _place(first)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RequestError):  # a check across keys names them itself
         return RequestError(cause.key, cause.value, cause.problem, cause.remedy, file)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "model_type":
-        message = f"a mapping of {', '.join(_fields(location))} is wanted"
-    shown = None if location[0] == "storage_options" else _shown(value)
-    return RequestError(key, shown, f"{message[0].lower()}{message[1:]}{more}", source=file)
+    named = ".".join([key, *map(str, within)])
+    value = None if not key or key.startswith("storage_options") else _shown(first["input"])
+    if first["type"] == "value_error":
+        return RequestError(named or "config", value, f"{cause}{more}", source=file)
+    annotation, metadata = (RunConfig, ()) if field is None else (field.annotation, field.metadata)
+    for step in within:
+        annotation, metadata = below(annotation, step), ()
+    return RequestError(named or "config", value, f"{possible(annotation, metadata)}{more}", source=file)
+
+
+def _place(error: ErrorDetails) -> tuple[str, list[str | int], FieldInfo | None]:
+    """The key that an error is about, the way from there into its value, and the key's field, if there is one."""
+    part: type[BaseModel] = RunConfig
+    names, rest, field = [], list(error["loc"]), None
+    while rest:
+        field = part.model_fields.get(str(rest[0]))
+        names.append(str(rest.pop(0)))
+        inner = None if field is None else _model(field)
+        if inner is None:
+            break
+        part = inner
+    alternatives = [] if field is None else [kind for kind in kinds(field.annotation) if kind is not type(None)]
+    if rest and len(alternatives) > 1:  # pydantic names the alternative first
+        rest = rest[1:]
+    return ".".join(names), [step for step in rest if step != "[key]"], field
+
+
+def _model(field: FieldInfo) -> type[BaseModel] | None:
+    kind: Any = field.annotation
+    is_class = isinstance(kind, type) and get_origin(kind) is None  # Python 3.10 takes dict[str, str] for a class
+    return kind if is_class and issubclass(kind, BaseModel) else None
+
+
+def _part(key: str) -> type[BaseModel]:
+    """The part of the configuration at `key`; the whole at an empty one."""
+    field = RunConfig.model_fields.get(key)
+    return (field and _model(field)) or RunConfig
 
 
 def _shown(value: Any) -> Any:
     """A value as an error shows it: as it would be written in YAML, and not at great length."""
-    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-    return value if text == str(value) and len(text) <= 120 else text[:120]
-
-
-def _fields(path: list[str]) -> list[str]:
-    """The keys that the part of the configuration at `path` has."""
-    part: type[BaseModel] = RunConfig
-    for name in path:
-        field = part.model_fields.get(name)
-        inner = (field.annotation, *get_args(field.annotation)) if field else ()
-        part = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), part)
-    return list(part.model_fields)
+    if isinstance(value, str):
+        return f"'{value}'" if len(value) <= _SHOWN else f"'{value[: _SHOWN - 1]}…'"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int):  # Python writes no number of more than 4,300 digits
+        return value if abs(value) < 10**30 else "a number of more than 30 digits"
+    return reprlib.repr(value)[:_SHOWN]

@@ -54,8 +54,8 @@ def pickle_adapter(folder: Path) -> None:
 
 WRONG: dict[str, tuple[list[str], Any, str]] = {
     "unknown key": (["train.pth=x"], None, "train.pth: unknown key; did you mean 'path'?"),
-    "wrong type": (["cluster.max_workers=many"], None, "cluster.max_workers: many: input should be a valid integer"),
-    "no number": (["method.damping=.nan"], None, "method.damping: nan: input should be a finite number"),
+    "wrong type": (["cluster.max_workers=many"], None, "max_workers: 'many': a whole number of at least 1, or null"),
+    "no number": (["method.damping=.nan"], None, "method.damping: nan: a number from 1e-12 to 1e+12"),
     "method of later": (["method.name=lissa"], None, "method.name: lissa: is not available"),
     "missing file": (["train.path=nowhere.jsonl"], None, "train.path: "),
     "unknown store": (["train.path=nope://x/y.jsonl"], None, "train.path: "),

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.redaction import redacted, redacted_tree
+from datainf_ray.common.words import escaped
+
+_MOST = {"key": 120, "value": 200, "problem": 600, "remedy": 300}  # characters on the line; the fields are whole
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -28,7 +31,8 @@ def misfit(error: ValidationError) -> str:
 class RequestError(ValueError):
     """The request is wrong and no work was begun.
 
-    Its text is one line, KEY: VALUE: PROBLEM; REMEDY, without credentials. The command prints it and ends with
+    Its text is one line, KEY: VALUE: PROBLEM; REMEDY, without credentials, on which control characters are escaped and
+    long values are cut. The command prints it and ends with
     status 2. A program reads the fields:
 
         try:
@@ -54,8 +58,9 @@ class RequestError(ValueError):
 
     def __str__(self) -> str:
         value = None if self.value is None else str(self.value) or "''"
-        line = ": ".join(part for part in (self.source, self.key, value, self.problem) if part is not None)
-        return line if self.remedy is None else f"{line}; {self.remedy}"
+        parts = {"source": self.source, "key": self.key, "value": value, "problem": self.problem}
+        line = ": ".join(escaped(part, _MOST.get(name)) for name, part in parts.items() if part is not None)
+        return line if self.remedy is None else f"{line}; {escaped(self.remedy, _MOST['remedy'])}"
 
     @classmethod
     def of_line(cls, line: str) -> RequestError:

@@ -39,6 +39,11 @@ def redacted(text: str) -> str:
     return _SIGNATURE.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", text))
 
 
+def names_secret(text: str) -> bool:
+    """Whether a name of a credential stands in `text`."""
+    return _NAMES.search(text) is not None
+
+
 def redacted_tree(value: Any) -> Any:
     """JSON-like values with every text `redacted`."""
     if isinstance(value, str):

@@ -1,10 +1,42 @@
-"""Numbers as a person reads them: counts with their noun, bytes, and how long something takes."""
+"""What a person reads: numbers with their noun, bytes and times; and other people's texts, which may be hostile."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
+
+LENGTH = 200  #: characters of an id, a name or a label where a person reads it
+
+#: What moves a terminal's cursor, turns the direction of a text or is not seen at all: control characters, halves of
+#: surrogate pairs, marks of direction, and what has no width.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str, length: int = LENGTH) -> str:
+    """A text of a user's for a table, a report or a line: at most `length` characters, none of them unseen.
+
+    Runs of whitespace become one space, and … stands where it was cut. Files for programs have the text itself.
+    """
+    head = text.lstrip()[: 8 * length]
+    line = " ".join(_UNSEEN.sub("", " ".join(head.split())).split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def visible(text: str) -> str:
+    """`text` without unseen characters but for line breaks and tabs, for what stands on lines of its own."""
+    return _UNSEEN.sub(lambda found: found[0] if found[0] in "\n\t" else "", text)
+
+
+def escaped(text: str, length: int | None = None) -> str:
+    """`text` with its unseen characters written as \\n, \\x1b or \\u202e: one line; … in its middle where it is cut."""
+    if length is not None and len(text) > length:
+        text = f"{text[: length // 2]}…{text[len(text) - length // 2 + 1 :]}"
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -40,10 +40,10 @@ WRONG: dict[str, tuple[Any, tuple[str, Any, str, str | None]]] = {
     "a key": (configure(method={"dampin": 1}), ("method.dampin", None, "unknown key", "did you mean 'damping'?")),
     "a value": (
         configure(**{"cluster.max_workers": 0}),
-        ("cluster.max_workers", 0, "input should be greater than or equal to 1", None),
+        ("cluster.max_workers", 0, "a whole number of at least 1, or null", None),
     ),
-    "nothing": (configure(output=None), ("output", "null", "input should be a valid string", None)),
-    "an empty text": (configure(output=""), ("output", "", "string should have at least 1 character", None)),
+    "nothing": (configure(output=None), ("output", "null", "a text that is not empty", None)),
+    "an empty text": (configure(output=""), ("output", "''", "a text that is not empty", None)),
     "two keys": (
         configure(**{"cluster.min_workers": 5, "cluster.max_workers": 2}),
         ("cluster.min_workers", 5, "is more than max_workers, 2", None),
@@ -54,7 +54,7 @@ WRONG: dict[str, tuple[Any, tuple[str, Any, str, str | None]]] = {
     ),
     "a secret": (
         configure(storage_options={"s3": "AKIAIOSFODNN7EXAMPLE"}),
-        ("storage_options.s3", None, "input should be a valid dictionary", None),
+        ("storage_options.s3", None, "a mapping of texts to values", None),
     ),
     "an assignment": (
         lambda folder: parse_assignment("seed"),
