@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
+from datainf_ray.common.words import LENGTH, escaped, printable, visible
 
 if TYPE_CHECKING:
     from datainf_ray.session.checkup import Finding
@@ -39,6 +40,7 @@ Progress = Annotated[
 ]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")]
 
+_PREVIEW = 300  # characters of a row's text, as many as are kept
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -53,12 +55,19 @@ def run(
     config: Config,
     assignments: Assignments = [],  # noqa: B006 - typer reads the default
     progress: Progress = "auto",
+    fail_over: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Fail where more rows than that have no score: 0.1% or 0.001."),
+    ] = None,
 ) -> None:
     """The main job. Running it again takes up what was cut off, or says that it is done."""
     from datainf_ray.session.front import attribute
 
+    overrides = _overrides(assignments)
+    if fail_over is not None:
+        overrides["results.most_bad_rows"] = _share(fail_over, "--fail-over")
     with _terminable():
-        attribute(config, progress=progress, **_overrides(assignments))
+        attribute(config, progress=progress, **overrides)
 
 
 @app.command()
@@ -76,7 +85,7 @@ def plan(
 
     with _terminable():
         expected = forecast(config, calibrate=calibrate, **_overrides(assignments))
-    typer.echo(json.dumps(expected.model_dump(), indent=2) if as_json else render(expected))
+    typer.echo(json.dumps(expected.model_dump(), indent=2) if as_json else visible(render(expected)))
 
 
 @app.command()
@@ -89,7 +98,7 @@ def check(
     from datainf_ray.session.checkup import check as look
 
     with _terminable():
-        findings = look(config, lambda text: typer.echo(f"{text} …", err=True), **_overrides(assignments))
+        findings = look(config, lambda text: typer.echo(f"{escaped(text)} …", err=True), **_overrides(assignments))
     if as_json:
         typer.echo(json.dumps([{**asdict(finding), "ok": finding.ok} for finding in findings], indent=2))
     else:
@@ -166,7 +175,7 @@ def main() -> None:
     except StoppedError:
         _leave(_INTERRUPTED, 130)
     except RunFailedError as error:
-        _leave(f"failed: {error}", 1)
+        _leave(f"failed: {escaped(str(error))}", 1)
     except BrokenPipeError:  # the reader of our output has left, as `datainf top | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -183,6 +192,18 @@ def _overrides(assignments: list[str]) -> dict[str, Any]:
     from datainf_ray.config import parse_assignment
 
     return dict(parse_assignment(text) for text in assignments)
+
+
+def _share(text: str, option: str) -> float:
+    """`0.1%` or `0.001` as 0.001. Raises `RequestError` for what is neither, or not from 0 to 1."""
+    number, sign, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if sign else 1)
+    except ValueError:
+        share = -1.0
+    if rest or not 0 <= share <= 1:
+        raise RequestError(option, text, "is no share of the rows", "write a percentage, 0.1%, or a number from 0 to 1")
+    return share
 
 
 @contextmanager
@@ -212,7 +233,7 @@ def _show_findings(findings: list[Finding]) -> None:
     marks = {0: ("✓", "bold green"), None: ("–", "dim")}
     for finding in findings:
         mark, style = marks.get(finding.status, ("✗", "bold red"))
-        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), Text(finding.detail))
+        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), Text(escaped(finding.detail)))
     Console().print(table)
 
 
@@ -220,6 +241,9 @@ def _show(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bo
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    def printed(text: str, length: int = LENGTH) -> Text:
+        return Text(printable(text, length))
 
     console = Console()
     if not rows:
@@ -231,12 +255,15 @@ def _show(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bo
         if harmful
         else ("helpful: more weight on it lowers the query's loss")
     )
-    console.print(Text(f"query {query['query']}: {query['id']}  {query['preview'] or ''}"))
+    asked = f"query {query['query']}: {printable(query['id'])}  {printable(query['preview'] or '', _PREVIEW)}"
+    console.print(Text(asked))
     table = Table(title=f"{effect}", title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
     table.add_column("influence", justify="right", no_wrap=True)
     table.add_column("id", overflow="fold")
     table.add_column("text", overflow="fold")
     for row in rows:
-        table.add_row(str(row["rank"]), f"{row['influence']:.4g}", Text(row["id"]), Text(row["preview"] or ""))
+        table.add_row(
+            str(row["rank"]), f"{row['influence']:.4g}", printed(row["id"]), printed(row["preview"] or "", _PREVIEW)
+        )
     console.print(table)

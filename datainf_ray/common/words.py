@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+_LISTED, _NAME = 20, 60  # words that a message names, and characters of each
 LENGTH = 200  #: characters of an id, a name or a label where a person reads it
 
 #: What moves a terminal's cursor, turns the direction of a text or is not seen at all: control characters, halves of
@@ -44,16 +45,23 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def percent(share: float) -> str:
+    """A share as "0.2 %", "33.3 %" or "1.2e-05 %"; only all is "100 %", and only none "0 %"."""
+    value = 100 * share
+    return f"{value:.2g} %" if value < 1 else f"{value if value == 100 else min(value, 99.9):.3g} %"
+
+
 def meant(word: str, known: Iterable[object]) -> str:
     """`did you mean 'x'?` where one of the known words is close, else `known are x, y`."""
     words = [str(one) for one in known]
-    return close(word, words) or f"known are {', '.join(words)}"
+    more = f" and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
+    return close(word, words) or f"known are {', '.join(escaped(one, _NAME) for one in words[:_LISTED])}{more}"
 
 
 def close(word: str, known: Sequence[str]) -> str | None:
     """`did you mean 'x'?` where one of the known words is close, else None."""
     found = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {found[0]!r}?" if found else None
+    return f"did you mean '{escaped(found[0], LENGTH)}'?" if found else None
 
 
 def byte_size(count: float | None) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.words import close, meant
+from datainf_ray.common.words import close, escaped, meant
 from datainf_ray.corpus.files import SourceFile
 
 #: What a column's values are in each role: text, list or any. A task may have more roles; see `Combination.types`.
@@ -128,5 +128,5 @@ def _no_combination(
 
 
 def _listed(columns: Sequence[str]) -> str:
-    shown = ", ".join(columns[:20])
+    shown = ", ".join(escaped(column, 60) for column in columns[:20])
     return f"{shown} and {len(columns) - 20} more" if len(columns) > 20 else shown or "none"

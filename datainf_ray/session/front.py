@@ -99,7 +99,7 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
 def _done(job: Job, progress: bool | str, ahead: Ahead) -> Run:
     with loading():
         from datainf_ray.session.execute import execute
-        from datainf_ray.session.outcome import findings
+        from datainf_ray.session.outcome import findings, require_scores
 
         load_pandas()
 
@@ -109,4 +109,5 @@ def _done(job: Job, progress: bool | str, ahead: Ahead) -> Run:
         run = execute(job, watcher, ahead)
         for line in findings(run):
             watcher.say(line)
-        return run
+    require_scores(run.record, job.config.results.most_bad_rows)
+    return run

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from datainf_ray.common.errors import RunFailedError
+from datainf_ray.common.words import counted, percent, printable
 from datainf_ray.influence.damping import smallest_sqnorm
 from datainf_ray.influence.folds import COUNT, TOTAL, Statistic, Statistics
 from datainf_ray.request.job import Job
+from datainf_ray.runs.record import RunRecord
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, blocks_schema, queries_schema
 
@@ -69,24 +72,55 @@ def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Ta
 
 
 def findings(run: Run) -> list[str]:
-    """The lines that are printed at the end: rows by status, the strongest row each way, where to look."""
+    """The lines that are printed at the end: the strongest row each way, where to look; last, the rows by status."""
     record = run.record
-    status = record.counts.status if record.counts else {}
-    scored = status.get(OK, 0)
-    bad = ", ".join(f"{n:,} {what}" for what, n in sorted(status.items()) if what != OK)
-    lines = [f"done in {record.seconds:.0f} s: {scored:,} rows scored" + (f"; without a score: {bad}" if bad else "")]
-    lines += [f"  {p.id}: {p.status}: {p.detail}" for p in record.problems[:3]]
-    skipped = [q for q in run.queries().to_pylist() if q["status"] != OK]
+    lines = [f"{printable(p.id)}: {p.status}: {printable(p.detail)}" for p in record.problems[:3]]
+    queries = run.queries().to_pylist()
+    skipped = [q for q in queries if q["status"] != OK]
     if skipped:
-        lines.append(
-            f"{len(skipped):,} queries could not be used, the first is {skipped[0]['id']}: {skipped[0]['status']}"
-        )
-    first = next(q for q in run.queries().to_pylist() if q["status"] == OK)
-    for harmful, word in ((True, "harmful"), (False, "helpful")):
-        for row in run.top(query=first["query"], k=1, harmful=harmful).to_pylist():
-            lines.append(
-                f"most {word} to query {first['id']}: {row['id']} ({row['influence']:.3g}) {row['preview'][:80]}"
-            )
+        what = counted(len(skipped), "query", "queries")
+        first = skipped[0]
+        lines.append(f"{what} could not be used, the first is {printable(first['id'])}: {first['status']}")
+    for query in [q for q in queries if q["status"] == OK][:1]:
+        for harmful, word in ((True, "harmful"), (False, "helpful")):
+            for row in run.top(query=query["query"], k=1, harmful=harmful).to_pylist():
+                where = f"most {word} to query {printable(query['id'])}: {printable(row['id'])}"
+                lines.append(f"{where} ({row['influence']:.3g}) {printable(row['preview'] or '', 80)}")
     lines.append(f"report: {run.directory.path('report.html')}")
     lines.append(f"more:   datainf top {run.url}")
+    lines.append(f"done in {record.seconds:.0f} s: {scored(record)}")
     return lines
+
+
+def scored(record: RunRecord) -> str:
+    """How many rows have a score, and the share without one by status, as in "998 of 1,000 rows scored; 0.2 % ..."."""
+    rows, bad = _without_score(record)
+    text = f"{rows - sum(bad.values()):,} of {counted(rows, 'row')} scored"
+    if not bad:
+        return text
+    kinds = ", ".join(f"{count:,} {status}" for status, count in sorted(bad.items(), key=lambda item: -item[1]))
+    return f"{text}; {percent(sum(bad.values()) / rows)} without a score: {kinds}"
+
+
+def require_scores(record: RunRecord, most: float | None) -> None:
+    """Raises `RunFailedError` where more than the share `most` of a finished run's rows have no score."""
+    rows, bad = _without_score(record)
+    count = sum(bad.values())
+    if most is None or not rows or count / rows <= most:
+        return
+    first = record.problems[0] if record.problems else None
+    example = (
+        "" if first is None else f"; the first is {printable(first.id)}: {first.status}: {printable(first.detail)}"
+    )
+    raise RunFailedError(
+        f"{percent(count / rows)} of the rows have no score, {count:,} of {rows:,}, and results.most_bad_rows is "
+        f"{percent(most)}{example}"
+    )
+
+
+def _without_score(record: RunRecord) -> tuple[int, dict[str, int]]:
+    """The number of all rows, and of those without a score by their status."""
+    counts = record.counts
+    if counts is None:
+        return 0, {}
+    return counts.rows, {status: count for status, count in counts.status.items() if status != OK and count}

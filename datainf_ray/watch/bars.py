@@ -16,7 +16,7 @@ from rich.progress import Progress as Display
 from rich.text import Text
 
 from datainf_ray.common.redaction import redacted
-from datainf_ray.common.words import counted
+from datainf_ray.common.words import counted, escaped
 from datainf_ray.watch.progress import Progress
 
 
@@ -36,7 +36,7 @@ class Bars:
         )
 
     def say(self, text: str) -> None:
-        self.progress.console.print(redacted(text), markup=False, highlight=False)
+        self.progress.console.print(escaped(redacted(text)), markup=False, highlight=False, emoji=False)
 
     def begin(self, sweep: str, rows: int) -> None:
         self.progress.start()

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from datainf_ray.common.redaction import redacted
+from datainf_ray.common.words import escaped
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Progress, Silent
 
@@ -25,7 +26,7 @@ class Lines:
         self.meter = Meter(Silent())
 
     def say(self, text: str) -> None:
-        self.console.print(redacted(text), markup=False)
+        self.console.print(escaped(redacted(text)), markup=False, emoji=False)
 
     def begin(self, sweep: str, rows: int) -> None:
         self.meter.begin(sweep, rows)

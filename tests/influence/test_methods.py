@@ -61,6 +61,15 @@ def test_rows_may_come_a_few_at_a_time(batch: int) -> None:
     assert reference.worst(sweeps.scores, reference.datainf(g, v)) < 1e-12
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e7])
+@pytest.mark.parametrize("c", [1e-12, 1e12])
+def test_datainf_is_exact_at_both_ends_of_what_damping_may_be(c: float, scale: float) -> None:
+    g, v = ({k: scale * x for k, x in gradients(rows, seed).items()} for rows, seed in ((50, 1), (3, 2)))
+    sweeps = InMemory(g, batch=7)
+    datainf(sweeps, sweeps.vectors(v), c)
+    assert reference.worst(sweeps.scores, reference.datainf(doubled(g), doubled(v), c)) < 1e-6
+
+
 def test_queries_in_groups_give_what_they_give_together() -> None:
     g, v = gradients(30, 3, torch.float64), gradients(5, 4, torch.float64)
     sweeps = InMemory(g, groups=[(0, 2), (2, 4), (4, 5)])

@@ -29,7 +29,13 @@ _VARIABLES = {
 def styled(name: str) -> Iterator[None]:
     """matplotlib's settings for a drawing that is called `name` on the page; the same drawing gives the same bytes."""
     with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": name, "axes.unicode_minus": True, "font.size": 9}
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": name,
+            "axes.unicode_minus": True,
+            "font.size": 9,
+            "text.parse_math": False,  # a machine's name is a name, whatever is in it
+        }
     ):
         yield
 

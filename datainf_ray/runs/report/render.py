@@ -1,4 +1,6 @@
-"""HTML from the templates beside this file. Whatever a template prints is escaped: rows are other people's text."""
+"""HTML from the templates beside this file. Rows are other people's text: whatever a template prints is escaped, and
+without characters that are not seen or turn the text around; ids and names pass `plain`, which cuts them too.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from datainf_ray.common.words import duration, short
+from datainf_ray.common.words import duration, printable, short, visible
 
 
 def render(template: str, **context: Any) -> str:
@@ -21,11 +24,12 @@ def _environment() -> Environment:
         loader=PackageLoader("datainf_ray.runs.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(count=count, signed=signed, short=short, times=times, duration=duration)
+    environment.filters.update(count=count, signed=signed, short=short, times=times, duration=duration, plain=printable)
     return environment
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
+from datainf_ray.common.words import printable
 from datainf_ray.runs.report.drawing import INK, LINE, SERIES, inline_svg, plain, styled
 
 LANES = 40  #: workers that are drawn, the first ones
@@ -147,7 +148,7 @@ def _lanes(events: pa.Table, shift: float, end: float) -> list[Lane]:
         spans = np.stack([began, ended], axis=1) + clock + shift
         lanes.append(
             Lane(
-                f"{up['host']} · {worker}"[-22:],
+                printable(f"{up['host']} · {worker}")[-22:],
                 up["time"] + shift,
                 end if down is None else down["time"] + shift,
                 down is not None and down["event"] == "worker_lost",
