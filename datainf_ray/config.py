@@ -290,9 +290,8 @@ def _read(file: str, options: Options) -> dict[str, Any]:
         secret = any(map(names_secret, line))
         place = "" if error.line is None else f"line {error.line}: "
         raise RequestError("config", file, f"{place}{error.told(secret)}", error.remedy) from None
-    except FileNotFoundError as error:
-        problem = reason(error) if "://" in file else "no such configuration file"
-        raise RequestError("config", file, problem) from None
+    except FileNotFoundError:
+        raise RequestError("config", file, "no such configuration file") from None
     except Exception as error:  # every storage library has its own classes; or it is not UTF-8
         raise RequestError("config", file, f"cannot be read: {reason(error)}") from None
     if not isinstance(tree, dict):

@@ -109,6 +109,7 @@ def test_a_label_out_of_range_is_a_wrong_request(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "train.columns.label" in error
     assert "label 3 is not in 0..2" in error
+    assert error.endswith("takes a name in its label2id or 0 to 2; one that writes its answers is model.task causal-lm")
 
 
 def test_no_configuration_file(

@@ -10,11 +10,13 @@ import threading
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from datainf_ray.cluster.environment import HEAP
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.config import ClusterConfig
 
+_TOKEN = "the cluster's token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 _KNOCK = 20.0  # seconds in which a cluster must answer
 
 
@@ -25,11 +27,26 @@ def join(config: ClusterConfig) -> bool:
     """
     if ray.is_initialized():
         return False
+    address = address_of(config)
     try:
-        _knock(address_of(config))
-        _init(address_of(config))
+        _knock(address)
+    except OSError as error:
+        remedy = "give HOST:PORT of a cluster's head that is up, or no address for a local Ray"
+        raise RequestError("cluster.address", address, f"cannot be reached: {one_line(error)}", remedy) from None
+    try:
+        _init(address)
+    except AuthenticationError as error:
+        raise RequestError(
+            "cluster.address", address or "local", f"authentication failed: {error.message}", _TOKEN
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise RequestError("cluster.address", address_of(config) or "local", one_line(error)[:300]) from None
+        silent = bool(address) and isinstance(error, ConnectionError)  # so Ray says of a wrong token, too
+        raise RequestError(
+            "cluster.address",
+            address or "local",
+            f"{'no Ray answers, or it wants a token: ' if silent else ''}{one_line(error)[:300]}",
+            _TOKEN if silent else None,
+        ) from None
     return True
 
 

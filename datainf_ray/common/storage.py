@@ -9,7 +9,8 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -42,18 +43,34 @@ _TRANSIENT = {
     getattr(errno, "EREMOTEIO", errno.EIO),  # Linux; s3fs means a 500 by it
 }
 _STATUS = {408, 409, 425, 429, 500, 502, 503, 504}  # of HTTP
-_CLIENTS = (
-    "aiohttp",
-    "aiobotocore",
-    "azure",
-    "botocore",
-    "gcsfs",
-    "google",
-    "httpcore",
-    "httpx",
-    "requests",
-    "urllib3",
+#: The libraries of stores, and the protocol whose `storage_options` have their credentials.
+_PROTOCOLS = {
+    "aiohttp": "https",
+    "aiobotocore": "s3",
+    "azure": "az",
+    "botocore": "s3",
+    "gcsfs": "gs",
+    "google": "gs",
+    "httpcore": "https",
+    "httpx": "https",
+    "requests": "https",
+    "urllib3": "https",
+}
+_CLIENTS = tuple(_PROTOCOLS)
+#: What their errors, or the codes in them, are called where credentials are missing or refused.
+_REFUSED = (
+    "credential",
+    "authenticat",
+    "unauthorized",
+    "forbidden",
+    "accessdenied",
+    "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+    "expiredtoken",
+    "invalidtoken",
+    "refresherror",
 )
+_TRUST = ("certificate", "ssl")  # a server that is not trusted now is not a moment later
 _TROUBLE = (
     "timeout",
     "timedout",
@@ -101,6 +118,10 @@ def store_of(url: str, options: Options) -> tuple[AbstractFileSystem, str]:
         said = kind._get_kwargs_from_urls(part)
         given[protocol] = {name: value for name, value in apply_config(kind, {}, options).items() if name not in said}
     fs, path = fsspec.core.url_to_fs(url, **given)
+    if type(fs).__module__ == "fsspec.implementations.http":
+        from datainf_ray.common.web import Web  # here: it needs aiohttp
+
+        fs = Web(**fs.storage_options)
     return fs, path
 
 
@@ -134,10 +155,50 @@ def only_regular(fs: AbstractFileSystem, path: str) -> None:
 
 def reason(error: BaseException) -> str:
     """Why a store did not do what it was asked, on one line."""
+    if isinstance(error, StoreError):  # it was made here
+        return one_line(error)
     text = one_line(error).partition(" RequestId:")[0]  # Azure's server goes on with the time and its answer's XML
     if isinstance(error, FileNotFoundError) and error.strerror is None:  # gcsfs says no more than what it asked for
         return f"no such bucket or file: {text}"
+    if (protocol := _denied(error)) is not None:
+        return f"authentication failed: {text} (credentials come from storage_options.{protocol} or the environment)"
+    if _out_of_reach(error):
+        return f"the server cannot be reached: {text}"
     return f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
+
+
+def _denied(error: BaseException) -> str | None:
+    """The protocol whose credentials were missing or refused; None where that is not what went wrong."""
+    for one in _chain(error):
+        library = _library(one)
+        response = getattr(one, "response", None)  # botocore's
+        told = response if isinstance(response, dict) else {}
+        code = str(told.get("Error", {}).get("Code", ""))
+        status = _status(one) or told.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if library is not None and (
+            status in (401, 403) or any(word in f"{type(one).__name__}{code}".lower() for word in _REFUSED)
+        ):
+            return _PROTOCOLS[library]
+    return None
+
+
+def _out_of_reach(error: BaseException) -> bool:
+    """Whether nobody answered at a server's address."""
+    return any(
+        isinstance(one, ConnectionError | TimeoutError | socket.gaierror)
+        or (_library(one) is not None and not _status(one) and _names(one, ("connect", "timeout")))
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and its causes."""
+    one: BaseException | None = error
+    for _ in range(5):  # a library's, under what it raised in its place
+        if one is None:
+            return
+        yield one
+        one = one.__cause__
 
 
 @contextmanager
@@ -158,16 +219,14 @@ def is_transient(error: BaseException) -> bool:
     """
     if isinstance(error, StoreError) and error.__cause__ is not None:
         return is_transient(error.__cause__)
-    status = next(
-        (s for name in ("status_code", "status", "code") if isinstance(s := getattr(error, name, None), int)), 0
-    )
+    status = _status(error)
     if status in _STATUS:
         return True
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
     if isinstance(error, TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in _TRANSIENT):
         return True
-    return _of_client(error) and not status and any(word in type(error).__name__.lower() for word in _TROUBLE)
+    return _of_client(error) and not status and _names(error, _TROUBLE) and not _names(error, _TRUST)
 
 
 def persistently(operation: Callable[[], Result]) -> Result:
@@ -203,4 +262,20 @@ def failing(what: str = "") -> Iterator[None]:
 
 def _of_client(error: BaseException) -> bool:
     """Whether an error is a storage library's own."""
-    return any(kind.__module__.partition(".")[0] in _CLIENTS for kind in type(error).__mro__)
+    return _library(error) is not None
+
+
+def _library(error: BaseException) -> str | None:
+    """The storage library whose own an error is."""
+    tops = (kind.__module__.partition(".")[0] for kind in type(error).__mro__)
+    return next((top for top in tops if top in _CLIENTS), None)
+
+
+def _status(error: BaseException) -> int:
+    """HTTP's, 0 where there is none."""
+    found = (getattr(error, name, None) for name in ("status_code", "status", "code"))
+    return next((status for status in found if isinstance(status, int)), 0)
+
+
+def _names(error: BaseException, words: Sequence[str]) -> bool:
+    return any(word in type(error).__name__.lower() for word in words)

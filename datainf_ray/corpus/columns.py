@@ -23,6 +23,16 @@ ROLES = {
 }
 
 
+#: What a corpus usually is for that has columns of these roles; for messages. The first that is there counts.
+USUAL = (
+    (("text", "label"), "sequence-classification"),
+    (("messages",), "causal-lm"),
+    (("prompt", "completion"), "causal-lm"),
+    (("input_ids",), "causal-lm"),
+    (("text",), "causal-lm"),
+)
+
+
 @dataclass(frozen=True)
 class Combination:
     """A kind of row: the roles it must have, and those that it may have.
@@ -74,7 +84,9 @@ def choose_columns(
         asked["label"] = asked.pop("labels")
     for role, column in asked.items():
         if role not in roles:
-            raise RequestError(f"{key}.columns", role, f"task {task.name} has no such role", meant(role, roles))
+            other = next((name for those, name in USUAL if role in those and name != task.name), None)
+            problem = f"task {task.name} has no such role" + (f", model.task {other} has" if other else "")
+            raise RequestError(f"{key}.columns", role, problem, meant(role, roles))
         require_column(column, files, f"{key}.columns.{role}")
     common = set(files[0].columns).intersection(*(file.columns for file in files))
     known = {name: name for name in common}
@@ -90,6 +102,13 @@ def choose_columns(
             found = asked.get(role, None if asked else known.get(role))
             if found is not None:
                 taken[role] = found
+        if not asked and combination.required == ("text",) and "label" in common and task.name in dict(USUAL).values():
+            raise RequestError(
+                f"{key}.columns",
+                None,
+                f"there are text and label, and task {task.name} would not read label",
+                "set model.task: sequence-classification, or say that it is so by columns: {text: text}",
+            )
         return combination, taken
     raise _no_combination(asked, files, common, task, key)
 
@@ -123,7 +142,11 @@ def _no_combination(
                 f"{key}.path", file.path, f"has no column {role!r}, which other files of the corpus have"
             )
     there = _listed(sorted(common or files[0].columns))
+    named = common | ({"label"} if "labels" in common else set())
+    other = next((name for those, name in USUAL if set(those) <= named), task.name)
     problem = f"none of {there} is what the task needs"
+    if other != task.name:
+        problem += f", but they are what model.task {other} takes"
     return RequestError(f"{key}.columns", None, problem, f"{takes}: map them, as in {{text: body}}")
 
 

@@ -16,6 +16,22 @@ MODULES = {
     "sequence-classification": "datainf_ray.tasks.sequence_classification",
     "seq2seq-lm": "datainf_ray.tasks.seq2seq_lm",
 }
+#: What others call them: peft's task types, and transformers' pipelines.
+OTHERS = {
+    "seq-cls": "sequence-classification",
+    "text-classification": "sequence-classification",
+    "sentiment-analysis": "sequence-classification",
+    "classification": "sequence-classification",
+    "regression": "sequence-classification",
+    "text-generation": "causal-lm",
+    "clm": "causal-lm",
+    "sft": "causal-lm",
+    "chat": "causal-lm",
+    "seq-2-seq-lm": "seq2seq-lm",
+    "text2text-generation": "seq2seq-lm",
+    "summarization": "seq2seq-lm",
+    "translation": "seq2seq-lm",
+}
 LATER = ("text-to-image",)  # what the contract names and this version does not do yet
 
 
@@ -31,9 +47,10 @@ def task_of(model: ModelConfig) -> Task:
         choice = " or ".join(map(repr, MODULES))
         raise RequestError("model.task", name, "is not available in this version", f"use {choice}")
     if name not in MODULES:
-        raise RequestError(
-            "model.task", name, "there is no such task", f"{meant(name, MODULES)}, or package.module:TASK"
-        )
+        plain = name.lower().replace("_", "-")
+        other = plain if plain in MODULES else OTHERS.get(plain)
+        remedy = f"it is called {other} here" if other else f"{meant(name, MODULES)}, or package.module:TASK"
+        raise RequestError("model.task", name, "there is no such task", remedy)
     task: Task = importlib.import_module(MODULES[name]).TASK
     return task
 

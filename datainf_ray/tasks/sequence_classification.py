@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.common.words import counted
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
@@ -139,7 +140,14 @@ def complete(model: ModelConfig, base: Any, tokenizer: Callable[[], Any]) -> Non
 
 
 def check(corpus: Corpus, known: Mapping[str, Any], key: str) -> None:
-    check_labels(corpus, known["num_labels"], known["label2id"], key)
+    count = known["num_labels"]
+    try:
+        check_labels(corpus, count, known["label2id"], key)
+    except RequestError as error:
+        takes = "any number: it is a regression" if count == 1 else f"a name in its label2id or 0 to {count - 1}"
+        model = f"this model of {counted(count, 'label')}"
+        remedy = f"{model} takes {takes}; one that writes its answers is model.task causal-lm"
+        raise RequestError(error.key, error.value, error.problem, remedy) from None
 
 
 TASK = Task(

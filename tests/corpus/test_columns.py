@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.columns import choose_columns
+from datainf_ray.config import ModelConfig
+from datainf_ray.corpus.columns import USUAL, choose_columns
 from datainf_ray.corpus.files import SourceFile
+from datainf_ray.tasks.register import MODULES, OTHERS, task_of
 from tests import tiny
 
 
@@ -65,6 +67,36 @@ def test_a_column_that_one_file_lacks_is_refused_with_the_files_name():
         choose(("prompt", "completion"), ("prompt", "answer"))
     with pytest.raises(RequestError, match=r"train.columns.text: a: no such column in 1.jsonl, which has b"):
         choose(("a",), ("b",), text="a")
+
+
+def test_rows_of_another_task_name_it():
+    with pytest.raises(
+        RequestError, match=r"there are text and label, and task causal-lm would not read label; set model.t"
+    ):
+        choose(("text", "label", "id"))
+    assert choose(("text", "label"), text="text")[0] == "text"  # it was said
+    assert choose(("messages", "text", "label"))[0] == "messages"
+    with pytest.raises(
+        RequestError, match=r"label: task causal-lm has no such role, model.task sequence-classification ha"
+    ):
+        choose(("text", "topic"), label="topic")
+    with pytest.raises(RequestError, match=r"but they are what model.task sequence-classification takes; .*seq2seq-lm"):
+        choose(("text", "labels"), task="seq2seq-lm")
+    for there in (("prompt", "completion"), ("messages",), ("text",), ("input_ids",)):
+        with pytest.raises(RequestError, match=r"but they are what model.task causal-lm takes; task sequence-cl"):
+            choose(there, task="sequence-classification")
+
+
+def test_what_a_corpus_usually_is_for_takes_it():
+    for roles, task in USUAL:
+        assert choose(roles, task=task)
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "Causal-LM", "causl-lm"])
+def test_another_name_of_a_task_is_told(name):
+    with pytest.raises(RequestError, match=r"there is no such task; (it is called \S+ here|did you mean 'causal-lm')"):
+        task_of(ModelConfig(base="b", adapter="a", task=name))
+    assert OTHERS.get(name, "causal-lm") in MODULES
 
 
 def test_columns_without_a_role_are_listed():
