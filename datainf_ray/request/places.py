@@ -15,8 +15,8 @@ from pathlib import PurePosixPath
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from datainf_ray.common.errors import RequestError, one_line
-from datainf_ray.common.storage import Options, store_of
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.storage import Options, reason, store_of
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.model.files import is_remote
@@ -145,7 +145,7 @@ def _ours_or_empty(directory: RunDirectory, mark: str, what: str) -> None:
     try:
         there = [] if directory.exists(mark) else directory.entries()
     except Exception as error:  # every storage library has its own classes
-        raise RequestError(directory.key, directory.url, f"cannot be reached: {one_line(error)}") from None
+        raise RequestError(directory.key, directory.url, f"cannot be reached: {reason(error)}") from None
     others = [name for name in there if not name.startswith(".")]
     if others:
         named = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.storage import Options, failing
-from datainf_ray.common.words import close
+from datainf_ray.common.words import close, printable
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.events import read_events
 from datainf_ray.runs.files import part_files, rows_of, table_of, telling_damage
@@ -334,7 +334,7 @@ class Run:
                 raise RequestError("query", query, "is not there", f"the run has queries 0 to {len(ids) - 1}")
         status = queries["status"][number].as_py()
         if status != OK:
-            raise RequestError("query", number, f"{ids[number]!r} has no scores: {status}")
+            raise RequestError("query", number, f"{printable(ids[number])!r} has no scores: {status}")
         return number
 
     def _require_done(self) -> None:
