@@ -46,7 +46,6 @@ class Encoded:
     lengths: tuple[int, ...]  #: tokens of each sequence: one for a text, two for a source and its target
     status: str = OK  #: ok, or why the row has no loss
     detail: str = ""  #: why the status is not ok
-    tokens_cut: int = 0  #: tokens beyond `max_length`, which the row has lost
 
 
 @dataclass
@@ -60,7 +59,6 @@ class Example:
     values: dict[str, Any] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     preview: str = ""
-    tokens_cut: int = 0  #: tokens beyond `max_length`, which the row has lost
 
     @property
     def tokens(self) -> int:
@@ -89,7 +87,6 @@ class Encoder:
             made = next(found) if row.problem is None else ValueError(row.problem)
             if isinstance(made, Encoded):
                 example = Example(row.row, row.id, made.status, made.detail, made.values, made.lengths)
-                example.tokens_cut = made.tokens_cut
             else:
                 example = Example(row.row, row.id, "unreadable", fold(one_line(made)))
             example.preview = self._line(row.fields, made.values if isinstance(made, Encoded) else None)
@@ -168,20 +165,6 @@ def given_ids(spec: EncoderSpec, ids: Sequence[Any], role: str) -> list[int]:
             limit = "" if vocabulary is None else f" in 0..{vocabulary - 1}"
             raise ValueError(f"{role} holds {token}, which is no token id{limit}")
     return list(ids)
-
-
-def tokens_lost(
-    found: Sequence[Sequence[int]], max_length: int | None, whole: Callable[[list[int]], Sequence[Sequence[int]]]
-) -> list[int]:
-    """How many tokens each row has lost to `max_length`, where the tokenizer has cut it and does not say.
-
-    `whole(positions)` encodes those rows again, without a limit; only rows that are as long as may be are asked for.
-    """
-    lost = [0] * len(found)
-    full = [k for k, ids in enumerate(found) if max_length is not None and len(ids) >= max_length]
-    for k, ids in zip(full, whole(full) if full else (), strict=True):
-        lost[k] = max(len(ids) - (max_length or 0), 0)
-    return lost
 
 
 def untargeted(labels: Sequence[int], all_labels: Sequence[int], max_length: int | None) -> tuple[str, str]:

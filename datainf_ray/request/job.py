@@ -26,7 +26,6 @@ from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
-from datainf_ray.request.first_rows import Sampled, first_rows, sampled
 from datainf_ray.request.identity import base_digest, folder_digest, settings
 from datainf_ray.request.output import check_output
 from datainf_ray.request.places import check_places, model_places, place_of
@@ -39,6 +38,7 @@ from datainf_ray.tasks import own
 from datainf_ray.tasks.register import own_code, task_of
 from datainf_ray.tasks.task import Task
 
+_SAMPLE_ROWS = 64  # rows that are looked at to learn how long they are and whether any can be used
 _PORTION = 4096  # rows of the queries that are read at a time to group them
 
 
@@ -53,7 +53,7 @@ class Job:
     directory: RunDirectory
     facts: ModelFacts
     corpora: dict[str, Corpus]  # train, queries
-    examples: dict[str, list[Example]]  # the first rows of each, and more where none of them can be used
+    examples: dict[str, list[Example]]  # the first rows of each
     groups: np.ndarray  # for every row of the queries, the number of its query
     names: list[str] | None  # of the queries; None: they are called by their rows' ids
 
@@ -158,11 +158,6 @@ class Job:
         usable = [e for examples in self.examples.values() for e in examples if e.status == OK]
         usable.sort(key=lambda example: example.tokens)
         return tuple(usable[k] for k in sorted({0, len(usable) // 2}) if k < len(usable))
-
-    @property
-    def looked_at(self) -> dict[str, Sampled]:
-        """What the rows that were looked at are like: how many there were, cannot be used, or are cut."""
-        return {name: sampled(examples) for name, examples in self.examples.items()}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -275,8 +270,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     examples = {}
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
-        encoder = encoder_for(config, name, corpus, facts, tokenizer)
-        examples[name] = first_rows(encoder, corpus, config.train if name == "train" else config.queries, name)
+        examples[name] = _first(encoder_for(config, name, corpus, facts, tokenizer), corpus)
     groups, names = _groups(config, corpora["queries"])
     job = Job(config, request.directory, facts, corpora, examples, groups, names)
     if writable:
@@ -325,8 +319,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)
     task.check(queries, facts.task, "queries")
-    encoder = encoder_for(config, "queries", queries, facts, tokenizer)
-    examples = {"queries": first_rows(encoder, queries, config.queries, "queries")}
+    examples = {"queries": _first(encoder_for(config, "queries", queries, facts, tokenizer), queries)}
     groups, names = _groups(config, queries)
     job = IndexJob(
         config,
@@ -359,6 +352,14 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
         raise RequestError("model.base", config.model.base, f"has no tokenizer, and {name}.columns are not input_ids")
     spec = EncoderSpec(corpus.kind, tokenizer, limit, facts.vocabulary or None, facts.task)
     return task_of(config.model).encoder_for(spec)
+
+
+def _first(encoder: Encoder, corpus: Corpus) -> list[Example]:
+    reader = RowReader(corpus)
+    try:
+        return encoder.encode(reader.read(corpus.chunks(min(_SAMPLE_ROWS, corpus.rows))[0]))
+    finally:
+        reader.close()
 
 
 def _groups(config: RunConfig, corpus: Corpus) -> tuple[np.ndarray, list[str] | None]:

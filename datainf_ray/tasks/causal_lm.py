@@ -100,11 +100,11 @@ def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
 
 
 def _encoded(spec: EncoderSpec, ids: Sequence[int], labels: Sequence[int]) -> Encoded:
-    whole, ids, kept = len(ids), list(ids[: spec.max_length]), list(labels[: spec.max_length])
+    ids, kept = list(ids[: spec.max_length]), list(labels[: spec.max_length])
     if kept:
         kept[0] = IGNORED
     status, detail = untargeted(kept, labels[1:], spec.max_length)
-    return Encoded({"input_ids": ids, "labels": kept}, (len(ids),), status, detail, whole - len(ids))
+    return Encoded({"input_ids": ids, "labels": kept}, (len(ids),), status, detail)
 
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:

@@ -29,7 +29,6 @@ from datainf_ray.corpus.tokens import (
     ended,
     given_ids,
     texts_of,
-    tokens_lost,
     untargeted,
 )
 from datainf_ray.tasks.task import Task
@@ -47,39 +46,26 @@ def encoder(spec: EncoderSpec) -> Encode:
         return each(lambda fields: _given(spec, fields))
     cut: dict[str, Any] = {"truncation": spec.max_length is not None, "max_length": spec.max_length}
 
-    def sources_of(rows: Sequence[Fields], limit: dict[str, Any]) -> list[list[int]]:
-        found: list[list[int]] = spec.tokenizer([row["prompt"] for row in rows], verbose=False, **limit)["input_ids"]
-        return found
-
-    def targets_of(rows: Sequence[Fields], limit: dict[str, Any]) -> list[list[int]]:
-        texts = [row["completion"] for row in rows]
-        found = spec.tokenizer(text_target=texts, verbose=False, **limit)["input_ids"]
-        return [ended(spec.tokenizer, ids) for ids in found]
-
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
-        sources, targets = sources_of(rows, cut), targets_of(rows, cut)
-        lost = zip(
-            tokens_lost(sources, spec.max_length, lambda full: sources_of([rows[k] for k in full], {})),
-            tokens_lost(targets, spec.max_length, lambda full: targets_of([rows[k] for k in full], {})),
-            strict=True,
-        )
-        return [_encoded(spec, s, t, sum(both)) for s, t, both in zip(sources, targets, lost, strict=True)]
+        sources = spec.tokenizer([row["prompt"] for row in rows], **cut)["input_ids"]
+        targets = spec.tokenizer(text_target=[row["completion"] for row in rows], **cut)["input_ids"]
+        return [_encoded(spec, s, ended(spec.tokenizer, t)) for s, t in zip(sources, targets, strict=True)]
 
     return encode
 
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
     ids, labels = (given_ids(spec, fields[role], role) for role in ("input_ids", "labels"))
-    lost = sum(len(line) - len(line[: spec.max_length]) for line in (ids, labels))
-    return _encoded(spec, ids, labels, lost)
+    return _encoded(spec, ids, labels)
 
 
-def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int], lost: int) -> Encoded:
+def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int]) -> Encoded:
     ids, kept = list(source[: spec.max_length]), list(labels[: spec.max_length])
     if not ids:
         raise ValueError("the source has no tokens")
-    status, detail = untargeted(kept, labels, spec.max_length)
-    return Encoded({"input_ids": ids, "labels": kept}, (len(ids), len(kept)), status, detail, lost)
+    return Encoded(
+        {"input_ids": ids, "labels": kept}, (len(ids), len(kept)), *untargeted(kept, labels, spec.max_length)
+    )
 
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:

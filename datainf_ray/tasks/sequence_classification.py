@@ -16,17 +16,7 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.labels import check_labels, parse_label
-from datainf_ray.corpus.tokens import (
-    Encode,
-    Encoded,
-    EncoderSpec,
-    Fields,
-    decoded,
-    each,
-    given_ids,
-    texts_of,
-    tokens_lost,
-)
+from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, decoded, each, given_ids, texts_of
 from datainf_ray.tasks.task import Task
 
 if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is looked at before
@@ -39,40 +29,31 @@ HEADS = ("classifier", "score")  #: what transformers calls the layer on top of 
 
 
 def encoder(spec: EncoderSpec) -> Encode:
-    def finished(fields: Fields, tokens: dict[str, Any], lost: int) -> Encoded:
+    def finished(fields: Fields, tokens: dict[str, Any]) -> Encoded:
         if not tokens["input_ids"]:
             raise ValueError("there are no tokens")
         tokens["target"] = parse_label(fields["label"], spec.facts["num_labels"], spec.facts["label2id"])
-        return Encoded(tokens, (len(tokens["input_ids"]),), tokens_cut=lost)
+        return Encoded(tokens, (len(tokens["input_ids"]),))
 
     def given(fields: Fields) -> Encoded:
-        ids = given_ids(spec, fields["input_ids"], "input_ids")
-        kept = ids[: spec.max_length]
-        return finished(fields, {"input_ids": kept}, len(ids) - len(kept))
-
-    def tokenized(rows: Sequence[Fields], limit: int | None) -> Any:
-        return spec.tokenizer(
-            [row["text"] for row in rows],
-            [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None,
-            truncation=limit is not None,
-            max_length=limit,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        return finished(fields, {"input_ids": given_ids(spec, fields["input_ids"], "input_ids")[: spec.max_length]})
 
     def texts(rows: Sequence[Fields]) -> list[Encoded | Exception]:
-        made = tokenized(rows, spec.max_length)
-        names = [name for name in ("input_ids", "token_type_ids") if name in made]
-        lost = tokens_lost(
-            made["input_ids"], spec.max_length, lambda full: tokenized([rows[k] for k in full], None)["input_ids"]
+        made = spec.tokenizer(
+            [row["text"] for row in rows],
+            [row["text_pair"] for row in rows] if "text_pair" in rows[0] else None,
+            truncation=spec.max_length is not None,
+            max_length=spec.max_length,
+            return_attention_mask=False,
         )
-        tokens = iter([({name: made[name][k] for name in names}, lost[k]) for k in range(len(rows))])
+        names = [name for name in ("input_ids", "token_type_ids") if name in made]
+        tokens = iter([{name: made[name][k] for name in names} for k in range(len(rows))])
 
         def one(fields: Fields) -> Encoded:
             found = next(tokens)
             if not fields["text"]:
                 raise ValueError("text is empty")
-            return finished(fields, *found)
+            return finished(fields, found)
 
         return list(each(one)(rows))
 
