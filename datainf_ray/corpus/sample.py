@@ -28,6 +28,14 @@ def sample_chunks(corpus: Corpus, rows: int, seed: int, chunk_rows: int, parts: 
     return [_chunks(corpus, np.sort(part), chunk_rows) for part in np.array_split(numbers, parts)]
 
 
+def spread_chunk(corpus: Corpus, first: int, places: int, rows: int) -> Chunk:
+    """Up to `rows` neighbours at each of `places` places, evenly spread over the rows from `first` on, as one chunk."""
+    starts = np.linspace(first, max(corpus.rows - rows, first), places).astype(np.int64)
+    numbers = np.unique((starts[:, None] + np.arange(rows)).reshape(-1))
+    numbers = numbers[numbers < corpus.rows]
+    return _chunks(corpus, numbers, len(numbers))[0]
+
+
 def _draw(population: int, count: int, random: np.random.Generator) -> np.ndarray:
     """`count` distinct numbers below `population` in random order, those of a run in succession."""
     run = 1 if population <= SINGLE_ROWS else RUN

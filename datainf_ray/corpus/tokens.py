@@ -46,6 +46,7 @@ class Encoded:
     lengths: tuple[int, ...]  #: tokens of each sequence: one for a text, two for a source and its target
     status: str = OK  #: ok, or why the row has no loss
     detail: str = ""  #: why the status is not ok
+    tokens_cut: int = 0  #: that the row has beyond `EncoderSpec.max_length`, and the model does not see
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Example:
     values: dict[str, Any] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     preview: str = ""
+    tokens_cut: int = 0  #: that it has beyond max_length
 
     @property
     def tokens(self) -> int:
@@ -86,7 +88,9 @@ class Encoder:
         for row in rows:
             made = next(found) if row.problem is None else ValueError(row.problem)
             if isinstance(made, Encoded):
-                example = Example(row.row, row.id, made.status, made.detail, made.values, made.lengths)
+                example = Example(
+                    row.row, row.id, made.status, made.detail, made.values, made.lengths, tokens_cut=made.tokens_cut
+                )
             else:
                 example = Example(row.row, row.id, "unreadable", fold(one_line(made)))
             example.preview = self._line(row.fields, made.values if isinstance(made, Encoded) else None)
@@ -173,6 +177,13 @@ def untargeted(labels: Sequence[int], all_labels: Sequence[int], max_length: int
         return OK, ""
     cut = any(label != IGNORED for label in all_labels)
     return "no_target_tokens", f"all of them lie beyond max_length {max_length}" if cut else "nothing to predict"
+
+
+def cut_off(tokenizer: Any, made: Sequence[int], max_length: int | None, **texts: Any) -> int:
+    """How many tokens the tokenizer has cut off at `max_length`, where it made `made` of `texts`."""
+    if max_length is None or len(made) < max_length:
+        return 0
+    return max(len(tokenizer(**texts, verbose=False)["input_ids"]) - len(made), 0)
 
 
 def each(encode: Callable[[Fields], Encoded]) -> Encode:

@@ -29,6 +29,7 @@ from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.request.identity import base_digest, folder_digest, settings
 from datainf_ray.request.output import check_output
 from datainf_ray.request.places import check_places, model_places, place_of
+from datainf_ray.request.sampled import Looked, first_examples, looked_at
 from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
@@ -38,7 +39,6 @@ from datainf_ray.tasks import own
 from datainf_ray.tasks.register import own_code, task_of
 from datainf_ray.tasks.task import Task
 
-_SAMPLE_ROWS = 64  # rows that are looked at to learn how long they are and whether any can be used
 _PORTION = 4096  # rows of the queries that are read at a time to group them
 
 
@@ -53,7 +53,7 @@ class Job:
     directory: RunDirectory
     facts: ModelFacts
     corpora: dict[str, Corpus]  # train, queries
-    examples: dict[str, list[Example]]  # the first rows of each
+    examples: dict[str, list[Example]]  # some rows of each, the first ones as a rule
     groups: np.ndarray  # for every row of the queries, the number of its query
     names: list[str] | None  # of the queries; None: they are called by their rows' ids
 
@@ -151,6 +151,11 @@ class Job:
     def earlier(self) -> dict[str, str] | None:
         """The run, and its index, that answer this one's queries: `run` and `index`, two URLs."""
         return None
+
+    @property
+    def looked(self) -> dict[str, Looked]:
+        """What was seen of `examples`, by corpus."""
+        return {name: looked_at(examples) for name, examples in self.examples.items()}
 
     @property
     def sample(self) -> tuple[Example, ...]:
@@ -270,7 +275,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     examples = {}
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
-        examples[name] = _first(encoder_for(config, name, corpus, facts, tokenizer), corpus)
+        examples[name] = _first(config, name, corpus, facts, tokenizer)
     groups, names = _groups(config, corpora["queries"])
     job = Job(config, request.directory, facts, corpora, examples, groups, names)
     if writable:
@@ -319,7 +324,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)
     task.check(queries, facts.task, "queries")
-    examples = {"queries": _first(encoder_for(config, "queries", queries, facts, tokenizer), queries)}
+    examples = {"queries": _first(config, "queries", queries, facts, tokenizer)}
     groups, names = _groups(config, queries)
     job = IndexJob(
         config,
@@ -354,12 +359,10 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
     return task_of(config.model).encoder_for(spec)
 
 
-def _first(encoder: Encoder, corpus: Corpus) -> list[Example]:
-    reader = RowReader(corpus)
-    try:
-        return encoder.encode(reader.read(corpus.chunks(min(_SAMPLE_ROWS, corpus.rows))[0]))
-    finally:
-        reader.close()
+def _first(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> list[Example]:
+    """Rows of one of the two corpora, as the model would see them. Raises `RequestError` where none can be used."""
+    encoder = encoder_for(config, name, corpus, facts, tokenizer)
+    return first_examples(encoder, corpus, config.train if name == "train" else config.queries, name)
 
 
 def _groups(config: RunConfig, corpus: Corpus) -> tuple[np.ndarray, list[str] | None]:

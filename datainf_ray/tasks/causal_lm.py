@@ -100,11 +100,12 @@ def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
 
 
 def _encoded(spec: EncoderSpec, ids: Sequence[int], labels: Sequence[int]) -> Encoded:
+    whole = len(ids)
     ids, kept = list(ids[: spec.max_length]), list(labels[: spec.max_length])
     if kept:
         kept[0] = IGNORED
     status, detail = untargeted(kept, labels[1:], spec.max_length)
-    return Encoded({"input_ids": ids, "labels": kept}, (len(ids),), status, detail)
+    return Encoded({"input_ids": ids, "labels": kept}, (len(ids),), status, detail, whole - len(ids))
 
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:

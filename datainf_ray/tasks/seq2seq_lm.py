@@ -24,6 +24,7 @@ from datainf_ray.corpus.tokens import (
     Encoded,
     EncoderSpec,
     Fields,
+    cut_off,
     decoded,
     each,
     ended,
@@ -49,23 +50,27 @@ def encoder(spec: EncoderSpec) -> Encode:
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         sources = spec.tokenizer([row["prompt"] for row in rows], **cut)["input_ids"]
         targets = spec.tokenizer(text_target=[row["completion"] for row in rows], **cut)["input_ids"]
-        return [_encoded(spec, s, ended(spec.tokenizer, t)) for s, t in zip(sources, targets, strict=True)]
+        return [one(row, source, target) for row, source, target in zip(rows, sources, targets, strict=True)]
+
+    def one(row: Fields, source: list[int], target: list[int]) -> Encoded:
+        beyond = cut_off(spec.tokenizer, source, spec.max_length, text=row["prompt"])
+        beyond += cut_off(spec.tokenizer, target, spec.max_length, text_target=row["completion"])
+        return _encoded(spec, source, ended(spec.tokenizer, target), beyond)
 
     return encode
 
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
     ids, labels = (given_ids(spec, fields[role], role) for role in ("input_ids", "labels"))
-    return _encoded(spec, ids, labels)
+    return _encoded(spec, ids, labels, sum(len(line) - len(line[: spec.max_length]) for line in (ids, labels)))
 
 
-def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int]) -> Encoded:
+def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int], beyond: int) -> Encoded:
     ids, kept = list(source[: spec.max_length]), list(labels[: spec.max_length])
     if not ids:
         raise ValueError("the source has no tokens")
-    return Encoded(
-        {"input_ids": ids, "labels": kept}, (len(ids), len(kept)), *untargeted(kept, labels, spec.max_length)
-    )
+    status, detail = untargeted(kept, labels, spec.max_length)
+    return Encoded({"input_ids": ids, "labels": kept}, (len(ids), len(kept)), status, detail, beyond)
 
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:

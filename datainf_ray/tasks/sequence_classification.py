@@ -16,7 +16,7 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.labels import check_labels, parse_label
-from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, decoded, each, given_ids, texts_of
+from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, cut_off, decoded, each, given_ids, texts_of
 from datainf_ray.tasks.task import Task
 
 if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is looked at before
@@ -29,14 +29,16 @@ HEADS = ("classifier", "score")  #: what transformers calls the layer on top of 
 
 
 def encoder(spec: EncoderSpec) -> Encode:
-    def finished(fields: Fields, tokens: dict[str, Any]) -> Encoded:
+    def finished(fields: Fields, tokens: dict[str, Any], beyond: int) -> Encoded:
         if not tokens["input_ids"]:
             raise ValueError("there are no tokens")
         tokens["target"] = parse_label(fields["label"], spec.facts["num_labels"], spec.facts["label2id"])
-        return Encoded(tokens, (len(tokens["input_ids"]),))
+        return Encoded(tokens, (len(tokens["input_ids"]),), tokens_cut=beyond)
 
     def given(fields: Fields) -> Encoded:
-        return finished(fields, {"input_ids": given_ids(spec, fields["input_ids"], "input_ids")[: spec.max_length]})
+        whole = given_ids(spec, fields["input_ids"], "input_ids")
+        ids = whole[: spec.max_length]
+        return finished(fields, {"input_ids": ids}, len(whole) - len(ids))
 
     def texts(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         made = spec.tokenizer(
@@ -53,7 +55,9 @@ def encoder(spec: EncoderSpec) -> Encode:
             found = next(tokens)
             if not fields["text"]:
                 raise ValueError("text is empty")
-            return finished(fields, found)
+            pair = fields.get("text_pair")
+            beyond = cut_off(spec.tokenizer, found["input_ids"], spec.max_length, text=fields["text"], text_pair=pair)
+            return finished(fields, found, beyond)
 
         return list(each(one)(rows))
 
