@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.corpus.preview import fold as fold_text
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
 from datainf_ray.influence.transform import Transform, transformed
@@ -243,6 +244,12 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
         ],
         schema=FACTS,
     )
+
+
+def first_problem(facts: pa.Table) -> str:
+    """The first row without a loss, for a person: its id, its status and why."""
+    bad = next(row for row in facts.to_pylist() if row["status"] != OK)
+    return ": ".join(filter(None, (fold_text(bad["id"]), bad["status"], bad["detail"])))
 
 
 def report_of(

@@ -29,6 +29,7 @@ from datainf_ray.cluster.chunk import (
     Swept,
     Timing,
     facts_of,
+    first_problem,
     from_index,
     replay,
     report_of,
@@ -180,7 +181,8 @@ class Worker:
     def calibrate(self, chunk: Chunk, queries: int, batch_tokens: int) -> tuple[float, int, float]:
         """How fast a curvature sweep over a chunk is, reading and tokenising included.
 
-        Tokens per second, peak memory in bytes, and tokens per row.
+        Tokens per second, peak memory in bytes, and tokens per row. Raises `RunFailedError` where none of the chunk's
+        rows can be used.
         """
         return self._compute(self._calibrate, chunk, queries, batch_tokens)
 
@@ -193,6 +195,9 @@ class Worker:
             examples = self.encoders["train"].encode(self.readers["train"].read(chunk))
             fold = Curvature(blocks, len(examples), self.device, queries=state, nodes=nodes)
             swept = sweep_chunk(self.replica, examples, lambda: fold, batch_tokens, self._batch)
+            if not swept.usable.any():
+                why = first_problem(swept.facts)
+                raise RunFailedError(f"none of {chunk.rows:,} random training rows can be used; the first is {why}")
             return int(swept.facts["tokens"].to_numpy()[swept.usable].sum())
 
         turn()  # the first is for warming up

@@ -37,6 +37,7 @@ from datainf_ray.planning.sizing import (
     transport_share,
 )
 from datainf_ray.request.job import Job
+from datainf_ray.request.sampled import Looked, describe
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
@@ -56,6 +57,7 @@ class Plan(BaseModel):
     queries: int
     tokens: int = Field(description="of the training rows, estimated from some of them")
     query_tokens: int
+    looked: dict[str, Looked] = Field(description="rows of each corpus that were looked at: unusable ones, cut ones")
     blocks: int
     parameters: int = Field(description="trainable, in all blocks")
     base_parameters: int
@@ -132,6 +134,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         queries=m,
         tokens=tokens["train"],
         query_tokens=tokens["queries"],
+        looked=job.looked,
         blocks=len(facts.blocks),
         parameters=facts.parameters,
         base_parameters=facts.base_parameters,
@@ -253,6 +256,7 @@ def render(expected: Plan) -> str:
     lines = {
         "rows": f"{p.rows:,}, about {p.tokens:,} tokens, in {chunks}",
         "queries": groups,
+        "rows seen": "; ".join(filter(None, (describe(seen, name) for name, seen in p.looked.items()))),
         "model": f"{p.base_parameters:,} parameters, of which none gets a gradient",
         "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed",
         "sweeps": f"{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",

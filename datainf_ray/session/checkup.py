@@ -22,6 +22,7 @@ from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.planning.forecast import forecast
 from datainf_ray.request.job import Job, prepare
+from datainf_ray.request.sampled import describe
 from datainf_ray.request.understand import begun
 
 
@@ -78,10 +79,11 @@ class _Checks(ExitStack):
         config = load_config(self._asked[0], **self._asked[1])
         with patience(AT_FIRST):
             self.job = job = prepare(config, writable=False)
-        return (
+        said = (
             f"{job.rows:,} training rows, {counted(job.queries, 'query', 'queries')}; the adapter "
             f"fits its base: {len(job.facts.blocks)} blocks with {job.facts.parameters:,} parameters"
         )
+        return "; ".join(filter(None, (said, *(describe(seen, name) for name, seen in job.looked.items()))))
 
     def output(self) -> str:
         with patience(AT_FIRST):

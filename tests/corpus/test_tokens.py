@@ -114,6 +114,30 @@ def test_long_rows_are_cut_from_the_right(tokenizer):
             assert example.status == "ok"
 
 
+def test_tokens_beyond_max_length_are_counted(tokenizer, bert):
+    def cut(tokenizer, kind: str, task: Task, fields: dict[str, Any], **facts: Any) -> int:
+        """As counted; and as the row without a limit has them."""
+        short, whole = (Encoder(tokenizer, kind, task, n, 64, **facts).encode(rows(fields))[0] for n in (6, None))
+        assert short.tokens_cut == whole.tokens - short.tokens
+        assert whole.tokens_cut == 0
+        return short.tokens_cut
+
+    assert cut(tokenizer, "tokens", CAUSAL, {"input_ids": list(range(9))}) == 3
+    assert cut(tokenizer, "tokens", CAUSAL, {"input_ids": list(range(6))}) == 0
+    assert cut(tokenizer, "prompt-completion", CAUSAL, {"prompt": "fox " * 9, "completion": "dog"}) >= 9
+    film = {"text": "good film good film good", "label": 0}
+    assert cut(bert, "classification", CLASSES, film, num_labels=2) == 1
+    assert (
+        cut(bert, "classification", CLASSES, film | {"text": "good film", "text_pair": "bad film"}, num_labels=2) == 1
+    )
+    assert cut(bert, "classification", CLASSES, film | {"text": "good film bad film"}, num_labels=2) == 0
+    assert cut(bert, "tokens", CLASSES, {"input_ids": list(range(8)), "label": 1}, num_labels=2) == 2
+    source = {"prompt": "w1 " * 9, "completion": "w2 " * 9}
+    assert cut(tiny.tokenizer(), "prompt-completion", tiny.task("seq2seq-lm"), source) == 4 + 5
+    given = {"input_ids": list(range(9)), "labels": list(range(8))}
+    assert cut(None, "tokens", tiny.task("seq2seq-lm"), given) == 3 + 2
+
+
 def test_rows_of_no_or_one_token_have_a_status_and_shift_nothing(tokenizer):
     given = [[5, 6], [], [7], [8, 9]]
     examples = Encoder(tokenizer, "tokens", CAUSAL, 512).encode(rows(*({"input_ids": ids} for ids in given)))

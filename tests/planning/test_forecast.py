@@ -129,6 +129,19 @@ def test_transport_that_takes_long_is_said_with_what_would_be_better(config):
     assert "cannot be larger" in better.transport_why  # the corpus is small
 
 
+def test_rows_that_cannot_be_used_or_are_cut_are_told(tmp_path, config):
+    assert plan(config).model_dump()["looked"]["train"] == {"rows": 40, "unusable": 0, "cut": 0, "problem": None}
+    assert "rows seen" not in render(plan(config))
+    with (tmp_path / "queries.jsonl").open("a") as file:
+        file.write('{"prompt": "w1", "completion": null}\n')
+    got = plan(config, **{"train.max_length": 6})
+    assert got.looked["queries"].unusable == 1
+    assert 0 < got.looked["train"].cut < 40
+    told = " ".join(render(got).split())
+    assert f"of the 40 training rows that were looked at {got.looked['train'].cut} are longer than max_length" in told
+    assert "1 cannot be used (the first is queries.jsonl#4: unreadable: completion is null)" in told
+
+
 def test_an_index_takes_its_bytes(config):
     plain = plan(config)
     assert plain.index_bytes == 0

@@ -52,6 +52,16 @@ def test_all_is_well(config: dict[str, Any], tmp_path: Path) -> None:
     assert "–  one chunk" in table.stdout
 
 
+def test_random_rows_of_which_none_can_be_used_are_told(config: dict[str, Any], tmp_path: Path) -> None:
+    """The rows that were looked at are fine, and those that a worker is timed on are not."""
+    good, bad = {"prompt": "w1", "completion": "w2"}, {"prompt": "w1", "completion": None}
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [good, *[bad] * 20_000]))
+    found = look(config, **{"train.id": None})
+    assert "63 cannot be used (the first is train.jsonl#1: unreadable: completion is null)" in found["request"].detail
+    assert found["one chunk"].status == 1
+    assert "none of 128 random training rows can be used; the first is train.jsonl#" in found["one chunk"].detail
+
+
 def test_a_wrong_request_is_all_that_is_looked_at(config: dict[str, Any]) -> None:
     found = look(config, **{"model.adapter": config["model"]["base"]})
     assert found["request"].status == 2
