@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -26,6 +27,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.redaction import redacted
+from datainf_ray.common.regular import local_path, regular
 from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
 
 #: File name suffix: format.
@@ -102,6 +104,8 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
 
 
 def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
+    if (local := local_path(entry)) is not None:
+        regular(local, key)  # before the store is opened: an archive's is by looking into it
     fs, path = open_store(entry, key, options)
     fs.invalidate_cache()  # a listing that an earlier request of this process left
     path = path.rstrip("/") or path
@@ -118,8 +122,13 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
         infos = {path: info}
         directory = fs._parent(path)
     elif glob:
-        matched = fs.glob(path, detail=True)
-        infos = {p: info for p, info in matched.items() if info.get("type") != "directory" and not _hidden(_last(p))}
+        matched = {p: info for p, info in fs.glob(path, detail=True).items() if not _hidden(_last(p))}
+        infos = {p: info for p, info in matched.items() if info.get("type") != "directory"}
+        for p in matched.keys() - infos.keys():  # as Spark makes them
+            if _kind(p) is not None and not any(other.startswith(f"{p.rstrip('/')}/") for other in infos):
+                raise RequestError(
+                    key, p, "is a directory with a file's name", "add /* to the pattern to read its files"
+                )
         if not infos:
             only = "it matches only directories" if matched else "no file matches"
             raise RequestError(key, entry, only)
@@ -127,6 +136,8 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
     else:
         raise RequestError(key, entry, "no such file or directory")
     for p in sorted(infos):
+        if isinstance(fs, LocalFileSystem):
+            regular(p, key)
         kind = _kind(p)
         if kind is None:
             raise RequestError(key, p, "unknown kind of file", f"known are {_known()}")
@@ -142,6 +153,7 @@ def open_file(file: SourceFile) -> BinaryIO:
     Raises OSError where the file cannot be opened, or is not of the size it was planned with.
     """
     fs, path = store_of(file.path, file.options)
+    _still_a_file(file, fs, path)
     raw = fs.open(path, "rb", block_size=_FETCH)
     _unchanged(file, getattr(raw, "size", None))
     content = raw if file.compression is None else _DECOMPRESS[file.compression](raw)
@@ -160,6 +172,7 @@ def open_seekable(file: SourceFile) -> pa.NativeFile:
         unpacked.seek(0)
         return pa.PythonFile(unpacked, mode="r")
     fs, path = store_of(file.path, file.options)
+    _still_a_file(file, fs, path)
     if isinstance(fs, LocalFileSystem) and file.size > 0:
         local = pa.memory_map(path) if file.format == "arrow" else pa.OSFile(path)
         _unchanged(file, local.size())
@@ -177,6 +190,11 @@ def changed(file: SourceFile, how: str) -> OSError:
 def _unchanged(file: SourceFile, size: int | None) -> None:
     if size and file.size and size != file.size:  # some stores do not tell
         raise changed(file, f"{size} bytes instead of {file.size}")
+
+
+def _still_a_file(file: SourceFile, fs: AbstractFileSystem, path: str) -> None:
+    if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise changed(file, "no file any more")  # a pipe would be waited for
 
 
 def _arrow_codec(codec: str) -> Callable[[Any], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from filelock import FileLock
 from fsspec import AbstractFileSystem
 
 from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.regular import regular
 from datainf_ray.common.storage import Options, open_store, persistently, reason
 from datainf_ray.config import ModelConfig
 
@@ -41,7 +43,10 @@ def local_folder(reference: str, key: str, weights: bool = True, options: Option
         return _fetched(reference, key, weights, options or {})
     path = Path(reference.removeprefix("file://")).expanduser()
     if path.is_dir():
+        for file in itertools.chain(path.glob("*"), path.glob("*/*")):  # transformers opens none further down
+            regular(str(file), key)
         return str(path)
+    regular(str(path), key)
     looks_local = reference.startswith((".", "/", "~", "file://")) or (
         path.parent.is_dir() and path.parent != Path(".")
     )

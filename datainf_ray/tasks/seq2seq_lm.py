@@ -62,14 +62,16 @@ def encoder(spec: EncoderSpec) -> Encode:
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
     ids, labels = (given_ids(spec, fields[role], role) for role in ("input_ids", "labels"))
-    return _encoded(spec, ids, labels, sum(len(line) - len(line[: spec.max_length]) for line in (ids, labels)))
+    return _encoded(spec, ids, labels)
 
 
-def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int], beyond: int) -> Encoded:
+def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int], beyond: int = 0) -> Encoded:
+    """`beyond` is the number of tokens that the tokenizer has cut off already."""
     ids, kept = list(source[: spec.max_length]), list(labels[: spec.max_length])
     if not ids:
         raise ValueError("the source has no tokens")
     status, detail = untargeted(kept, labels, spec.max_length)
+    beyond += len(source) - len(ids) + len(labels) - len(kept)
     return Encoded({"input_ids": ids, "labels": kept}, (len(ids), len(kept)), status, detail, beyond)
 
 
