@@ -137,6 +137,8 @@ class Worker:
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()
         }
         sample = self._batch(spec.sample, range(len(spec.sample))).to(self.device) if spec.sample else None
+        if sample is not None:
+            self.replica.require_finite(sample, config.model)
         verdict = self.replica.check(sample)
         base = base_of(self.replica.model)
         return WorkerInfo(

@@ -78,11 +78,15 @@ def adapter_folder(model: ModelConfig, options: Options | None = None) -> str:
 
 def listing_digest(url: str, key: str, options: Options | None = None) -> str:
     """What the store says of the files below an fsspec URL (names, sizes, tags), without reading them."""
-    _, root, found = _listed(url, key, options or {})
+    _, root, found = listing(url, key, options or {})
     return hashlib.sha256(_marks(root, found).encode()).hexdigest()
 
 
-def _listed(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
+def listing(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str, dict[str, Any]]:
+    """The store of an fsspec URL, the path in it, and all files below: {path: what the store says of it}.
+
+    Raises `RequestError` naming `key` where there is none.
+    """
     fs, root = open_store(url, key, options)
     fs.invalidate_cache()  # a listing that an earlier request of this process left: the model may be another by now
     try:
@@ -104,7 +108,7 @@ def _marks(root: str, files: dict[str, Any]) -> str:
 
 
 def _fetched(url: str, key: str, weights: bool, options: Options) -> str:
-    fs, root, found = _listed(url, key, options)
+    fs, root, found = listing(url, key, options)
     wanted = {p: i for p, i in found.items() if weights or not p.endswith(_WEIGHTS)}
     digest = hashlib.sha256(f"{url}\n{_marks(root, wanted)}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("DATAINF_CACHE") or Path.home() / ".cache" / "datainf_ray") / "models"

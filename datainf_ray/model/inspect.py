@@ -24,6 +24,7 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.files import ADAPTER_WEIGHTS, adapter_folder, local_folder
 from datainf_ray.model.objective import Objective
+from datainf_ray.model.weights import require_sound_adapter, require_sound_base
 
 _ADAPTER = "default"
 _KINDS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "modules_to_save")
@@ -156,6 +157,7 @@ def kind_of(model: nn.Module, parameter: nn.Parameter) -> str:
 def inspect_model(model: ModelConfig, task: Objective, options: Options | None = None) -> ModelFacts:
     """The facts of base and adapter, or a `RequestError` that says what does not fit. Loads no weights.
 
+    Weights are looked at as far as `weights` says: those that cannot be used are a `RequestError`, too.
     Here as in the functions below, `options` are what a store is opened with.
     """
     folder = adapter_folder(model, options)
@@ -174,6 +176,8 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
     except Exception as error:  # peft says ValueError for most misfits, torch and transformers have their own
         raise _misfit(model, one_line(error)[:300]) from None
     _must_fit(model, wrapped, shapes)
+    require_sound_adapter(model, folder)
+    require_sound_base(model, options)
     blocks = tuple(Block(n, kind_of(wrapped, p), tuple(p.shape)) for n, p in name_blocks(wrapped).items())
     if not blocks:
         raise RequestError(

@@ -149,6 +149,20 @@ class Replica:
                 consume(name, wide.reshape(1, -1).to(self.device) / self.scale, rows)
         return loss.detach()
 
+    def require_finite(self, batch: BatchLike, model: ModelConfig) -> None:
+        """Raises `RequestError` where no row of a batch has a finite loss, and a tensor of the model is not finite.
+
+        One that is not does not stop rows that never come by it, such as an unused token's embedding.
+        """
+        with torch.no_grad():
+            if self.losses(batch, plain=True).isfinite().any():
+                return
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_floating_point() and not parameter.is_meta and not parameter.isfinite().all():
+                part = "adapter" if any(parameter is p for p in self.parameters.values()) else "base"
+                where = name.removeprefix("base_model.model.")
+                raise RequestError(f"model.{part}", getattr(model, part), f"no row has a loss: {where} is not finite")
+
     def check(self, batch: BatchLike | None) -> Verdict:
         """Compare the losses and gradients of a batch with plain autograd on each of its rows alone.
 
@@ -287,9 +301,10 @@ def load_replica(
                 dtype=dtype,
                 output_loading_info=True,
                 trust_remote_code=model.trust_remote_code,
+                use_safetensors=True,  # a pickle is not trusted
                 **extra,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # no common type: what files, torch, safetensors and a model's own code raise
         raise RequestError("model.base", model.base, f"cannot be loaded: {one_line(error)[:300]}") from None
     brought = {key.removeprefix("base_model.model.") for key in shapes}
     random = [key for key in info["missing_keys"] if key not in brought]
@@ -305,9 +320,13 @@ def load_replica(
 
     if {"cpu", "disk"} & {*(device_map or {}).values()}:
         vars(base).pop("hf_device_map", None)  # where PEFT finds it, it spreads the model anew, adapter and all
-    with quiet():
-        wrapped = PeftModel.from_pretrained(base, folder, adapter_name=_ADAPTER, is_trainable=True)
-        if device_map is not None:
+    try:
+        with quiet():
+            wrapped = PeftModel.from_pretrained(base, folder, adapter_name=_ADAPTER, is_trainable=True)
+    except Exception as error:  # as above
+        raise RequestError("model.adapter", model.adapter, f"cannot be loaded: {one_line(error)[:300]}") from None
+    if device_map is not None:
+        with quiet():
             _fill_in(wrapped, folder, device)
     if model.quantization is None and device_map is None:
         wrapped = wrapped.to(device)

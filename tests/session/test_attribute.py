@@ -212,10 +212,9 @@ def test_bad_rows_keep_their_place_and_change_no_other(tmp_path: Path, tiny_llam
 
 def test_a_corpus_of_bad_rows_alone_is_told_as_such(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     (tmp_path / "train.jsonl").write_bytes(b"".join(BAD[:1] * 9))
-    run = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
-    assert run.summary()["status"] == {"unreadable": 9}
-    assert run.top(k=3).num_rows == 0
-    assert run.blocks()["damping"].to_pylist() == [0.0] * 8
+    with pytest.raises(RequestError, match=r"^train.path: .*train.jsonl: none of its 9 rows can be used; the first is "):
+        attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_row_that_is_not_finite_is_left_out_and_named(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
