@@ -20,6 +20,7 @@ import typer
 
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
 from datainf_ray.common.words import LENGTH, escaped, printable, visible
+from datainf_ray.common.leaving import leaving_by
 
 if TYPE_CHECKING:
     from datainf_ray.session.checkup import Finding
@@ -210,12 +211,23 @@ def _share(text: str, option: str) -> float:
 def _terminable() -> Iterator[None]:
     """Let SIGTERM, which `ray job stop` and batch systems send, end the run as Ctrl-C does."""
 
+    interrupted = False
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
+
+    def give_up(line: str) -> None:
+        """In a thread of its own, whatever the others are at: nothing may be waited for."""
+        line, status = (_INTERRUPTED, 130) if interrupted else (line, 1)  # whoever ends us has ended Ray, too
+        os.write(2, f"{line}\n".encode())
+        os._exit(status)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        with leaving_by(give_up):
+            yield
     except KeyboardInterrupt:  # here, because typer has an answer of its own
         typer.echo(_INTERRUPTED, err=True)
         sys.stdout.flush()

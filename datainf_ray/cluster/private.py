@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from ray._private.label_utils import validate_label_selector
 from ray._private.state import state
-from ray._private.worker import global_worker
+from ray._private.worker import WORKER_MODE, global_worker
+
+from datainf_ray.cluster.lifelines import Lifelines
 
 
 def wrong_selector(selector: dict[str, str] | None) -> str | None:
@@ -13,6 +17,23 @@ def wrong_selector(selector: dict[str, str] | None) -> str | None:
     Ray itself checks selectors only when a worker is asked for, and raises its own error then: too late for a request.
     """
     return validate_label_selector(selector)
+
+
+def in_actor() -> bool:
+    """Whether this process is an actor's, which Ray has started."""
+    return global_worker.mode == WORKER_MODE
+
+
+def lifelines(local: bool) -> Lifelines | None:
+    """What this process depends on in Ray; None where it is in no Ray, or by Ray Client.
+
+    Parts of it are in `ray.init`'s answer, but not for a process that Ray has started, or that a session has connected.
+    """
+    node = getattr(global_worker, "node", None)
+    if node is None:
+        return None
+    patience = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s") or 60)  # noqa: SIM112 - Ray's name
+    return Lifelines(node.raylet_socket_name, node.gcs_address, patience, node.get_logs_dir_path(), local)
 
 
 def draining_nodes() -> frozenset[str]:

@@ -76,6 +76,12 @@ class RunFailedError(RuntimeError):
         super().__init__(redacted(message))
 
 
+class ClusterLostError(RunFailedError):
+    """Ray, or the machine's part of it, has ended under the run. Its results so far are kept, and the same request
+    continues it.
+    """
+
+
 class StoppedError(RunFailedError):
     """The run was ended on request (`Run.stop`). Its results so far are kept, and the same request continues it.
 

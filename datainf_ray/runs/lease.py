@@ -94,6 +94,11 @@ class Lease:
             except Exception as error:  # what ended the run is told, and may be the same; the file is soon out of date
                 self._complain(error)
 
+    @property
+    def owner(self) -> str:
+        """The name that this driver has in the file."""
+        return str(self._mine["owner"])
+
     def check(self) -> None:
         """Raises `RunFailedError` where another driver has taken the run over, as it may when this one has slept, and
         `StoppedError` where somebody wants the run to end (`request_stop`).

@@ -8,7 +8,9 @@ from datetime import datetime, timezone
 
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.connect import connected
-from datainf_ray.common.errors import RunFailedError, StoppedError, one_line
+from datainf_ray.cluster.guard import Guard
+from datainf_ray.cluster.witness import Witness
+from datainf_ray.common.errors import ClusterLostError, RunFailedError, StoppedError, one_line
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import counted
@@ -48,8 +50,15 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
 
     def pulse() -> None:
         lease.check()
+        guard.check()
         journal.tick()
 
+    def lost(error: ClusterLostError) -> None:
+        _end_badly(error, record, lease, attempt)
+        meter.close()
+        witness.dismiss()
+
+    guard = Guard(lost)
     attempt = Attempt(meter, journal, keep, pulse)
     with lease:
         if job.directory.exists(RUN_FILE):  # looked at now: a driver that was waited for may have ended the run
@@ -72,7 +81,9 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
             f"{len(job.facts.blocks)} blocks with all {job.facts.parameters:,} trainable parameters"
         )
         try:
-            with connected(job.config.cluster, job.config.output, ahead) as cluster:
+            witness = Witness(job.directory, lease.owner)
+            with witness, connected(job.config.cluster, job.config.output, ahead, guard) as cluster:
+                witness.knows(guard.lines)
                 solve(job, record, cluster, attempt)  # its frame holds references into Ray, this one does not
             _some_scored(record)
         except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
@@ -110,7 +121,9 @@ def _finish(job: Job, run: Run) -> None:
 
 def _end_badly(error: BaseException, record: RunRecord, lease: Lease, attempt: Attempt) -> None:
     """run.json and the last events of a run that has gone wrong, if they can be written: that may be what is wrong."""
-    failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
+    if record.reason == one_line(error):  # the guard has told it already, in its own thread
+        return
+    failed = isinstance(error, Exception) and not isinstance(error, StoppedError | ClusterLostError)
     record.state = "failed" if failed else "interrupted"
     record.reason, record.seconds = one_line(error), _seconds(attempt)
     attempt.journal.log(f"run_{record.state}", detail=record.reason)
