@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import ray
 
 from datainf_ray.cluster.facts import ClusterFacts, cluster_facts
 from datainf_ray.cluster.join import address_of, join
-from datainf_ray.cluster.release import end_ray, forget_frames
+from datainf_ray.cluster.release import end_ray, forget_frames, remove_session
 from datainf_ray.config import ClusterConfig
 
 _LEAVE = 2.0  # seconds that an interrupted command gives a Ray of its own to end
@@ -35,6 +36,7 @@ class Ahead:
         self._up, self._over, self._right = threading.Event(), threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._facts: ClusterFacts | None = None
+        self._left: Path | None = None  # the folder of Ray's files, when it has ended
 
     def begin(self) -> None:
         """Start Ray, and go on at once. No GPU is asked for before the request is known to be right (`hire`)."""
@@ -67,6 +69,8 @@ class Ahead:
         self.end()
         if self._thread is not None:  # whoever interrupts us does not wait for long
             self._thread.join(_LEAVE if kind is KeyboardInterrupt else None)
+        if kind is None:
+            remove_session(self._left)
 
     def _run(self) -> None:
         try:
@@ -98,7 +102,7 @@ class Ahead:
         if self._facts is not None:
             self._facts.actors.clear()  # those that nobody has taken
         if ours:  # else the session has started one of its own meanwhile
-            end_ray()
+            self._left = end_ray()
 
     def _hire(self, facts: ClusterFacts) -> None:
         from datainf_ray.cluster.hiring import hire  # here, because it loads torch

@@ -13,7 +13,7 @@ from datainf_ray.cluster.facts import ClusterFacts, cluster_facts
 from datainf_ray.cluster.failures import classify, final_error
 from datainf_ray.cluster.guard import Guard
 from datainf_ray.cluster.join import address_of, join
-from datainf_ray.cluster.release import collect_references, end_ray, forget_frames
+from datainf_ray.cluster.release import collect_references, end_ray, forget_frames, remove_session
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ClusterConfig
 
@@ -44,7 +44,7 @@ def connected(
     facts = ahead.taken() if ahead is not None else None
     ours = facts is None and join(config)
     ends = ours or facts is not None
-    guard = guard or Guard()
+    guard, well = guard or Guard(), False
     try:
         with guard:
             guard.begin(local=ends and not address_of(config))
@@ -56,6 +56,7 @@ def connected(
                 yield facts
             except RayError as error:  # that nobody further down knew what to do about
                 raise final_error(classify(error)) from error
+        well = True
     except BaseException as error:
         if ends:
             forget_frames(error)
@@ -66,7 +67,9 @@ def connected(
         if ends:
             collect_references()
         if ours:
-            end_ray()
+            left = end_ray()
+            if well:
+                remove_session(left)
         elif ahead is not None:
             ahead.end()
 

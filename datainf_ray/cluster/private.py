@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ray._private.label_utils import validate_label_selector
+from ray._private.node import Node
 from ray._private.state import state
 from ray._private.worker import WORKER_MODE, global_worker
 
@@ -42,6 +43,15 @@ def draining_nodes() -> frozenset[str]:
     `ray.nodes()` does not tell of them. Ray's own libraries (Train, Serve) learn of them here.
     """
     return frozenset(state.get_draining_nodes())
+
+
+def own_session() -> Node | None:
+    """The Ray that this process has started, for the folder of its files and for its processes; None for any other.
+
+    `ray.init` returns the folder, and nothing tells afterwards whether it is ours.
+    """
+    node: Node | None = getattr(global_worker, "node", None)
+    return node if node is not None and node.is_head() and node.all_processes else None
 
 
 def reference_count() -> int:

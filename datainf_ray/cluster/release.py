@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import shutil
+import time
 import traceback
+from contextlib import suppress
+from pathlib import Path
 
 import ray
 from ray.actor import ActorHandle
 
-from datainf_ray.cluster.private import reference_count
+from datainf_ray.cluster.private import own_session, reference_count
 
 _REFERENCES = (ray.ObjectRef, ActorHandle)
+_ENDS = 2.0  # seconds for Ray's processes, which have been told to end and then been killed
 
 
 def forget_frames(error: BaseException) -> None:
@@ -40,12 +46,34 @@ def collect_references() -> None:
         gc.collect()
 
 
-def end_ray() -> None:
-    """End the Ray that this process is in. The caller must hold no reference into Ray."""
+def end_ray() -> Path | None:
+    """End the Ray that this process is in. The caller must hold no reference into Ray.
+
+    Returns the folder of its files (see `remove_session`) if it was this process's own and its processes have ended.
+    """
     collect_references()
     held = []
     if count := reference_count():  # a session's own: it has used our Ray as if it were its own
         logging.getLogger(__name__).info("Ray ends while %d references into it are held", count)
         held = [thing for thing in gc.get_objects() if issubclass(type(thing), _REFERENCES)]
+    session = own_session()
     ray.shutdown()
     held.clear()  # not before
+    deadline = time.monotonic() + _ENDS
+    while session is not None and session.live_processes() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return None if session is None or session.live_processes() else Path(session.get_session_dir_path())
+
+
+def remove_session(folder: Path | None) -> None:
+    """Remove the files of a Ray that was ours and has ended: megabytes, mostly logs, that nobody else removes.
+
+    Only where all went well. If not, the logs may say why.
+    """
+    if folder is None:
+        return
+    latest = folder.parent / "session_latest"  # Ray's name for a link to the last one
+    with suppress(OSError):
+        if latest.is_symlink() and Path(os.readlink(latest)) == folder:
+            latest.unlink()
+    shutil.rmtree(folder, ignore_errors=True)  # what cannot be removed does no harm to a run that is done

@@ -23,10 +23,15 @@ from datainf_ray.cluster.lifelines import AGAIN, Lifelines
 from datainf_ray.common.leaving import leaves
 from datainf_ray.runs.directory import RunDirectory
 
-#: -I keeps the working directory and the environment from changing what is imported: this process's own path does.
-_PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); {}"
-_HEAR = "heard = [json.loads(line) for line in sys.stdin]; over = any('over' in part for part in heard); "
-_TELL = "over or __import__('datainf_ray.cluster.witness', fromlist=['tell']).tell(heard)"
+#: What it runs, with this process's path of imports: -I, so that nothing is taken from the working directory instead.
+_PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+heard = [json.loads(line) for line in sys.stdin]
+if not any("over" in facts for facts in heard):
+    from datainf_ray.cluster.witness import tell
+    tell(heard)
+"""
 _SETTLES = 2.0  # seconds in which a raylet that has let us down comes to its end
 _WRITES = 30.0  # the most seconds for run.json
 
@@ -45,7 +50,7 @@ class Witness:
 
         if in_actor():  # Ray makes that again, and the run goes on
             return self
-        command = [sys.executable, "-I", "-c", _PROGRAM.format(_HEAR + _TELL), json.dumps(sys.path)]
+        command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path)]
         with suppress(OSError):  # no room for one more process: the run is worth more
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -97,6 +102,12 @@ def tell(heard: list[dict[str, Any]]) -> None:
 
 
 def _why(pid: int, lines: Lifelines | None) -> str:
+    """A local Ray ends with its process, so that it cannot be told which of them was the first."""
+    if lines is not None and lines.local:
+        return (
+            f"the run's process {pid} or its local Ray was ended from outside (killed, or out of memory; Ray's logs are "
+            f"in {lines.logs}); {AGAIN}"
+        )
     deadline = time.monotonic() + _SETTLES
     while lines is not None:
         if lines.raylet_ended():
