@@ -105,8 +105,8 @@ def _why(pid: int, lines: Lifelines | None) -> str:
     """A local Ray ends with its process, so that it cannot be told which of them was the first."""
     if lines is not None and lines.local:
         return (
-            f"the run's process {pid} or its local Ray was ended from outside (killed, or out of memory; Ray's logs are "
-            f"in {lines.logs}); {AGAIN}"
+            f"the run's process {pid} or its local Ray was ended from outside (killed, or out of memory; Ray's logs "
+            f"are in {lines.logs}); {AGAIN}"
         )
     deadline = time.monotonic() + _SETTLES
     while lines is not None:

@@ -51,7 +51,7 @@ def driver(run: Path, end: str) -> tuple[int, list[str], dict[str, Any]]:
         (
             "witness.knows(Lifelines('/nowhere/raylet', '127.0.0.1:1', 60.0, '/logs', True)); os._exit(1)",
             1,
-            "or its local Ray was ended from outside (killed, or out of memory; Ray's logs are in /logs); run the same command",
+            "or its local Ray was ended from outside (killed, or out of memory; Ray's logs are in /logs); run the ",
         ),
         (
             "witness.knows(Lifelines('/nowhere/raylet', '127.0.0.1:1', 60.0, '/logs')); os._exit(1)",
