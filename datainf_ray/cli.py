@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
-from datainf_ray.common.words import LENGTH, escaped, printable, visible
 from datainf_ray.common.leaving import leaving_by
+from datainf_ray.common.words import LENGTH, escaped, printable, visible
 
 if TYPE_CHECKING:
     from datainf_ray.session.checkup import Finding
