@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.preview import fold as fold_text
@@ -246,10 +247,12 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
     )
 
 
-def first_problem(facts: pa.Table) -> str:
-    """The first row without a loss, for a person: its id, its status and why."""
-    bad = next(row for row in facts.to_pylist() if row["status"] != OK)
-    return ": ".join(filter(None, (fold_text(bad["id"]), bad["status"], bad["detail"])))
+def require_usable(swept: Swept, what: str) -> None:
+    """Raises `RunFailedError` where no row of a chunk has a gradient, with the first one's id, status and detail."""
+    if not swept.usable.any():
+        bad = swept.facts.slice(0, 1).to_pylist()[0]
+        why = ": ".join(filter(None, (fold_text(bad["id"]), bad["status"], bad["detail"])))
+        raise RunFailedError(f"none of {len(swept.usable):,} {what} can be used; the first is {why}")
 
 
 def report_of(

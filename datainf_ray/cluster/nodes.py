@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Mapping
+
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from datainf_ray.cluster.facts import describe_resources
 from datainf_ray.cluster.failures import classify
+from datainf_ray.common.errors import RunFailedError
 from datainf_ray.common.versions import versions
 
 _WAIT = 120.0  # seconds for a node to start a process and import what it needs
@@ -31,12 +35,20 @@ def differences() -> list[str]:
         except RayError as error:  # a package is missing, above all this one
             found.append(f"{asked[reference]}: {classify(error).reason[:300]}")
             continue
-        found += [
-            f"{asked[reference]}: {name} {there.get(name)}, here {version}"
-            for name, version in here.items()
-            if there.get(name) != version
-        ]
+        found += [f"{asked[reference]}: {difference}" for difference in unlike(there, here)]
     return sorted(set(found))
+
+
+def unlike(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """In what the versions of another process differ from those here: "torch 2.12.1, here 2.13.0"."""
+    return [f"{name} {there.get(name)}, here {version}" for name, version in here.items() if there.get(name) != version]
+
+
+def require_same(there: Mapping[str, str]) -> None:
+    """Raises `RunFailedError` where the versions of this process are not the driver's, which are given."""
+    if found := unlike(versions(), there):
+        what = "results would depend on which node computes them"
+        raise RunFailedError(f"{socket.gethostname()}: {'; '.join(found)}; {what}")
 
 
 def describe_nodes() -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from datainf_ray.common.versions import versions
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.tokens import Example
@@ -33,6 +34,7 @@ class WorkerSpec:
     index_owner: str | None = None  # the fingerprint in its parts; None: they are an older version's, and have none
     fingerprint: str = ""  # of the run, which is in all that it goes on from
     task_code: own.TaskCode | None = None  # the code of a task of the user's own
+    installed: dict[str, str] = field(default_factory=versions)  # where it was made, on the driver: results rest on it
 
 
 def worker_spec(job: Job) -> WorkerSpec:

@@ -29,16 +29,17 @@ from datainf_ray.cluster.chunk import (
     Swept,
     Timing,
     facts_of,
-    first_problem,
     from_index,
     replay,
     report_of,
+    require_usable,
     sweep_chunk,
 )
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
 from datainf_ray.cluster.failures import Fault, classify
 from datainf_ray.cluster.memory import gpu_bytes, peak_bytes
 from datainf_ray.cluster.metrics import WorkerMetrics
+from datainf_ray.cluster.nodes import require_same
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
 from datainf_ray.common.errors import DamagedError, RunFailedError, one_line
@@ -98,6 +99,7 @@ class Worker:
 
         Raises where that cannot be: the pool tells the user why.
         """
+        require_same(spec.installed)
         self._at = self._projector = None  # another run's sweeps have the same numbers
         vars(self).pop("replica", None)  # both need not fit
         return self._compute(self._load, spec, name)
@@ -197,9 +199,7 @@ class Worker:
             examples = self.encoders["train"].encode(self.readers["train"].read(chunk))
             fold = Curvature(blocks, len(examples), self.device, queries=state, nodes=nodes)
             swept = sweep_chunk(self.replica, examples, lambda: fold, batch_tokens, self._batch)
-            if not swept.usable.any():
-                why = first_problem(swept.facts)
-                raise RunFailedError(f"none of {chunk.rows:,} random training rows can be used; the first is {why}")
+            require_usable(swept, "random training rows")
             return int(swept.facts["tokens"].to_numpy()[swept.usable].sum())
 
         turn()  # the first is for warming up
