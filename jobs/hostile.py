@@ -4,7 +4,7 @@
 
 The requests are those of hostile_cases.py; WORDS choose the cases whose name has one of them. Each runs the `datainf`
 command on a small model, in a process and a folder of its own. An answer is right if it has status 2, one line on
-standard error that says what, where and what would be right, no traceback, no more files than before, and every file as it
+standard error that says what, where and what would be right, no traceback, and every file as it
 was; and if it comes before a worker would be started: whatever reaches the cluster is wrong here.
 
 Prints the cases that are answered wrongly (with --all each one) with the status and the line, and counts; status 1 if

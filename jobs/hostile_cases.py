@@ -27,9 +27,15 @@ from datainf_ray.config import RunConfig
 
 #: Nothing is asked of a network, and no credentials are found.
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1", "AWS_EC2_METADATA_DISABLED": "true", "NO_GCE_CHECK": "true", "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1", "TERM": "dumb",
-}  # fmt: skip
+    "HF_HUB_OFFLINE": "1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "NO_GCE_CHECK": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "NO_COLOR": "1",
+    "TERM": "dumb",
+}
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,17 @@ def scene(folder: Path) -> Path:
     torch.manual_seed(0)
     base = LlamaForCausalLM(
         LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
-            max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=64,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
         )
-    )  # fmt: skip
+    )
     base.save_pretrained(folder / "base")
     words = {word: k for k, word in enumerate(("<pad>", "<s>", "</s>", "<unk>", *(f"w{n}" for n in range(60))))}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -128,24 +141,48 @@ def text(content: str | bytes, name: str = "c.yaml") -> Callable[[Path], list[st
 def _syntax() -> Iterator[Case]:
     right = yaml.safe_dump(config())
     for name, content in {
-        "nothing": "", "null": "null\n", "a list": "- a\n- b\n", "a word": "run\n", "a number": "3\n", "a tab": "model:\n\tbase: x\n",
-        "not UTF-8": b"model: \xff\xfe\n", "UTF-16": "model: {}\n".encode("utf-16"), "an open bracket": "model: [\n", "a NUL": b"a: \x00\n",
-        "a tag": "model: !!python/object/apply:os.system ['true']\n", "an alias to nothing": "model: *there\n",
-        "two documents": f"{right}---\n{right}", "a key twice": f"{right}output: two\n", "a key twice within": right.replace("model:", "model:\n  base: x"),
-        "on as a key": f"{right}on: 1\n", "on as a value": f"{right}gradients: on\n", "yes": f"{right}results: {{scores: yes}}\n",
-        "no": f"{right}results: {{scores: no}}\n", "octal": f"{right}seed: 010\n", "octal 0o": f"{right}seed: 0o10\n", "sexagesimal": f"{right}seed: 30:00\n",
-        "sexagesimal float": f"{right}cluster: {{checkpoint_seconds: 1:30.5}}\n", ".inf": f"{right}method: {{damping: .inf}}\n",
-        ".nan": f"{right}method: {{damping: .nan}}\n", "a number as a key": f"{right}3: 4\n", "null as a key": f"{right}~: 4\n",
-        "deep": "a: " + "[" * 5000 + "]" * 5000, "a bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{chr(98 + k)}: &{chr(98 + k)} [{','.join(['*' + chr(97 + k)] * 9)}]\n" for k in range(9)),
-        "HTML": "<html><body>404</body></html>", "JSON cut off": '{"model": {"base": ', "a very long line": "a: " + "x" * 100_000,
-    }.items():  # fmt: skip
+        "nothing": "",
+        "null": "null\n",
+        "a list": "- a\n- b\n",
+        "a word": "run\n",
+        "a number": "3\n",
+        "a tab": "model:\n\tbase: x\n",
+        "not UTF-8": b"model: \xff\xfe\n",
+        "UTF-16": "model: {}\n".encode("utf-16"),
+        "an open bracket": "model: [\n",
+        "a NUL": b"a: \x00\n",
+        "a tag": "model: !!python/object/apply:os.system ['true']\n",
+        "an alias to nothing": "model: *there\n",
+        "two documents": f"{right}---\n{right}",
+        "a key twice": f"{right}output: two\n",
+        "a key twice within": right.replace("model:", "model:\n  base: x"),
+        "on as a key": f"{right}on: 1\n",
+        "on as a value": f"{right}gradients: on\n",
+        "yes": f"{right}results: {{scores: yes}}\n",
+        "no": f"{right}results: {{scores: no}}\n",
+        "octal": f"{right}seed: 010\n",
+        "octal 0o": f"{right}seed: 0o10\n",
+        "sexagesimal": f"{right}seed: 30:00\n",
+        "sexagesimal float": f"{right}cluster: {{checkpoint_seconds: 1:30.5}}\n",
+        ".inf": f"{right}method: {{damping: .inf}}\n",
+        ".nan": f"{right}method: {{damping: .nan}}\n",
+        "a number as a key": f"{right}3: 4\n",
+        "null as a key": f"{right}~: 4\n",
+        "deep": "a: " + "[" * 5000 + "]" * 5000,
+        "a bomb": "a: &a [x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"{chr(98 + k)}: &{chr(98 + k)} [{','.join(['*' + chr(97 + k)] * 9)}]\n" for k in range(9)),
+        "HTML": "<html><body>404</body></html>",
+        "JSON cut off": '{"model": {"base": ',
+        "a very long line": "a: " + "x" * 100_000,
+    }.items():
         yield Case(f"config: {name}", text(content))
     for name, change in {
-        "missing": lambda f: (f / "c.yaml").unlink(), "a folder": lambda f: ((f / "c.yaml").unlink(), (f / "c.yaml").mkdir()),
+        "missing": lambda f: (f / "c.yaml").unlink(),
+        "a folder": lambda f: ((f / "c.yaml").unlink(), (f / "c.yaml").mkdir()),
         "a FIFO": lambda f: ((f / "c.yaml").unlink(), os.mkfifo(f / "c.yaml")),
         "a device": lambda f: ((f / "c.yaml").unlink(), (f / "c.yaml").symlink_to("/dev/zero")),
         "a link to itself": lambda f: ((f / "c.yaml").unlink(), (f / "c.yaml").symlink_to(f / "c.yaml")),
-    }.items():  # fmt: skip
+    }.items():
         for command in ("run", "plan", "check"):
             if command == "check":
                 continue  # it prints its findings
@@ -191,12 +228,19 @@ def _keys() -> Iterator[Case]:
             says="method.damping",
         )
     for name, sets in {
-        "min above max": ["cluster.min_workers=3", "cluster.max_workers=2"], "a fallback without labels": ["cluster.fallback_selector={a: b}"],
-        "a projection without an index": ["index_projection=4"], "keep with an index of nothing": ["index="" ", "index_projection=4"],
-        "a sample without a curvature": ["method.name=hessian-free", "method.curvature_rows=10"], "a method that is none": ["method.name=datainff"],
-        "a task that is none": ["model.task=causal"], "a task of nothing": ["model.task=nowhere:TASK"], "a task of ours that is none": ["model.task=os:system"],
-        "a task of a path": ["model.task=../x:TASK"], "options of an unknown protocol": ["storage_options={nowhere: {a: b}}"], "options that are a text": ["storage_options=x"],
-    }.items():  # fmt: skip
+        "min above max": ["cluster.min_workers=3", "cluster.max_workers=2"],
+        "a fallback without labels": ["cluster.fallback_selector={a: b}"],
+        "a projection without an index": ["index_projection=4"],
+        "keep with an index of nothing": ["index= ", "index_projection=4"],
+        "a sample without a curvature": ["method.name=hessian-free", "method.curvature_rows=10"],
+        "a method that is none": ["method.name=datainff"],
+        "a task that is none": ["model.task=causal"],
+        "a task of nothing": ["model.task=nowhere:TASK"],
+        "a task of ours that is none": ["model.task=os:system"],
+        "a task of a path": ["model.task=../x:TASK"],
+        "options of an unknown protocol": ["storage_options={nowhere: {a: b}}"],
+        "options that are a text": ["storage_options=x"],
+    }.items():
         yield Case(f"keys: {name}", asking("run", "c.yaml", *itertools.chain(*(("--set", one) for one in sets))))
     for word in (
         "",
@@ -233,9 +277,14 @@ def _cannot(name: str, kinds: set[str], key: str) -> bool:
     if key.endswith(("columns", "selector", "storage_options")):
         return name != "a mapping"
     takes = {
-        "text": takes_text, "negative": False, "huge": False, "a list": key.endswith(".path"), "a mapping": False,
-        "true": "<class 'bool'>" in kinds, "a float": "<class 'float'>" in kinds,
-    }  # fmt: skip
+        "text": takes_text,
+        "negative": False,
+        "huge": False,
+        "a list": key.endswith(".path"),
+        "a mapping": False,
+        "true": "<class 'bool'>" in kinds,
+        "a float": "<class 'float'>" in kinds,
+    }
     return not takes[name] and not (takes_text and name == "text")
 
 
@@ -319,26 +368,61 @@ def _rows() -> Iterator[Case]:
 
     good = json.dumps(row(1)) + "\n"
     files: dict[str, tuple[Callable[[Path], Any], str]] = {
-        "nothing": (lambda f: None, "x.jsonl"), "empty": (made(""), "x.jsonl"), "blank lines": (made("\n\n \n"), "x.jsonl"),
-        "no suffix": (made(good, "x"), "x"), "an unknown suffix": (made(good, "x.exe"), "x.exe"), "binary": (made(bytes(range(256)) * 10), "x.jsonl"),
-        "a JSON list": (made("[1, 2]\n"), "x.jsonl"), "numbers": (made("1\n2\n"), "x.jsonl"), "no column of ours": (made('{"a": 1}\n'), "x.jsonl"),
-        "a FIFO": (lambda f: os.mkfifo(f / "x.jsonl"), "x.jsonl"), "a device": (lambda f: (f / "x.jsonl").symlink_to("/dev/zero"), "x.jsonl"),
-        "a random device": (lambda f: (f / "x.jsonl").symlink_to("/dev/urandom"), "x.jsonl"), "a FIFO in a folder": (lambda f: ((f / "d").mkdir(), os.mkfifo(f / "d" / "x.jsonl")), "d"),
-        "a FIFO by a glob": (lambda f: os.mkfifo(f / "x.jsonl"), "x*.jsonl"), "a FIFO as parquet": (lambda f: os.mkfifo(f / "x.parquet"), "x.parquet"),
-        "a socket": (_socket, "x.jsonl"), "standard input": (lambda f: None, "/dev/stdin"), "a folder of that name": (lambda f: (f / "x.jsonl").mkdir(), "x.jsonl"),
-        "an empty folder": (lambda f: (f / "d").mkdir(), "d"), "a glob of nothing": (lambda f: None, "no*.jsonl"), "a glob of folders": (lambda f: (f / "d.jsonl").mkdir(), "d*"),
-        "a dangling link": (lambda f: (f / "x.jsonl").symlink_to("nowhere"), "x.jsonl"), "a link to itself": (lambda f: (f / "x.jsonl").symlink_to("x.jsonl"), "x.jsonl"),
-        "CSV of no rows": (made("prompt,completion\n", "x.csv"), "x.csv"), "CSV of an open quote": (made('prompt,completion\n"w1,w2\n', "x.csv"), "x.csv"),
-        "gzip cut off": (lambda f: (f / "x.jsonl.gz").write_bytes(gzip.compress(good.encode() * 500)[:60]), "x.jsonl.gz"), "no gzip": (made(good, "x.jsonl.gz"), "x.jsonl.gz"),
-        "no zstd": (made(good, "x.jsonl.zst"), "x.jsonl.zst"), "no Parquet": (made(good, "x.parquet"), "x.parquet"), "no Arrow": (made(good, "x.arrow"), "x.arrow"),
-        "Parquet cut off": (table(lambda d: d[: len(d) // 2]), "x.parquet"), "Parquet flipped": (table(lambda d: [d.__setitem__(k, d[k] ^ 255) for k in range(4, 60)] and None), "x.parquet"),
-        "Parquet without a footer": (table(lambda d: d[:-20]), "x.parquet"), "Parquet empty": (made("", "x.parquet"), "x.parquet"),
-        "completions null": (made((json.dumps({"prompt": "w1", "completion": None}) + "\n") * 100), "x.jsonl"), "completions empty": (made((json.dumps({"prompt": "w1", "completion": ""}) + "\n") * 9 + good * 0), "x.jsonl"),
-        "completions numbers": (made((json.dumps({"prompt": "w1", "completion": 3}) + "\n") * 9), "x.jsonl"), "ids out of range": (made((json.dumps({"input_ids": [99999, 5]}) + "\n") * 9), "x.jsonl"),
-        "ids negative": (made((json.dumps({"input_ids": [-3, 5]}) + "\n") * 9), "x.jsonl"), "ids of text": (made((json.dumps({"input_ids": ["a"]}) + "\n") * 9), "x.jsonl"), "messages of nothing": (made((json.dumps({"messages": []}) + "\n") * 9), "x.jsonl"),
-        "labels": (made((json.dumps({"text": "w1", "label": 1}) + "\n") * 9), "x.jsonl"), "a closed port": (lambda f: None, "http://127.0.0.1:9/x.jsonl"), "an unknown protocol": (lambda f: None, "nowhere://x.jsonl"),
-        "a NUL": (lambda f: None, "x\0.jsonl"), "a long name": (lambda f: None, "x" * 5000), "a hostile name": (lambda f: None, "\x1b[31mred\u202e.jsonl"), "an archive that is none": (made(good, "x.zip"), "zip://*.jsonl::x.zip"),
-    }  # fmt: skip
+        "nothing": (lambda f: None, "x.jsonl"),
+        "empty": (made(""), "x.jsonl"),
+        "blank lines": (made("\n\n \n"), "x.jsonl"),
+        "no suffix": (made(good, "x"), "x"),
+        "an unknown suffix": (made(good, "x.exe"), "x.exe"),
+        "binary": (made(bytes(range(256)) * 10), "x.jsonl"),
+        "a JSON list": (made("[1, 2]\n"), "x.jsonl"),
+        "numbers": (made("1\n2\n"), "x.jsonl"),
+        "no column of ours": (made('{"a": 1}\n'), "x.jsonl"),
+        "a FIFO": (lambda f: os.mkfifo(f / "x.jsonl"), "x.jsonl"),
+        "a device": (lambda f: (f / "x.jsonl").symlink_to("/dev/zero"), "x.jsonl"),
+        "a random device": (lambda f: (f / "x.jsonl").symlink_to("/dev/urandom"), "x.jsonl"),
+        "a FIFO in a folder": (lambda f: ((f / "d").mkdir(), os.mkfifo(f / "d" / "x.jsonl")), "d"),
+        "a FIFO by a glob": (lambda f: os.mkfifo(f / "x.jsonl"), "x*.jsonl"),
+        "a FIFO as parquet": (lambda f: os.mkfifo(f / "x.parquet"), "x.parquet"),
+        "a socket": (_socket, "x.jsonl"),
+        "standard input": (lambda f: None, "/dev/stdin"),
+        "a folder of that name": (lambda f: (f / "x.jsonl").mkdir(), "x.jsonl"),
+        "an empty folder": (lambda f: (f / "d").mkdir(), "d"),
+        "a glob of nothing": (lambda f: None, "no*.jsonl"),
+        "a glob of folders": (lambda f: (f / "d.jsonl").mkdir(), "d*"),
+        "a dangling link": (lambda f: (f / "x.jsonl").symlink_to("nowhere"), "x.jsonl"),
+        "a link to itself": (lambda f: (f / "x.jsonl").symlink_to("x.jsonl"), "x.jsonl"),
+        "CSV of no rows": (made("prompt,completion\n", "x.csv"), "x.csv"),
+        "CSV of an open quote": (made('prompt,completion\n"w1,w2\n', "x.csv"), "x.csv"),
+        "gzip cut off": (
+            lambda f: (f / "x.jsonl.gz").write_bytes(gzip.compress(good.encode() * 500)[:60]),
+            "x.jsonl.gz",
+        ),
+        "no gzip": (made(good, "x.jsonl.gz"), "x.jsonl.gz"),
+        "no zstd": (made(good, "x.jsonl.zst"), "x.jsonl.zst"),
+        "no Parquet": (made(good, "x.parquet"), "x.parquet"),
+        "no Arrow": (made(good, "x.arrow"), "x.arrow"),
+        "Parquet cut off": (table(lambda d: d[: len(d) // 2]), "x.parquet"),
+        "Parquet flipped": (
+            table(lambda d: [d.__setitem__(k, d[k] ^ 255) for k in range(4, 60)] and None),
+            "x.parquet",
+        ),
+        "Parquet without a footer": (table(lambda d: d[:-20]), "x.parquet"),
+        "Parquet empty": (made("", "x.parquet"), "x.parquet"),
+        "completions null": (made((json.dumps({"prompt": "w1", "completion": None}) + "\n") * 100), "x.jsonl"),
+        "completions empty": (made((json.dumps({"prompt": "w1", "completion": ""}) + "\n") * 9 + good * 0), "x.jsonl"),
+        "completions numbers": (made((json.dumps({"prompt": "w1", "completion": 3}) + "\n") * 9), "x.jsonl"),
+        "ids out of range": (made((json.dumps({"input_ids": [99999, 5]}) + "\n") * 9), "x.jsonl"),
+        "ids negative": (made((json.dumps({"input_ids": [-3, 5]}) + "\n") * 9), "x.jsonl"),
+        "ids of text": (made((json.dumps({"input_ids": ["a"]}) + "\n") * 9), "x.jsonl"),
+        "messages of nothing": (made((json.dumps({"messages": []}) + "\n") * 9), "x.jsonl"),
+        "labels": (made((json.dumps({"text": "w1", "label": 1}) + "\n") * 9), "x.jsonl"),
+        "a closed port": (lambda f: None, "http://127.0.0.1:9/x.jsonl"),
+        "an unknown protocol": (lambda f: None, "nowhere://x.jsonl"),
+        "a NUL": (lambda f: None, "x\0.jsonl"),
+        "a long name": (lambda f: None, "x" * 5000),
+        "a hostile name": (lambda f: None, "\x1b[31mred\u202e.jsonl"),
+        "an archive that is none": (made(good, "x.zip"), "zip://*.jsonl::x.zip"),
+    }
     for name, (change, path) in files.items():
         for part in ("train", "queries"):
             yield Case(f"rows: {part} {name}", after(change, **{f"{part}__path": path}), says=part)
@@ -396,18 +480,50 @@ def _models() -> Iterator[Case]:
     base, adapter = "base/model.safetensors", "adapter/adapter_model.safetensors"
     nan = float("nan")
     for name, change in {
-        "adapter of NaN": weights(adapter, lambda w: {k: v * nan for k, v in w.items()}), "adapter of one NaN": weights(adapter, lambda w: {k: v.index_fill(0, torch.tensor([1]), nan) for k, v in w.items()}),
-        "adapter of infinity": weights(adapter, lambda w: {k: v + float("inf") for k, v in w.items()}), "adapter cut off": cut(adapter, 0.7), "adapter's header cut off": cut(adapter, 0.02),
-        "adapter empty": replaced(adapter, b""), "adapter a text": replaced(adapter, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "adapter pickled": pickled("adapter", "adapter_model.bin"),
-        "adapter without a tensor": weights(adapter, lambda w: dict(list(w.items())[1:])), "adapter of another rank": edited("adapter/adapter_config.json", r=8), "adapter of another kind": edited("adapter/adapter_config.json", peft_type="IA3"),
-        "adapter of no kind": edited("adapter/adapter_config.json", peft_type="NOTHING"), "adapter's config half": cut("adapter/adapter_config.json", 0.5), "adapter's config []": replaced("adapter/adapter_config.json", b"[]"),
-        "adapter's config gone": lambda f: (f / "adapter/adapter_config.json").unlink(), "adapter's config a FIFO": fifo("adapter/adapter_config.json"), "adapter a FIFO": fifo(adapter), "adapter's targets nowhere": edited("adapter/adapter_config.json", target_modules=["nowhere"]),
-        "base of NaN": weights(base, lambda w: {k: v * nan for k, v in w.items()}), "base cut off": cut(base, 0.7), "base's header cut off": cut(base, 0.001), "base empty": replaced(base, b""), "base a text": replaced(base, b"version https://git-lfs"),
-        "base pickled": pickled("base", "pytorch_model.bin"), "base without weights": lambda f: (f / base).unlink(), "base's config half": cut("base/config.json", 0.5), "base's config []": replaced("base/config.json", b"[]"),
-        "base's config gone": lambda f: (f / "base/config.json").unlink(), "base's config a FIFO": fifo("base/config.json"), "base of an unknown kind": edited("base/config.json", model_type="nothing"), "base of another width": edited("base/config.json", hidden_size=64),
-        "base of an absurd width": edited("base/config.json", hidden_size="wide"), "base's tokenizer half": cut("base/tokenizer.json", 0.5), "base's tokenizer a FIFO": fifo("base/tokenizer.json"), "base a FIFO": fifo(base),
-        "base of missing shards": lambda f: ((f / base).rename(f / "base/model-00001-of-00002.safetensors"), (f / "base/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": "model-00002-of-00002.safetensors"}}))),
-    }.items():  # fmt: skip
+        "adapter of NaN": weights(adapter, lambda w: {k: v * nan for k, v in w.items()}),
+        "adapter of one NaN": weights(
+            adapter, lambda w: {k: v.index_fill(0, torch.tensor([1]), nan) for k, v in w.items()}
+        ),
+        "adapter of infinity": weights(adapter, lambda w: {k: v + float("inf") for k, v in w.items()}),
+        "adapter cut off": cut(adapter, 0.7),
+        "adapter's header cut off": cut(adapter, 0.02),
+        "adapter empty": replaced(adapter, b""),
+        "adapter a text": replaced(adapter, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        "adapter pickled": pickled("adapter", "adapter_model.bin"),
+        "adapter without a tensor": weights(adapter, lambda w: dict(list(w.items())[1:])),
+        "adapter of another rank": edited("adapter/adapter_config.json", r=8),
+        "adapter of another kind": edited("adapter/adapter_config.json", peft_type="IA3"),
+        "adapter of no kind": edited("adapter/adapter_config.json", peft_type="NOTHING"),
+        "adapter's config half": cut("adapter/adapter_config.json", 0.5),
+        "adapter's config []": replaced("adapter/adapter_config.json", b"[]"),
+        "adapter's config gone": lambda f: (f / "adapter/adapter_config.json").unlink(),
+        "adapter's config a FIFO": fifo("adapter/adapter_config.json"),
+        "adapter a FIFO": fifo(adapter),
+        "adapter's targets nowhere": edited("adapter/adapter_config.json", target_modules=["nowhere"]),
+        "base of NaN": weights(base, lambda w: {k: v * nan for k, v in w.items()}),
+        "base cut off": cut(base, 0.7),
+        "base's header cut off": cut(base, 0.001),
+        "base empty": replaced(base, b""),
+        "base a text": replaced(base, b"version https://git-lfs"),
+        "base pickled": pickled("base", "pytorch_model.bin"),
+        "base without weights": lambda f: (f / base).unlink(),
+        "base's config half": cut("base/config.json", 0.5),
+        "base's config []": replaced("base/config.json", b"[]"),
+        "base's config gone": lambda f: (f / "base/config.json").unlink(),
+        "base's config a FIFO": fifo("base/config.json"),
+        "base of an unknown kind": edited("base/config.json", model_type="nothing"),
+        "base of another width": edited("base/config.json", hidden_size=64),
+        "base of an absurd width": edited("base/config.json", hidden_size="wide"),
+        "base's tokenizer half": cut("base/tokenizer.json", 0.5),
+        "base's tokenizer a FIFO": fifo("base/tokenizer.json"),
+        "base a FIFO": fifo(base),
+        "base of missing shards": lambda f: (
+            (f / base).rename(f / "base/model-00001-of-00002.safetensors"),
+            (f / "base/model.safetensors.index.json").write_text(
+                json.dumps({"metadata": {}, "weight_map": {"a": "model-00002-of-00002.safetensors"}})
+            ),
+        ),
+    }.items():
         yield Case(f"model: {name}", after(change), says="model.")
     for key, value in itertools.product(
         ("base", "adapter"),
@@ -437,10 +553,17 @@ def _commands() -> Iterator[Case]:
         )
 
     for name, change in {
-        "is missing": lambda f: None, "is empty": lambda f: (f / "r").mkdir(), "is a file": lambda f: (f / "r").write_text("x"), "has []": run("run.json", b"[]"), "has {}": run("run.json", b"{}"),
-        "has a folder": run("run.json", None), "has nonsense": run("run.json", b"\xff\x00"), "has format 2": run("run.json", b'{"format": 2}'), "has no config": run("run.json", b'{"format": 1, "state": "done"}'),
+        "is missing": lambda f: None,
+        "is empty": lambda f: (f / "r").mkdir(),
+        "is a file": lambda f: (f / "r").write_text("x"),
+        "has []": run("run.json", b"[]"),
+        "has {}": run("run.json", b"{}"),
+        "has a folder": run("run.json", None),
+        "has nonsense": run("run.json", b"\xff\x00"),
+        "has format 2": run("run.json", b'{"format": 2}'),
+        "has no config": run("run.json", b'{"format": 1, "state": "done"}'),
         "has a FIFO": lambda f: ((f / "r").mkdir(), os.mkfifo(f / "r" / "run.json")),
-    }.items():  # fmt: skip
+    }.items():
         for command in (
             ["top", "r"],
             ["report", "r"],

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ from datainf_ray.cluster.chunk import (
 )
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
 from datainf_ray.cluster.failures import Fault, classify
+from datainf_ray.cluster.held import CurrentSweep, Outcome
 from datainf_ray.cluster.memory import gpu_bytes, peak_bytes
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.nodes import require_same
@@ -49,7 +50,7 @@ from datainf_ray.corpus.batches import Batch
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.influence.folds import Curvature, Fold, Statistic
+from datainf_ray.influence.folds import Curvature, Fold
 from datainf_ray.influence.projection import Projector
 from datainf_ray.influence.transform import Transform
 from datainf_ray.model.files import local_folder
@@ -82,7 +83,7 @@ class Worker:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._fetching, self._reading = threading.Lock(), threading.Lock()
         self._computing = ThreadPoolExecutor(1, "computing")
-        self._at: _At | None = None
+        self._at: CurrentSweep | None = None
         self._free = time.monotonic()  # since when nothing is computed
         self._transform: Transform | None = None  # in front of every fold: the identity
         self._projector: Projector | None = None
@@ -217,7 +218,7 @@ class Worker:
         at = self._current(number, sweep)
         current, config = at.sweep, self.spec.config
         if order.trial:
-            trial = self._computed(_At(replace(current, keep=False, index=False), at.inputs), order, ordered)
+            trial = self._computed(CurrentSweep(replace(current, keep=False, index=False), at.inputs), order, ordered)
             return (report_of(order.chunk, trial.facts, trial.timing), *[None] * current.outputs)
         done = self._committed(current, order) if order.committed else None
         if done is None:
@@ -241,7 +242,7 @@ class Worker:
         top = [] if done.influence is None else [top_of(done.influence, done.facts, config.results.top_k)]
         return (report, *shards, *top, *([done.kept] if current.keep else []))
 
-    def _current(self, number: int, sweep: Sequence[Any]) -> _At:
+    def _current(self, number: int, sweep: Sequence[Any]) -> CurrentSweep:
         """The sweep, with its inputs at hand. A chunk of the last sweep may still be computed when the next begins."""
         with self._fetching:
             if self._at is None or self._at.sweep.number != number:
@@ -256,10 +257,10 @@ class Worker:
                     }
                     for name, references in current.inputs.items()
                 }
-                self._at = _At(current, inputs)
+                self._at = CurrentSweep(current, inputs)
             return self._at
 
-    def _committed(self, sweep: Sweep, order: Order) -> _Done | None:
+    def _committed(self, sweep: Sweep, order: Order) -> Outcome | None:
         """What an earlier attempt wrote for a chunk of the scoring sweep; None where that is damaged, or gone."""
         began = time.time()
         facts = self._part(order)[2] if sweep.source == "index" else self._facts(sweep, order)
@@ -268,9 +269,9 @@ class Worker:
         except (DamagedError, FileNotFoundError) as error:
             logging.getLogger(__name__).warning("chunk %d is computed again: %s", order.chunk.number, one_line(error))
             return None
-        return _Done(facts, arrays(state), Timing(began, time.time(), 0.0), influence=influence)
+        return Outcome(facts, arrays(state), Timing(began, time.time(), 0.0), influence=influence)
 
-    def _computed(self, at: _At, order: Order, ordered: float) -> _Done:
+    def _computed(self, at: CurrentSweep, order: Order, ordered: float) -> Outcome:
         """What comes of a chunk whose rows are read, unless their gradients are at hand, and swept.
 
         `ordered` is when it was ordered, by time.monotonic.
@@ -303,7 +304,7 @@ class Worker:
             return swept, state, Timing(began, time.time(), waited)
 
         swept, state, timing = self._compute(compute)
-        done = _Done(swept.facts, state, timing, swept, recomputed=recomputed, batch_tokens=smaller)
+        done = Outcome(swept.facts, state, timing, swept, recomputed=recomputed, batch_tokens=smaller)
         for recorder in recorders:
             if isinstance(recorder, Keeper):
                 done.kept = Kept(swept.facts, recorder.updates)
@@ -380,30 +381,8 @@ class Worker:
         dtype, owner = self.spec.config.index_dtype, self.spec.index_owner
         write_part(self.spec.index, chunk.number, gradients, sqnorms, facts, dtype, owner)
 
-    def _fold_maker(self, at: _At, order: Order) -> Callable[[], Fold]:
+    def _fold_maker(self, at: CurrentSweep, order: Order) -> Callable[[], Fold]:
         sweep, inputs = at.sweep, at.inputs
         own = {name: torch.tensor(values) for name, values in order.per_row.items()}
         blocks, rows = self.spec.facts.blocks, order.chunk.rows
         return lambda: sweep.fold(blocks, rows, self.device, **inputs, **sweep.values, **own)
-
-
-@dataclass(frozen=True)
-class _At:
-    """A sweep, with its inputs where they are needed."""
-
-    sweep: Sweep
-    inputs: dict[str, dict[str, Statistic]]
-
-
-@dataclass
-class _Done:
-    """What came of a chunk."""
-
-    facts: pa.Table
-    state: Shard
-    timing: Timing
-    swept: Swept | None = None  # None: it was committed before
-    influence: np.ndarray | None = None
-    kept: Kept | None = None
-    recomputed: bool = False
-    batch_tokens: int | None = None  # of the batches, where there was no room for those that were planned
