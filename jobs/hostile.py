@@ -80,7 +80,7 @@ def judged(case: Case, place: Path) -> tuple[Answer, str | None]:
     """The answer to a case in its own folder, and what is wrong with it."""
     arguments = case.make(place)
     before = _files(place)
-    answer = _ask([argument.replace("@", str(place)) for argument in arguments], place)
+    answer = _ask([argument.replace("@", str(place)) for argument in arguments], place, case.joins)
     return answer, _problem(case, answer, place, before)
 
 
@@ -107,11 +107,11 @@ def _problem(case: Case, answer: Answer, place: Path, before: dict[str, str]) ->
     return f"files were touched: {', '.join(changed[:3])}" if changed else None
 
 
-def _ask(arguments: list[str], place: Path) -> Answer:
+def _ask(arguments: list[str], place: Path, joins: bool) -> Answer:
     """Run the command in a process of its own."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_command, args=(arguments, place, theirs))
+    process = context.Process(target=_command, args=(arguments, place, joins, theirs))
     process.start()
     theirs.close()
     try:
@@ -124,11 +124,11 @@ def _ask(arguments: list[str], place: Path) -> Answer:
     return answer
 
 
-def _command(arguments: list[str], place: Path, pipe: Any) -> None:
+def _command(arguments: list[str], place: Path, joins: bool, pipe: Any) -> None:
     os.chdir(place)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     out, err = io.StringIO(), io.StringIO()
-    _start_nothing()
+    _start_nothing(joins=joins)
     sys.argv = ["datainf", *arguments]
     status: Any = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -145,7 +145,7 @@ def _command(arguments: list[str], place: Path, pipe: Any) -> None:
     os._exit(0)
 
 
-def _start_nothing() -> None:
+def _start_nothing(joins: bool) -> None:
     """No Ray while the request is looked at, which would only cost time; and a mark where one would be joined."""
     from datainf_ray.cluster import ahead
     from datainf_ray.session import checkup, execute
@@ -156,6 +156,8 @@ def _start_nothing() -> None:
 
     start: Callable[[Any], None] = lambda self: None  # noqa: E731 - a method's stand-in
     ahead.Ahead.begin = start  # type: ignore[method-assign]
+    if joins:
+        return
     execute.connected = checkup.connected = reached  # type: ignore[assignment]
 
 

@@ -32,13 +32,6 @@ def connected(
     Ray is gone; an error that the block raises then becomes a `ClusterLostError`. Raises `RequestError` if the cluster
     cannot be reached, if it is too small, or if its workers cannot reach `output`.
     """
-    if output.startswith("memory://"):
-        raise RequestError(
-            "output",
-            output,
-            "lies in the memory of one process, and workers are others",
-            "use a path or a store's URL",
-        )
     if ahead is not None:
         ahead.begin()  # if it has not been yet
     facts = ahead.taken() if ahead is not None else None

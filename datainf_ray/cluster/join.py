@@ -27,12 +27,8 @@ def join(config: ClusterConfig) -> bool:
     """
     if ray.is_initialized():
         return False
+    knock(config)
     address = address_of(config)
-    try:
-        _knock(address)
-    except OSError as error:
-        remedy = "give HOST:PORT of a cluster's head that is up, or no address for a local Ray"
-        raise RequestError("cluster.address", address, f"cannot be reached: {one_line(error)}", remedy) from None
     try:
         _init(address)
     except AuthenticationError as error:
@@ -50,11 +46,22 @@ def join(config: ClusterConfig) -> bool:
     return True
 
 
-def _knock(address: str | None) -> None:
-    """Raises `OSError` where nobody listens at an address: Ray would go on trying for many minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
+def knock(config: ClusterConfig) -> None:
+    """Raises `RequestError` where nobody listens at the cluster's address: Ray would go on trying for many minutes.
+
+    Where this process is in a Ray already there is nothing to look for.
+    """
+    address = address_of(config)
+    if ray.is_initialized() or not address or address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    remedy = "give HOST:PORT of a cluster's head that is up, or no address for a local Ray"
+    if not host or not port.isdigit():
+        raise RequestError("cluster.address", address, "is no address", remedy)
+    try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise RequestError("cluster.address", address, f"cannot be reached: {one_line(error)}", remedy) from None
 
 
 def address_of(config: ClusterConfig) -> str | None:

@@ -127,6 +127,8 @@ def store_of(url: str, options: Options) -> tuple[AbstractFileSystem, str]:
 
 def open_store(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str]:
     """The same as `store_of`. Raises `RequestError` that names `key`, under which the URL was given."""
+    if "\0" in url:
+        raise RequestError(key, url, "has a NUL in it, which no path has")
     protocols = re.findall(r"([\w.+-]+)://", url)  # several where URLs are chained: simplecache::s3://b/rows
     try:
         fs, path = store_of(url, options)
@@ -158,6 +160,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, StoreError):  # it was made here
         return one_line(error)
     text = one_line(error).partition(" RequestId:")[0]  # Azure's server goes on with the time and its answer's XML
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        text = "its name is too long"  # and stands before already
     if isinstance(error, FileNotFoundError) and error.strerror is None:  # gcsfs says no more than what it asked for
         return f"no such bucket or file: {text}"
     if (protocol := _denied(error)) is not None:

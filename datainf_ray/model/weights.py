@@ -180,7 +180,9 @@ def _shards(files: _Files) -> dict[str, list[str]]:
             f"its weights are pickled ({pickled[0]}), and loading a pickle runs what is in it",
             "save it again with safe_serialization=True",
         )
-    return {}  # under a name that its configuration says, or no weights: the worker's loader tells
+    if not any(name.endswith(".safetensors") for name in files.sizes):
+        raise _Wrong("it has no weights: there is no model.safetensors", "copy all of the model")
+    return {}  # under a name that its configuration says: the worker's loader tells
 
 
 def _header(files: _Files, name: str) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that t
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
 _START_SECONDS = 10.0  # Ray and a worker with its libraries; a large model takes longer
 _PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
+_DRIVER_BYTES = 560_000_000  # the driver with its libraries, in a process of its own
 _PLACE_BYTES = 14  # a place among a query's top rows, compressed, without its text
 
 
@@ -75,10 +76,11 @@ class Plan(BaseModel):
     workers: int = Field(description="that the estimate of the time is for")
     worker_bytes: int = Field(description="a worker's peak host memory, sums planned for 4 nodes of damping")
     device_bytes: int | None = Field(description="a worker's peak GPU memory, of all its GPUs; null on a CPU")
-    driver_bytes: int = Field(description="peak memory of the driver beyond Python and its libraries")
+    driver_bytes: int = Field(description="peak memory of the driver, Python and its libraries included")
     store_bytes: int = Field(description="in the object store at a time")
     store_room: int = Field(description="bytes that the object store has; Ray puts on disk what is more")
     output_bytes: int = Field(description="of the tables")
+    peak_output_bytes: int = Field(description="of the output while chunks' files and the parts made of them are there")
     output_parts: int = Field(description="files of examples/")
     index_bytes: int = Field(description="of the gradient index; 0 where none is written")
     flops: float = Field(description="floating-point operations of all sweeps")
@@ -126,6 +128,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     blocks = len(facts.blocks) if config.results.blocks else 0
     places = 2 * m * min(config.results.top_k, job.rows)
     output = job.rows * row_bytes(m, config.results.scores, blocks)
+    tables = int(output + places * _PLACE_BYTES + min(places, job.rows) * text_bytes(job))
     sampled = next((s.rows for s in sweeps if s.name in ("pilot", "moments")), 0)
     share = transport_share(job, room.gpus_per_worker, sizes.chunk_rows, len(sizes.groups))
     return Plan(
@@ -153,11 +156,16 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         worker_bytes=worker,
         device_bytes=device,
         # its part of the reduction, the queries' groups, the chunks it hands out, the top rows
-        driver_bytes=2 * min(state, 32 * 2**20) + 8 * job.corpora["queries"].rows + 500 * chunks + 300 * places,
+        driver_bytes=_DRIVER_BYTES
+        + 2 * min(state, 32 * 2**20)
+        + 8 * job.corpora["queries"].rows
+        + 500 * chunks
+        + 300 * places,
         # the queries, a chunk's sums from every worker and on every level of the tree, and what is kept
         store_bytes=int(2 * state + largest * (workers + math.log2(chunks) + 1)) + kept,
         store_room=room.store_bytes,
-        output_bytes=output + places * _PLACE_BYTES + min(places, job.rows) * text_bytes(job),
+        output_bytes=tables,
+        peak_output_bytes=tables + output,
         output_parts=max(1, min(output // PART_BYTES, chunks)),
         index_bytes=job.rows * (index_row_bytes(job) + text_bytes(job)) if config.index else 0,
         flops=flops,
@@ -266,7 +274,8 @@ def render(expected: Plan) -> str:
         + (f": {p.transport_why}" if p.transport_why else ""),
         "memory": f"{memory}, {byte_size(p.driver_bytes)} in the driver",
         "object store": f"{byte_size(p.store_bytes)} at a time, of {byte_size(p.store_room)}",
-        "output": f"{byte_size(p.output_bytes)} in {counted(p.output_parts, 'part')} at {p.output}",
+        "output": f"{byte_size(p.output_bytes)} in {counted(p.output_parts, 'part')}, up to "
+        f"{byte_size(p.peak_output_bytes)} while the parts are gathered, at {p.output}",
         "index": f"{byte_size(p.index_bytes)}" if p.index_bytes else "",
         "work": f"{p.flops:.2g} floating-point operations",
         "time": f"about {estimate(p.seconds)}: {p.assumption}",

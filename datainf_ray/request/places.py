@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.utils import glob_translate
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.storage import Options, reason, store_of
+from datainf_ray.common.storage import Options, open_store, reason
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.model.files import is_remote
@@ -52,7 +53,7 @@ class Place:
 
 def place_of(url: str, key: str, options: Options) -> Place:
     """The place that a path or an fsspec URL means; of a chained one the innermost, where the bytes are."""
-    fs, path = store_of(url.rpartition("::")[2], options)
+    fs, path = open_store(url.rpartition("::")[2], key, options)
     if isinstance(fs, LocalFileSystem):
         return Place(key, url, "file", os.path.realpath(path).rstrip("/"))
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
@@ -82,6 +83,10 @@ def check_places(
     its part of the configuration, the entries of a corpus' path and the corpus that they mean.
     """
     options = output.options
+    for directory in (output, *([index] if index is not None else [])):
+        if isinstance(directory.fs, MemoryFileSystem):
+            problem = "lies in the memory of one process, and workers are others"
+            raise RequestError(directory.key, directory.url, problem, "use a path or a store's URL")
     written = [place_of(output.url, output.key, options)]
     if index is not None:
         written.append(place_of(index.url, index.key, options))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.background import LocalDriver
+from datainf_ray.cluster.join import knock
 from datainf_ray.common.libraries import load_pandas, loading
 from datainf_ray.common.storage import AT_FIRST, failing, patience
 from datainf_ray.config import RunConfig, load_config, options_among
@@ -97,6 +98,7 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
 
 
 def _done(job: Job, progress: bool | str, ahead: Ahead) -> Run:
+    knock(job.config.cluster)  # before there is anything of a run
     with loading():
         from datainf_ray.session.execute import execute
         from datainf_ray.session.outcome import findings, require_scores
