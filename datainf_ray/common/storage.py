@@ -97,6 +97,9 @@ _patience: ContextVar[float] = ContextVar("patience", default=SECONDS)
 Options = Mapping[str, Mapping[str, Any]]  # by protocol: what fsspec's filesystem of that name is made with
 
 
+_AWAY = "the server cannot be reached: "
+
+
 class StoreError(OSError):
     """A storage library's own error that is no `OSError`, such as botocore's NoCredentialsError, on one line."""
 
@@ -167,8 +170,13 @@ def reason(error: BaseException) -> str:
     if (protocol := _denied(error)) is not None:
         return f"authentication failed: {text} (credentials come from storage_options.{protocol} or the environment)"
     if _out_of_reach(error):
-        return f"the server cannot be reached: {text}"
+        return f"{_AWAY}{text}"
     return f"{type(error).__name__} {text}" if isinstance(error, KeyError) else text
+
+
+def unreachable(error: BaseException) -> str:
+    """That a place cannot be reached, and why."""
+    return f"cannot be reached: {reason(error).removeprefix(_AWAY)}"
 
 
 def _denied(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.utils import glob_translate
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.storage import Options, open_store, reason
+from datainf_ray.common.storage import Options, open_store, unreachable
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.model.files import is_remote
@@ -150,7 +150,11 @@ def _ours_or_empty(directory: RunDirectory, mark: str, what: str) -> None:
     try:
         there = [] if directory.exists(mark) else directory.entries()
     except Exception as error:  # every storage library has its own classes
-        raise RequestError(directory.key, directory.url, f"cannot be reached: {reason(error)}") from None
+        raise RequestError(
+            directory.key,
+            directory.url,
+            unreachable(error),
+        ) from None
     others = [name for name in there if not name.startswith(".")]
     if others:
         named = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")

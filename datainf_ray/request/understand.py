@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.storage import reason
+from datainf_ray.common.storage import unreachable
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.model.files import adapter_folder
@@ -31,7 +31,11 @@ def begun(directory: RunDirectory) -> bool:
     try:
         return directory.exists("run.json")
     except Exception as error:  # every storage library has its own classes
-        raise RequestError(directory.key, directory.url, f"cannot be reached: {reason(error)}") from None
+        raise RequestError(
+            directory.key,
+            directory.url,
+            unreachable(error),
+        ) from None
 
 
 def understand(config: RunConfig) -> Request:

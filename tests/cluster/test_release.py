@@ -64,7 +64,7 @@ def interrupt(*values):
 
 def hold(*values):
     theirs.append(ray.put("a session's own"))
-    consolidate(*values)
+    return consolidate(*values)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 gc.disable()

@@ -21,6 +21,7 @@ import os, signal, sys
 from datainf_ray.cluster.lifelines import Lifelines
 from datainf_ray.cluster.witness import Witness
 from datainf_ray.common.leaving import leaving_by
+from datainf_ray.config import load_config
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.record import RunRecord, write_record
@@ -28,7 +29,8 @@ from datainf_ray.runs.record import RunRecord, write_record
 directory = RunDirectory(sys.argv[1])
 lease = Lease(directory)
 with leaving_by(print), lease:
-    write_record(lease, RunRecord(state="running", config={}))
+    asked = {"model": {"base": "b", "adapter": "a"}, "train": {"path": "t"}, "queries": {"path": "q"}, "output": "o"}
+    write_record(lease, RunRecord(state="running", config=load_config(asked).model_dump(mode="json")))
     with Witness(directory, lease.owner) as witness:
         print("at work", file=sys.stderr, flush=True)
         %s

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,18 @@ def test_a_run_with_credentials_in_its_configuration(tmp_path: Path, tiny_llama:
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray:
         environment = bare | {"DATAINF_CACHE": str(tmp_path / "cache"), "RAY_TMPDIR": ray}
         command = [*COMMAND, "run", str(tmp_path / "c.yaml")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        seen: dict[Path, bytes] = {}
+        while process.poll() is None:  # when it ends well its logs are removed
+            time.sleep(0.1)
+            for folder, _, names in os.walk(ray):
+                for file in [Path(folder, name) for name in names if "logs" in Path(folder).parts]:
+                    with suppress(OSError):  # gone, or a socket
+                        seen[file] = file.read_bytes()
+        out, err = process.communicate()
+        done = subprocess.CompletedProcess(command, process.returncode, out, err)
         assert done.returncode == 0, done.stderr
-        logs = [p.read_bytes() for p in Path(ray).rglob("*") if p.is_file() and "logs" in p.parts]
+        logs = list(seen.values())
         assert len(logs) > 10
     wrong = [*command, "--set", "train.path=s3://absent/*.jsonl"]
     refused = subprocess.run(wrong, env=environment, capture_output=True, text=True, timeout=100)

@@ -129,7 +129,7 @@ def test_files_that_spark_has_put_into_a_folder_with_a_files_name_are_read(
 
     rows = rows_of(tmp_path).rename(tmp_path / "rows.jsonl")
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
-    for path in (rows, tmp_path / "rows.*/*", tmp_path / "r*/**"):
+    for path in (rows, tmp_path / "rows.*/*", tmp_path / "ro*/**"):
         assert plan(config, **{"train.path": str(path)}).rows == 40
 
 
