@@ -1,9 +1,13 @@
-"""Local paths that are opened only where they are files: a pipe waits for a writer, a device may have no end."""
+"""Local paths that can be used: files and directories alone, since a pipe waits for a writer and a device may have no
+end; and names that all libraries take.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
+
+import fsspec
 
 from datainf_ray.common.errors import RequestError
 
@@ -36,3 +40,19 @@ def regular(path: str, key: str) -> None:
     what = next((name for test, name in _KINDS if test(mode)), None)
     if what is not None:
         raise RequestError(key, path, f"is {what}, not a file", _REMEDY)
+
+
+def nameable(url: str, key: str) -> None:
+    """Raises `RequestError` naming `key` where a path or URL has a name that not every library can take.
+
+    Bytes that are not UTF-8, which Python has as halves of surrogate pairs, stand in no table. And `::` in a path joins
+    URLs for fsspec, which would read and write at the path before it.
+    """
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        shown = url.encode(errors="backslashreplace").decode()
+        raise RequestError(key, shown, "has a name that is not UTF-8", "rename it") from None
+    *outer, _ = url.split("::")
+    if any("://" not in part and part not in fsspec.available_protocols() for part in outer):
+        raise RequestError(key, url, "has '::' in a path, which joins URLs", "rename it")

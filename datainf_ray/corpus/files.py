@@ -12,6 +12,7 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -27,7 +28,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.redaction import redacted
-from datainf_ray.common.regular import local_path, regular
+from datainf_ray.common.regular import local_path, nameable, regular
 from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
 
 #: File name suffix: format.
@@ -104,6 +105,7 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
 
 
 def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
+    nameable(entry, key)
     if (local := local_path(entry)) is not None:
         regular(local, key)  # before the store is opened: an archive's is by looking into it
     fs, path = open_store(entry, key, options)
@@ -116,29 +118,30 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
         info = None
     if info is not None and info["type"] == "directory":
         infos = {p: info for p, info in fs.find(path, detail=True).items() if not _hidden(_below(p, path))}
-        infos = {p: info for p, info in infos.items() if _kind(p) is not None}
+        infos = {p: info for p, info in infos.items() if _kind(fs, p) is not None}
         directory = path
     elif info is not None:
         infos = {path: info}
         directory = fs._parent(path)
     elif glob:
-        matched = {p: info for p, info in fs.glob(path, detail=True).items() if not _hidden(_last(p))}
+        pattern, directory = _pattern(fs, path)
+        matched = {p: info for p, info in fs.glob(pattern, detail=True).items() if not _hidden(_last(p))}
         infos = {p: info for p, info in matched.items() if info.get("type") != "directory"}
         for p in matched.keys() - infos.keys():  # as Spark makes them
-            if _kind(p) is not None and not any(other.startswith(f"{p.rstrip('/')}/") for other in infos):
+            if _kind(fs, p) is not None and not any(other.startswith(f"{p.rstrip('/')}/") for other in infos):
                 raise RequestError(
                     key, p, "is a directory with a file's name", "add /* to the pattern to read its files"
                 )
         if not infos:
             only = "it matches only directories" if matched else "no file matches"
             raise RequestError(key, entry, only)
-        directory = _static(path)
     else:
         raise RequestError(key, entry, "no such file or directory")
     for p in sorted(infos):
         if isinstance(fs, LocalFileSystem):
+            nameable(p, key)
             regular(p, key)
-        kind = _kind(p)
+        kind = _kind(fs, p)
         if kind is None:
             raise RequestError(key, p, "unknown kind of file", f"known are {_known()}")
         size = int(infos[p].get("size") or 0)
@@ -211,9 +214,11 @@ _DECOMPRESS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _kind(path: str) -> tuple[str, str | None] | None:
+def _kind(fs: AbstractFileSystem, path: str) -> tuple[str, str | None] | None:
     """Format and compression that a file's name stands for; None where it is not a data file's."""
-    name = _last(path).partition("?")[0].lower()
+    name = _last(path).lower()
+    if not isinstance(fs, LocalFileSystem):
+        name = name.partition("?")[0]  # an address may be signed
     compression = next((codec for suffix, codec in COMPRESSIONS.items() if name.endswith(suffix)), None)
     if compression is not None:
         name = name.rpartition(".")[0]
@@ -250,11 +255,18 @@ def _url(entry: str, fs: AbstractFileSystem, path: str, options: Options) -> str
     return str(fs.unstrip_protocol(path))
 
 
-def _static(pattern: str) -> str:
-    """The directory of a glob: all that stands before its first part with a wildcard."""
-    parts = pattern.split("/")
-    first = next(i for i, part in enumerate(parts) if any(c in part for c in _MAGIC))
-    return "/".join(parts[:first])
+def _pattern(fs: AbstractFileSystem, path: str) -> tuple[str, str]:
+    """A glob as fsspec takes it, and the directory that stands before its first part with a wildcard.
+
+    On this machine a directory that is there by a name with a wildcard, such as `[v2]`, is meant as it stands.
+    """
+    parts = path.split("/")
+    for k, part in enumerate(parts):
+        if any(c in part for c in _MAGIC):
+            directory = "/".join(parts[:k])
+            if not (isinstance(fs, LocalFileSystem) and k < len(parts) - 1 and fs.isdir(f"{directory}/{part}")):
+                return "/".join([*(re.sub(r"([*?[])", r"[\1]", part) for part in parts[:k]), *parts[k:]]), directory
+    return path, "/".join(parts[:-1])
 
 
 def _below(path: str, directory: str) -> str:

@@ -17,15 +17,16 @@ import pyarrow as pa
 import torch
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.common.regular import nameable
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
-from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from datainf_ray.influence.folds import Statistics
 from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
+from datainf_ray.request.groups import query_groups
 from datainf_ray.request.identity import base_digest, folder_digest, settings
 from datainf_ray.request.output import check_output
 from datainf_ray.request.places import check_places, model_places, place_of
@@ -38,9 +39,6 @@ from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
 from datainf_ray.tasks.register import own_code, task_of
 from datainf_ray.tasks.task import Task
-
-_PORTION = 4096  # rows of the queries that are read at a time to group them
-
 
 Source = Literal["backward", "index"]  #: where the gradients of training rows come from
 
@@ -269,6 +267,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = request.config, request.corpora
     _check_method(config)
+    _check_places(config)
     task = task_of(config.model)
     facts = inspect_model(config.model, task, config.storage_options)
     tokenizer = load_tokenizer(config.model, config.storage_options)
@@ -276,7 +275,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
         examples[name] = _first(config, name, corpus, facts, tokenizer)
-    groups, names = _groups(config, corpora["queries"])
+    groups, names = query_groups(config, corpora["queries"])
     job = Job(config, request.directory, facts, corpora, examples, groups, names)
     if writable:
         job.check_output()
@@ -288,6 +287,13 @@ def _check_method(config: RunConfig) -> None:
     asked = config.method
     if asked.curvature_rows is not None and not method_named(asked.name).damped:
         raise RequestError("method.curvature_rows", asked.curvature_rows, f"{asked.name} has no curvature", "use null")
+
+
+def _check_places(config: RunConfig) -> None:
+    """What is written must be where the user thinks that it is."""
+    for key, place in (("output", config.output), ("index", config.index)):
+        if isinstance(place, str):
+            nameable(place, key)
 
 
 def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = lambda: None) -> IndexJob:
@@ -310,6 +316,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if method_named(config.method.name).damped and index.damping is None:
         name = run.config["method"]["name"]
         raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")
+    _check_places(config)
     directory = RunDirectory(config.output, options=options)
     config = absolute(config)
     task = task_of(config.model)
@@ -325,7 +332,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     tokenizer = load_tokenizer(config.model, options)
     task.check(queries, facts.task, "queries")
     examples = {"queries": _first(config, "queries", queries, facts, tokenizer)}
-    groups, names = _groups(config, queries)
+    groups, names = query_groups(config, queries)
     job = IndexJob(
         config,
         directory,
@@ -363,23 +370,3 @@ def _first(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, toke
     """Rows of one of the two corpora, as the model would see them. Raises `RequestError` where none can be used."""
     encoder = encoder_for(config, name, corpus, facts, tokenizer)
     return first_examples(encoder, corpus, config.train if name == "train" else config.queries, name)
-
-
-def _groups(config: RunConfig, corpus: Corpus) -> tuple[np.ndarray, list[str] | None]:
-    """For every query row its query's number, and the queries' names where they are not the rows' own."""
-    group = config.queries.group
-    if group is None:
-        return np.arange(corpus.rows), None
-    if group == "all":
-        return np.zeros(corpus.rows, dtype=np.int64), ["all"]
-    numbers: dict[str, int] = {}
-    reader = RowReader(corpus)
-    try:
-        groups = [
-            numbers.setdefault("null" if row.group is None else row.group, len(numbers))
-            for chunk in corpus.chunks(_PORTION)
-            for row in reader.read(chunk)
-        ]
-    finally:
-        reader.close()
-    return np.array(groups, dtype=np.int64), list(numbers)
