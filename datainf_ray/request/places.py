@@ -149,6 +149,8 @@ def _ours_or_empty(directory: RunDirectory, mark: str, what: str) -> None:
     """What lies there is a run (an index) of ours, or nothing but hidden files."""
     try:
         there = [] if directory.exists(mark) else directory.entries()
+    except NotADirectoryError:  # it cannot be written either, which is told when it is tried
+        there = []
     except Exception as error:  # every storage library has its own classes
         raise RequestError(
             directory.key,

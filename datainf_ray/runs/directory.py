@@ -281,7 +281,10 @@ class RunDirectory:
                 # harm when they have the same content, as those of one chunk do.
                 if not os.path.exists(target):
                     os.replace(temporary, target)
-        return self.read(name) == data
+        try:
+            return self.read(name) == data
+        except FileNotFoundError:  # taken away this moment, by whoever had made it
+            return self._commit_local(name, data)
 
     def _commit_remote(self, name: str, data: bytes) -> bool:
         """Stores differ in what they raise when the file exists, and a lost answer looks like a failure: so look."""

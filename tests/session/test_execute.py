@@ -34,14 +34,14 @@ class Ended(Silent):
 
 
 class Watched(RunDirectory):
-    """A driver elsewhere is at work here. When it is looked at for the second time it has ended."""
+    """A driver elsewhere is at work here. When it is looked at for the third time it has ended."""
 
     looks = 0
     last: dict[str, Any]  # its last run.json
 
     def read(self, name: str) -> bytes:
         self.looks += name == DRIVER_FILE
-        if name == DRIVER_FILE and self.looks == 2:
+        if name == DRIVER_FILE and self.looks == 3:
             self.write_json("run.json", self.last)
             self.remove(DRIVER_FILE)
         return super().read(name)
