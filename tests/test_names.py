@@ -79,6 +79,8 @@ def test_a_directory_that_has_a_wildcard_for_a_name_is_meant_as_it_stands(
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
     for pattern in ("deep/*.jsonl", "*/a.jsonl", "**", "deep/a.jsonl"):
         assert plan(config, **{"train.path": str(tmp_path / name / pattern)}).rows == 40
+    with pytest.raises(RequestError, match=r"^output: .*lies inside train\.path"):
+        plan(config, **{"train.path": str(tmp_path / name), "output": str(tmp_path / name / "run")})
 
 
 @pytest.mark.parametrize("key", ["train.path", "queries.path", "output", "index"])

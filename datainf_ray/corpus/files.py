@@ -124,7 +124,7 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
         infos = {path: info}
         directory = fs._parent(path)
     elif glob:
-        pattern, directory = _pattern(fs, path)
+        pattern, directory = glob_of(fs, path)
         matched = {p: info for p, info in fs.glob(pattern, detail=True).items() if not _hidden(_last(p))}
         infos = {p: info for p, info in matched.items() if info.get("type") != "directory"}
         for p in matched.keys() - infos.keys():  # as Spark makes them
@@ -255,7 +255,7 @@ def _url(entry: str, fs: AbstractFileSystem, path: str, options: Options) -> str
     return str(fs.unstrip_protocol(path))
 
 
-def _pattern(fs: AbstractFileSystem, path: str) -> tuple[str, str]:
+def glob_of(fs: AbstractFileSystem, path: str) -> tuple[str, str]:
     """A glob as fsspec takes it, and the directory that stands before its first part with a wildcard.
 
     On this machine a directory that is there by a name with a wildcard, such as `[v2]`, is meant as it stands.

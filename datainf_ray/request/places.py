@@ -20,6 +20,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options, open_store, unreachable
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
+from datainf_ray.corpus.files import glob_of
 from datainf_ray.model.files import is_remote
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import INDEX, claimed
@@ -136,10 +137,11 @@ def _check_rows(place: Place, key: str, entries: Sequence[str], corpus: Corpus, 
         where = place_of(entry, key, options)
         if (where.store, where.path) in single:
             continue
-        if not _MAGIC.search(where.path):
+        fs, _ = open_store(entry.rpartition("::")[2], key, options)
+        if not _MAGIC.search(where.path) or (where.store == "file" and os.path.isdir(where.path)):
             _apart(place, where)
         elif where.store == place.store:
-            pattern = re.compile(glob_translate(where.path))
+            pattern = re.compile(glob_translate(glob_of(fs, where.path)[0]))
             if any(pattern.match(f"{place.path}/{name}") for name in _WRITTEN):
                 how = f"its files would be taken for rows: {key} is {entry}"
                 raise RequestError(place.key, place.url, how, f"use another {place.key}, or a narrower pattern")
