@@ -20,7 +20,8 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.plain_yaml import MOST_CHARACTERS, PlainYAMLError, read_yaml
 from datainf_ray.common.possible import below, kinds, possible
 from datainf_ray.common.redaction import keep_secret, names_secret
-from datainf_ray.common.storage import Options, only_regular, reason, store_of
+from datainf_ray.common.regular import local_path, regular
+from datainf_ray.common.storage import Options, reason, store_of
 from datainf_ray.common.words import meant
 from datainf_ray.influence.register import NAMES as METHODS
 
@@ -271,6 +272,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise RequestError("--set", text, "is not KEY=VALUE", "an example is --set cluster.max_workers=2")
     try:
         return key.strip(), read_yaml(value)
+    except RequestError:
+        raise
     except PlainYAMLError as error:
         secret = key.strip().startswith("storage_options")
         raise RequestError("--set", key if secret else text, error.told(secret), error.remedy) from None
@@ -280,11 +283,14 @@ def _read(file: str, options: Options) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
     text = ""
     try:
+        if (local := local_path(file)) is not None:
+            regular(local, "config")
         fs, path = store_of(file, options)
-        only_regular(fs, path)
         with fs.open(path, "rt", encoding="utf-8") as opened:
             text = opened.read(MOST_CHARACTERS + 1)
         tree = read_yaml(text)
+    except RequestError:
+        raise
     except PlainYAMLError as error:
         line = text.splitlines()[error.line - 1 :][:1] if error.line is not None else []
         secret = any(map(names_secret, line))

@@ -247,5 +247,5 @@ def test_only_a_file_is_read_as_a_configuration(what: str, tmp_path: Path) -> No
         place.symlink_to("/dev/zero" if what == "device" else tmp_path / "nowhere")
     with pytest.raises(RequestError) as caught:
         load_config(place)
-    said = {"link": "no such configuration file", "folder": "cannot be read: "}
-    assert str(caught.value).startswith(f"config: {place}: {said.get(what, 'cannot be read: ')}")
+    said = {"link": "no such configuration file", "folder": "cannot be read: ", "pipe": "is a pipe, not a file"}
+    assert str(caught.value).startswith(f"config: {place}: {said.get(what, 'is a device, not a file')}")

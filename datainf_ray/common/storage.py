@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ import fsspec
 import tenacity
 from fsspec import AbstractFileSystem
 from fsspec.config import apply_config
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from datainf_ray.common.errors import RequestError, RunFailedError, one_line
@@ -149,13 +147,6 @@ def open_store(url: str, key: str, options: Options) -> tuple[AbstractFileSystem
             key, url, f"cannot be opened: {reason(error)}", f"credentials: {given} or the environment"
         ) from None
     return fs, path
-
-
-def only_regular(fs: AbstractFileSystem, path: str) -> None:
-    """Raises `OSError` where a local path is a pipe or a device, which would be read without end."""
-    if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
-        what = "a directory" if os.path.isdir(path) else "neither a file nor a directory"
-        raise OSError(errno.EINVAL, f"it is {what}", path)
 
 
 def reason(error: BaseException) -> str:
