@@ -28,6 +28,7 @@ from datainf_ray.model.files import local_folder
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import matrix
 from tests import stores, tiny
+from tests.logs import logged
 from tests.runs.test_directory import (  # noqa: F401 - what a run directory promises, here with the `directory` below
     test_a_folder_is_removed_whole_and_alone,
     test_a_missing_file_is_a_file_not_found_error,
@@ -184,9 +185,9 @@ def test_a_run_with_credentials_in_its_configuration_tells_them_to_nobody(scene:
     # a short path: Ray puts sockets there
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray:
         process = scene.start(config, {"RAY_TMPDIR": ray})
-        said = "".join(process.communicate(timeout=250))
+        out, err, logs = logged(process, ray)
+        said = out + err
         assert process.returncode == 0, said
-        logs = [p.read_bytes() for p in Path(ray).rglob("*") if p.is_file() and "logs" in p.parts]
         assert len(logs) > 10
     written = scene.files("given-options")
     assert scene.tables("given-options") == scene.here

@@ -7,8 +7,6 @@ import os
 import re
 import subprocess
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.redaction import HIDDEN, redacted, redacted_tree
 from datainf_ray.config import load_config
 from tests import tiny
+from tests.logs import logged
 from tests.runs_of import COMMAND
 
 SECRET = "wJalrXUtnFEMI-K7MDENG"
@@ -82,17 +81,9 @@ def test_a_run_with_credentials_in_its_configuration(tmp_path: Path, tiny_llama:
         environment = bare | {"DATAINF_CACHE": str(tmp_path / "cache"), "RAY_TMPDIR": ray}
         command = [*COMMAND, "run", str(tmp_path / "c.yaml")]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        seen: dict[Path, bytes] = {}
-        while process.poll() is None:  # when it ends well its logs are removed
-            time.sleep(0.1)
-            for folder, _, names in os.walk(ray):
-                for file in [Path(folder, name) for name in names if "logs" in Path(folder).parts]:
-                    with suppress(OSError):  # gone, or a socket
-                        seen[file] = file.read_bytes()
-        out, err = process.communicate()
+        out, err, logs = logged(process, ray)
         done = subprocess.CompletedProcess(command, process.returncode, out, err)
         assert done.returncode == 0, done.stderr
-        logs = list(seen.values())
         assert len(logs) > 10
     wrong = [*command, "--set", "train.path=s3://absent/*.jsonl"]
     refused = subprocess.run(wrong, env=environment, capture_output=True, text=True, timeout=100)
