@@ -24,12 +24,14 @@ from datainf_ray.planning.estimate import (
     weight_bytes,
 )
 from datainf_ray.planning.guess import guess_room
+from datainf_ray.planning.overhead import overhead_seconds
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
     PLANNED_NODES,
     SHARE,
     Sizes,
     choose_chunk_rows,
+    choose_query_rows,
     choose_sizes,
     expected_batch_tokens,
     nodes_of,
@@ -44,7 +46,8 @@ _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that t
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
 _START_SECONDS = 10.0  # Ray and a worker with its libraries; a large model takes longer
 _PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
-_DRIVER_BYTES = 560_000_000  # the driver with its libraries, in a process of its own
+_DRIVER_BYTES = 650_000_000  # a driver with its libraries, seen on four small runs; what it holds comes on top
+_CHUNK_FILE_BYTES = 5000  # of a chunk's file beside its rows: schema, checksum, places and text
 _PLACE_BYTES = 14  # a place among a query's top rows, compressed, without its text
 
 
@@ -76,11 +79,11 @@ class Plan(BaseModel):
     workers: int = Field(description="that the estimate of the time is for")
     worker_bytes: int = Field(description="a worker's peak host memory, sums planned for 4 nodes of damping")
     device_bytes: int | None = Field(description="a worker's peak GPU memory, of all its GPUs; null on a CPU")
-    driver_bytes: int = Field(description="peak memory of the driver, Python and its libraries included")
+    driver_bytes: int = Field(description="peak memory of the driver, with Python and its libraries")
     store_bytes: int = Field(description="in the object store at a time")
     store_room: int = Field(description="bytes that the object store has; Ray puts on disk what is more")
     output_bytes: int = Field(description="of the tables")
-    peak_output_bytes: int = Field(description="of the output while chunks' files and the parts made of them are there")
+    peak_output_bytes: int = Field(description="on disk before the end: the chunks' scores, and the parts made of them")
     output_parts: int = Field(description="files of examples/")
     index_bytes: int = Field(description="of the gradient index; 0 where none is written")
     flops: float = Field(description="floating-point operations of all sweeps")
@@ -116,9 +119,10 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     else:
         rate = _cpu_flops(config.cluster.cpus_per_worker)
         said = f"{rate / 1e9:.0f} Gflop/s, half of what a matrix product reaches on this CPU"
-    reading = 4 * facts.parameters * sum(s.rows for s in sweeps if not s.backward and s.name != "queries") / _READ_RATE
+    reading = 4 * facts.parameters * sum(s.rows for s in sweeps if not s.backward) / _READ_RATE
     uneven = math.ceil(chunks / workers) * workers / chunks  # the last round leaves workers idle
-    seconds = (flops / rate + reading + chunks * transport_seconds(job)) * uneven / workers
+    own = _overhead(job, sizes, sweeps, room) if calibration is None else 0.0  # it is in the measured rate
+    seconds = (flops / rate + own + reading + chunks * transport_seconds(job)) * uneven / workers
     seconds += calibration.start_seconds if calibration is not None else _START_SECONDS
 
     worker, device = _memory(job, sizes, room, calibration)
@@ -128,8 +132,8 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     blocks = len(facts.blocks) if config.results.blocks else 0
     places = 2 * m * min(config.results.top_k, job.rows)
     output = job.rows * row_bytes(m, config.results.scores, blocks)
-    tables = int(output + places * _PLACE_BYTES + min(places, job.rows) * text_bytes(job))
     sampled = next((s.rows for s in sweeps if s.name in ("pilot", "moments")), 0)
+    tables = output + places * _PLACE_BYTES + min(places, job.rows) * text_bytes(job)
     share = transport_share(job, room.gpus_per_worker, sizes.chunk_rows, len(sizes.groups))
     return Plan(
         rows=job.rows,
@@ -165,7 +169,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         store_bytes=int(2 * state + largest * (workers + math.log2(chunks) + 1)) + kept,
         store_room=room.store_bytes,
         output_bytes=tables,
-        peak_output_bytes=tables + output,
+        peak_output_bytes=tables + output + chunks * _CHUNK_FILE_BYTES + 2 * state,
         output_parts=max(1, min(output // PART_BYTES, chunks)),
         index_bytes=job.rows * (index_row_bytes(job) + text_bytes(job)) if config.index else 0,
         flops=flops,
@@ -173,6 +177,18 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         assumption=f"{counted(workers, 'worker')} at {said}{assumed}",
         output=job.directory.url,
     )
+
+
+def _overhead(job: Job, sizes: Sizes, sweeps: list[_SweepCost], room: Room) -> float:
+    """Seconds of all sweeps that are no arithmetic, for one worker."""
+    chunk_rows = {"train": sizes.chunk_rows, "queries": choose_query_rows(job, sizes.chunk_rows)}
+    on_gpu, total = room.device_bytes is not None, 0.0
+    for sweep in sweeps:
+        corpus, rows = ("train", sweep.rows) if sweep.name != "queries" else ("queries", job.corpora["queries"].rows)
+        total += overhead_seconds(
+            job, corpus, rows, chunk_rows[corpus], sizes.batch_tokens, backward=sweep.backward, on_gpu=on_gpu
+        )
+    return total
 
 
 @dataclass(frozen=True)
@@ -185,7 +201,7 @@ class _SweepCost:
 
 def _sweeps(job: Job, sizes: Sizes) -> list[_SweepCost]:
     """The sweeps of a run, in order: the method's own, behind the one over the queries."""
-    planned = [_SweepCost("queries", 0, False, 0.0)]
+    planned = [_SweepCost("queries", 0, True, 0.0)]  # its rows are of another corpus
     kept = False
     for sweep in job.method.sweeps(job.extent(sizes.groups)):
         operations = 2.0 * sweep.products * sweep.rows * sweep.queries * job.facts.parameters
@@ -274,8 +290,8 @@ def render(expected: Plan) -> str:
         + (f": {p.transport_why}" if p.transport_why else ""),
         "memory": f"{memory}, {byte_size(p.driver_bytes)} in the driver",
         "object store": f"{byte_size(p.store_bytes)} at a time, of {byte_size(p.store_room)}",
-        "output": f"{byte_size(p.output_bytes)} in {counted(p.output_parts, 'part')}, up to "
-        f"{byte_size(p.peak_output_bytes)} while the parts are gathered, at {p.output}",
+        "output": f"{byte_size(p.output_bytes)} in {counted(p.output_parts, 'part')} at {p.output}; up to "
+        f"{byte_size(p.peak_output_bytes)} before the end, while chunks and parts are both there",
         "index": f"{byte_size(p.index_bytes)}" if p.index_bytes else "",
         "work": f"{p.flops:.2g} floating-point operations",
         "time": f"about {estimate(p.seconds)}: {p.assumption}",
