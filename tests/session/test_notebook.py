@@ -144,8 +144,12 @@ def test_a_kernel_that_is_interrupted_and_then_killed(
         for agent in agents:
             agent.kill()
     left = datainf_ray.open_run(str(tmp_path / "second"))
-    assert left.state == "running"  # nobody was left to say anything else
-    with pytest.raises(RunFailedError, match="its driver is gone; run it again to go on"):
+    deadline = time.monotonic() + 60
+    while left.state == "running":  # until its witness has said that it was interrupted
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert left.state == "interrupted"
+    with pytest.raises(RunFailedError, match=r"was ended from outside .*; run it again to go on"):
         left.wait(30, progress=False)
 
     request.getfixturevalue("local_ray")  # not before: if it is not up yet, kernels have the machine for themselves
