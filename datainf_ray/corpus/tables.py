@@ -97,6 +97,8 @@ class TableSource:
             self._batch = next(self._batches, None)
             if self._batch is None:
                 raise changed(self._file, f"ends before row {row}")
+            if self._file.format == "arrow":
+                _check(self._batch.select(self._columns))
         return self._batch
 
     def _decode(self, group: int) -> Iterator[pa.RecordBatch]:
@@ -115,6 +117,32 @@ def _is_ipc_file(source: pa.NativeFile) -> bool:
     magic = source.read(len(_FILE_MAGIC))
     source.seek(0)
     return bool(magic == _FILE_MAGIC)
+
+
+def _check(batch: pa.RecordBatch) -> None:
+    """Raises ArrowInvalid where the batch points outside its own memory: Arrow's files hold offsets as they are used.
+
+    Text that is not UTF-8 is no such mistake, so text is looked at as bytes.
+    """
+    for column in batch.columns:
+        column.validate()
+        column.view(_as_bytes(column.type)).validate(full=True)
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The same type with bytes in place of text, at any depth."""
+    plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    if pa.types.is_list(kind):
+        return pa.list_(_field(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_field(kind.value_field))
+    if pa.types.is_struct(kind):
+        return pa.struct([_field(field) for field in kind])
+    return plain.get(kind, kind)
+
+
+def _field(field: pa.Field) -> pa.Field:
+    return field.with_type(_as_bytes(field.type))
 
 
 def _parse(batch: pa.RecordBatch) -> Iterator[Parsed]:

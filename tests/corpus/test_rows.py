@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import struct
 from pathlib import Path
 
 import fsspec
@@ -298,3 +299,30 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path):
     )
     path.write_bytes(content)
     assert [row.fields["text"] for row in read(corpus)] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.ipc"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_arrow_batch_that_points_outside_its_memory(tmp_path: Path, name: str, nested: bool) -> None:
+    """One flipped bit in an offset would end the process, or give another row's text."""
+    batches, old, new = [], [], []
+    for size, spoilt in ((11, None), (12, 99), (13, 1 << 30)):
+        texts = ["a" * size, "ünï".encode("latin-1"), "c" * size]
+        text = pa.array(texts, pa.binary()).cast(pa.string(), safe=False)
+        column = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), text) if nested else text
+        batches.append(pa.record_batch([column], names=["messages" if nested else "text"]))
+        old.append(struct.pack("<4i", 0, size, size + 3, 2 * size + 3))
+        new.append(struct.pack("<4i", 0, spoilt or size, size + 3, 2 * size + 3))
+    make = pa.ipc.new_file if name == "a.arrow" else pa.ipc.new_stream
+    with make(str(tmp_path / name), batches[0].schema) as sink:
+        for batch in batches:
+            sink.write_batch(batch)
+    content = (tmp_path / name).read_bytes()
+    for before, after in zip(old, new, strict=True):
+        assert content.count(before) == 1
+        content = content.replace(before, after)
+    (tmp_path / name).write_bytes(content)
+    problems = [row.problem or "" for row in read(plan(str(tmp_path / name)))]
+    assert problems[:3] == ["", f"{'messages' if nested else 'text'} is not UTF-8", ""]
+    assert len(problems) == 9
+    assert all(problem.startswith("cannot be decoded: ") for problem in problems[3:])
