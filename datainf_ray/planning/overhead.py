@@ -1,7 +1,7 @@
 """What a run spends beside arithmetic: Python, hooks and small kernels for every chunk, batch, block and row.
 
 It is what tiny models are bound by. The constants are CPU time of one core of a Xeon, seen with Llama, GPT-2, BERT and
-T5 of width 32, of 2 to 12 layers (4 to 50 blocks), in batches of 1 to 21 rows of 12 tokens: within a fifth of each.
+T5 of width 32, of 2 to 12 layers (4 to 50 blocks), in batches of 1 to 21 rows of 12 tokens; fitted by hand.
 """
 
 from __future__ import annotations
