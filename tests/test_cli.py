@@ -11,9 +11,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from datainf_ray import cli
 from tests import tiny
-from tests.runs_of import COMMAND
+from tests.runs_of import COMMAND, status_of
 
 
 @pytest.fixture
@@ -21,13 +20,6 @@ def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> Path:
     path = tmp_path / "attribute.yaml"
     path.write_text(yaml.safe_dump(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")))
     return path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["datainf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
 
 
 def change_adapter(folder: Path, **keys: Any) -> None:
@@ -87,7 +79,7 @@ def test_a_wrong_request_is_one_line_before_anything_starts(
     if spoil is not None:
         spoil(config.parent)
     monkeypatch.setattr("datainf_ray.session.execute.connected", lambda *a: pytest.fail("the cluster was asked for"))
-    status = run(monkeypatch, "run", config, *(f"--set={a}" for a in assignments))
+    status = status_of(monkeypatch, "run", config, *(f"--set={a}" for a in assignments))
     captured = capsys.readouterr()
     last = captured.err.strip().splitlines()
     assert status == 2, captured.err
@@ -105,7 +97,7 @@ def test_a_label_out_of_range_is_a_wrong_request(
     tiny.write_rows(tmp_path / "queries.jsonl", 3, 2, labels=3)
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(tiny.configuration(tmp_path, model, tmp_path / "run")))
-    assert run(monkeypatch, "run", path) == 2
+    assert status_of(monkeypatch, "run", path) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "train.columns.label" in error
     assert "label 3 is not in 0..2" in error
@@ -115,14 +107,14 @@ def test_a_label_out_of_range_is_a_wrong_request(
 def test_no_configuration_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "run", tmp_path / "none.yaml") == 2
+    assert status_of(monkeypatch, "run", tmp_path / "none.yaml") == 2
     assert "no such configuration file" in capsys.readouterr().err
 
 
 def test_plan_counts_and_starts_nothing(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "plan", config, "--json") == 0
+    assert status_of(monkeypatch, "plan", config, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["rows"], plan["queries"], plan["chunks"], plan["blocks"]) == (40, 4, 5, 8)
     assert plan["sweeps"] == ["queries", "pilot", "curvature", "scores"]
@@ -130,7 +122,7 @@ def test_plan_counts_and_starts_nothing(
     assert plan["tokens"] > 40 * 4
     assert plan["worker_bytes"] > 4 * plan["base_parameters"]
     assert not (config.parent / "run").exists()
-    assert run(monkeypatch, "plan", config) == 0
+    assert status_of(monkeypatch, "plan", config) == 0
     assert "40, about" in capsys.readouterr().out
 
 
@@ -138,27 +130,27 @@ def test_plan_counts_and_starts_nothing(
 @pytest.mark.usefixtures("local_ray")
 def test_run_top_and_report(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     where = config.parent / "run"
-    assert run(monkeypatch, "run", config) == 0
+    assert status_of(monkeypatch, "run", config) == 0
     said = capsys.readouterr().err
     assert "40 rows scored" in said
     assert "most harmful to query row-0" in said
-    assert run(monkeypatch, "run", config, "--set", "cluster.max_workers=2") == 0
+    assert status_of(monkeypatch, "run", config, "--set", "cluster.max_workers=2") == 0
     assert "already done" in capsys.readouterr().err
-    assert run(monkeypatch, "run", config, "--set", "seed=1") == 2
+    assert status_of(monkeypatch, "run", config, "--set", "seed=1") == 2
     assert "seed is 0 there and 1 here" in capsys.readouterr().err
-    assert run(monkeypatch, "top", where, "--query", "row-1", "-k", "3", "--harmful", "--format", "json") == 0
+    assert status_of(monkeypatch, "top", where, "--query", "row-1", "-k", "3", "--harmful", "--format", "json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [r["rank"] for r in rows] == [1, 2, 3]
     assert rows[0]["influence"] >= rows[1]["influence"] > 0
-    assert run(monkeypatch, "top", where, "--format", "csv") == 0
+    assert status_of(monkeypatch, "top", where, "--format", "csv") == 0
     assert capsys.readouterr().out.splitlines()[0] == "query,direction,rank,row,id,influence,preview"
-    assert run(monkeypatch, "top", where) == 0
+    assert status_of(monkeypatch, "top", where) == 0
     assert "lowers the query's loss" in " ".join(capsys.readouterr().out.split())
-    assert run(monkeypatch, "top", where, "--query", "nobody") == 2
+    assert status_of(monkeypatch, "top", where, "--query", "nobody") == 2
     (where / "report.html").unlink()
-    assert run(monkeypatch, "report", where) == 0
+    assert status_of(monkeypatch, "report", where) == 0
     assert (where / "report.html").is_file()
-    assert run(monkeypatch, "top", config.parent) == 2
+    assert status_of(monkeypatch, "top", config.parent) == 2
     assert "not a run directory" in capsys.readouterr().err
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from datainf_ray.cli import main
 from tests import tiny
-from tests.runs_of import attribute, tables
+from tests.runs_of import attribute, status_of, tables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
@@ -238,19 +236,14 @@ def command(
         "report": ["report", str(run)],
         "query": ["query", str(run), "--queries", str(queries), "--output", str(run.parent / "answer")],
     }[name]
-    monkeypatch.setattr(sys, "argv", ["datainf", *arguments])
     capsys.readouterr()
-    status: Any = 0
-    try:
-        main()
-    except SystemExit as ended:
-        status = ended.code or 0
+    status = status_of(monkeypatch, *arguments)
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     lines = err.splitlines()
     if status == 2:
         assert len(lines) == 1, err
-    return int(status), lines[-1] if lines else ""
+    return status, lines[-1] if lines else ""
 
 
 Asked = tuple[pytest.MonkeyPatch, pytest.CaptureFixture[str]]

@@ -48,6 +48,8 @@ def nameable(url: str, key: str) -> None:
     Bytes that are not UTF-8, which Python has as halves of surrogate pairs, stand in no table. And `::` in a path joins
     URLs for fsspec, which would read and write at the path before it.
     """
+    if "\0" in url:
+        raise RequestError(key, url, "has a NUL in it, which no path has")
     try:
         url.encode()
     except UnicodeEncodeError:

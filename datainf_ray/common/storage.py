@@ -22,6 +22,7 @@ from fsspec.utils import get_protocol
 
 from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.common.redaction import keep_secret
+from datainf_ray.common.regular import nameable
 
 SECONDS = 120.0  #: for which one operation is tried again
 AT_FIRST = 15.0  #: the same before anything is started: somebody waits, and the address may be wrong
@@ -128,8 +129,7 @@ def store_of(url: str, options: Options) -> tuple[AbstractFileSystem, str]:
 
 def open_store(url: str, key: str, options: Options) -> tuple[AbstractFileSystem, str]:
     """The same as `store_of`. Raises `RequestError` that names `key`, under which the URL was given."""
-    if "\0" in url:
-        raise RequestError(key, url, "has a NUL in it, which no path has")
+    nameable(url, key)
     protocols = re.findall(r"([\w.+-]+)://", url)  # several where URLs are chained: simplecache::s3://b/rows
     try:
         fs, path = store_of(url, options)

@@ -105,7 +105,7 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
 
 
 def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
-    nameable(entry, key)
+    nameable(entry, key)  # before its path on this machine is looked at
     if (local := local_path(entry)) is not None:
         regular(local, key)  # before the store is opened: an archive's is by looking into it
     fs, path = open_store(entry, key, options)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datainf_ray.common.arrow import of_content
 from datainf_ray.corpus.files import SourceFile, changed, open_seekable
 from datainf_ray.corpus.records import Parsed, decode
 
@@ -59,10 +60,10 @@ class TableSource:
             end = min(stop, self._group_end(group))
             try:
                 batch = self._batch_at(group, start)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            except Exception as error:
                 self._group = -1
-                if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-                    raise  # the store failed, not the content
+                if not of_content(error):
+                    raise
                 yield from (Parsed({}, f"cannot be decoded: {error}") for _ in range(end - start))
                 start = end
                 continue

@@ -17,7 +17,6 @@ import pyarrow as pa
 import torch
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.regular import nameable
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
@@ -267,7 +266,6 @@ def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = request.config, request.corpora
     _check_method(config)
-    _check_places(config)
     task = task_of(config.model)
     facts = inspect_model(config.model, task, config.storage_options)
     tokenizer = load_tokenizer(config.model, config.storage_options)
@@ -287,13 +285,6 @@ def _check_method(config: RunConfig) -> None:
     asked = config.method
     if asked.curvature_rows is not None and not method_named(asked.name).damped:
         raise RequestError("method.curvature_rows", asked.curvature_rows, f"{asked.name} has no curvature", "use null")
-
-
-def _check_places(config: RunConfig) -> None:
-    """What is written must be where the user thinks that it is."""
-    for key, place in (("output", config.output), ("index", config.index)):
-        if isinstance(place, str):
-            nameable(place, key)
 
 
 def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = lambda: None) -> IndexJob:
@@ -316,7 +307,6 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if method_named(config.method.name).damped and index.damping is None:
         name = run.config["method"]["name"]
         raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")
-    _check_places(config)
     directory = RunDirectory(config.output, options=options)
     config = absolute(config)
     task = task_of(config.model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -17,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.utils import glob_translate
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.storage import Options, open_store, unreachable
+from datainf_ray.common.storage import Options, open_store
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import glob_of
@@ -149,16 +150,9 @@ def _check_rows(place: Place, key: str, entries: Sequence[str], corpus: Corpus, 
 
 def _ours_or_empty(directory: RunDirectory, mark: str, what: str) -> None:
     """What lies there is a run (an index) of ours, or nothing but hidden files."""
-    try:
+    there: list[str] = []
+    with directory.reached(), suppress(NotADirectoryError):  # which cannot be written either: told when it is tried
         there = [] if directory.exists(mark) else directory.entries()
-    except NotADirectoryError:  # it cannot be written either, which is told when it is tried
-        there = []
-    except Exception as error:  # every storage library has its own classes
-        raise RequestError(
-            directory.key,
-            directory.url,
-            unreachable(error),
-        ) from None
     others = [name for name in there if not name.startswith(".")]
     if others:
         named = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")

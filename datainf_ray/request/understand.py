@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datainf_ray.common.errors import RequestError
-from datainf_ray.common.storage import unreachable
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.model.files import adapter_folder
@@ -28,14 +26,8 @@ class Request:
 
 def begun(directory: RunDirectory) -> bool:
     """Whether there is a run already. Raises `RequestError` if the directory cannot be reached."""
-    try:
+    with directory.reached():
         return directory.exists("run.json")
-    except Exception as error:  # every storage library has its own classes
-        raise RequestError(
-            directory.key,
-            directory.url,
-            unreachable(error),
-        ) from None
 
 
 def understand(config: RunConfig) -> Request:

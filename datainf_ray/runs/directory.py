@@ -21,13 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from datainf_ray.common.errors import DamagedError, RequestError, one_line
+from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.redaction import keep_secret
-from datainf_ray.common.storage import Options, open_store, persistently, reason
-from datainf_ray.runs.schemas import read_parquet, table_bytes
+from datainf_ray.common.storage import Options, open_store, persistently, reason, unreachable
 
 #: The hidden folder of files that are still being written, beside those that are whole.
 SCRATCH = ".datainf"
@@ -181,6 +179,14 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
 
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """What the storage raises within it becomes a `RequestError` of one line about this directory."""
+        try:
+            yield
+        except Exception as error:  # every storage library has its own classes
+            raise RequestError(self.key, self.url, unreachable(error)) from None
+
     def document(self, name: str, version: int, missing: str, remedy: str | None = None) -> dict[str, Any]:
         """A JSON document of ours, of format `version`.
 
@@ -204,20 +210,6 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         self.write(name, (text + "\n").encode())
-
-    def read_table(self, name: str, schema: pa.Schema | None = None) -> pa.Table:
-        """A table of `write_table`, with the columns of `schema` and no others. Raises `DamagedError` if it is none."""
-        # From bytes: read by its path, a file in a folder called k=v would get a column k.
-        try:
-            return read_parquet(self.read(name), schema)
-        except ValueError as error:
-            raise DamagedError(self.path(name), one_line(error)) from None
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        self.write(name, table_bytes(table))
-
-    def commit_table(self, name: str, table: pa.Table) -> bool:
-        return self.commit(name, table_bytes(table))
 
     def check_writable(self) -> None:
         """Create a small file and take it away again.

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from datainf_ray.common.arrow import of_content
 from datainf_ray.common.errors import DamagedError, one_line
 from datainf_ray.common.storage import persistently
 from datainf_ray.runs.checkpoints import CHECKPOINTS
@@ -144,9 +145,9 @@ def _decoded(path: str, operation: Callable[[], Result]) -> Result:
     """What `operation` reads of a Parquet file. Raises `DamagedError` where that is not what it should be."""
     try:
         return persistently(operation)
-    except (pa.ArrowException, ValueError, OverflowError, NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise  # the store failed, not the content
+    except Exception as error:
+        if not of_content(error):
+            raise
         raise DamagedError(path, f"cannot be read as Parquet: {one_line(error)[:200]}") from None
 
 

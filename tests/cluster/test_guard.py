@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from datainf_ray.common.errors import ClusterLostError
 from tests import tiny
 from tests.cluster.head import free_port, head
 from tests.runs_of import COMMAND, tables
+from tests.waiting import wait_for
 
 ROWS = 400
 
@@ -129,13 +129,6 @@ class Scene:
     def record(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / name / "run.json").read_text())
         return found
-
-
-def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from datainf_ray.common.errors import RunFailedError
 from tests import tiny
 from tests.cluster.head import RAY, Head, head
 from tests.runs_of import tables
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -82,13 +83,6 @@ class Scene:
             lines = answer.read().decode().splitlines()
         pairs = (line.rpartition(" ") for line in lines if line.startswith("ray_datainf_"))
         return {name: float(value) for name, _, value in pairs}
-
-
-def wait_for(there: Callable[[], bool], seconds: float = 100) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

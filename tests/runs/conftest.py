@@ -20,6 +20,7 @@ from datainf_ray.runs.parts import chunk_name, consolidate, part_name
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import blocks_schema, examples_schema, queries_schema, vectors
 from datainf_ray.runs.top import merge_top, select_top, top_table
+from tests.runs_of import write_table
 
 
 @pytest.fixture(params=["local", "file", "memory", pytest.param("s3", marks=pytest.mark.cluster)])
@@ -109,7 +110,8 @@ def make_run(
     if state == "done":
         remove_checkpoints(directory)
     query_status = query_status or ["ok"] * queries
-    directory.write_table(
+    write_table(
+        directory,
         "queries.parquet",
         pa.table(
             {
@@ -125,7 +127,8 @@ def make_run(
         ),
     )
     names = [f"layers.{n}.q_proj.lora_{side}" for n in range(12) for side in "AB"]
-    directory.write_table(
+    write_table(
+        directory,
         "blocks.parquet",
         pa.table(
             {
@@ -142,7 +145,7 @@ def make_run(
             schema=blocks_schema(),
         ),
     )
-    directory.write_table("top.parquet", top_table(best))
+    write_table(directory, "top.parquet", top_table(best))
     for name in ("queries.parquet", "blocks.parquet", "top.parquet"):
         files[name] = stored(directory.read(name))
     scored = int((~missing).sum())

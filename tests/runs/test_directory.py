@@ -17,9 +17,10 @@ import yaml
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import patience
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.schemas import table_bytes
 from tests import tiny
 from tests.faults import careless_s3
-from tests.runs_of import COMMAND
+from tests.runs_of import COMMAND, write_table
 
 
 def test_a_folder_is_removed_whole_and_alone(directory: RunDirectory) -> None:
@@ -149,9 +150,9 @@ def test_json_and_tables_come_back(directory: RunDirectory) -> None:
     directory.write_json("run.json", {"a": [1, None], "ж": "☃"})
     assert directory.read_json("run.json") == {"a": [1, None], "ж": "☃"}
     table = pa.table({"x": [1, 2]})
-    directory.write_table("a.parquet", table)
-    assert directory.commit_table("a.parquet", table)
-    assert not directory.commit_table("a.parquet", table.slice(1))
+    write_table(directory, "a.parquet", table)
+    assert directory.commit("a.parquet", table_bytes(table))
+    assert not directory.commit("a.parquet", table_bytes(table.slice(1)))
 
 
 def test_a_pickled_directory_is_the_same_place(directory: RunDirectory) -> None:

@@ -28,6 +28,7 @@ from datainf_ray.runs.index import (
     write_index,
     write_part,
 )
+from tests.runs_of import write_table
 
 A, B = "layers.0.q_proj.lora_A.weight", "layers.0.q_proj.lora_B.weight"
 BLOCKS = (Block(A, "lora_A", (2, 20)), Block(B, "lora_B", (7, 1)))
@@ -158,7 +159,7 @@ def test_the_same_rows_give_the_same_bytes_and_the_first_part_stays(directory: R
 
 
 def test_facts_without_a_part_are_no_part_and_are_replaced(directory: RunDirectory) -> None:
-    directory.write_table("part-000002.parquet", made(rows=4).facts)
+    write_table(directory, "part-000002.parquet", made(rows=4).facts)
     assert parts_there(directory) == set()
     write_part(directory, 2, *made(), "float32", OWNER)
     write_part(directory, 1_234_567, *made(), "float32", OWNER)

@@ -16,7 +16,8 @@ from datainf_ray.runs import parts, schemas
 from datainf_ray.runs.checksums import table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name, plan_parts, read_rows, row_bytes
-from datainf_ray.runs.schemas import examples_schema, matrix, vectors
+from datainf_ray.runs.schemas import examples_schema, matrix, read_parquet, vectors
+from tests.runs_of import write_table
 
 MB = 2**20
 
@@ -65,7 +66,7 @@ def test_a_part_holds_its_chunks_rows_and_nothing_of_the_chunks_own(directory: R
     consolidate(directory, 0, range(0, 3), OWNER)
     consolidate(directory, 1, range(3, 8), OWNER)
     assert directory.list("examples/") == [part_name(0), part_name(1)]
-    back = pa.concat_tables([directory.read_table(part_name(0)), directory.read_table(part_name(1))])
+    back = pa.concat_tables([read_parquet(directory.read(part_name(0))), read_parquet(directory.read(part_name(1)))])
     assert back.schema.equals(whole.schema, check_metadata=False)
     for name in whole.schema.names[:6]:
         assert back[name].to_pylist() == whole[name].to_pylist()
@@ -103,7 +104,7 @@ def test_a_part_of_which_no_row_is_there_can_be_read(tmp_path: Path) -> None:
     directory = RunDirectory(str(tmp_path))
     _commit(directory, [0, 0])
     consolidate(directory, 0, range(0, 2), OWNER)
-    assert directory.read_table(part_name(0)).num_rows == 0
+    assert read_parquet(directory.read(part_name(0))).num_rows == 0
     assert list(read_rows(directory, part_name(0), examples_schema(7), ["row"], share=0.5)) == []
 
 
@@ -168,7 +169,7 @@ def test_what_a_row_takes_is_what_files_have(tmp_path: Path) -> None:
     ):
         for scores in (False, True):
             schema = examples_schema(20, scores=scores)
-            directory.write_table("x", pa.table({n: {**base, "id": ids}[n] for n in schema.names}, schema=schema))
+            write_table(directory, "x", pa.table({n: {**base, "id": ids}[n] for n in schema.names}, schema=schema))
             ratio = len(directory.read("x")) / rows / row_bytes(20, scores)
             assert 64 / 128 < ratio < 512 / 256
 

@@ -19,6 +19,7 @@ from datainf_ray.runs.lease import DRIVER_FILE
 from datainf_ray.runs.parts import chunk_name, consolidate
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import matrix
+from tests.runs_of import write_table
 
 if TYPE_CHECKING:
     from conftest import Made
@@ -99,7 +100,7 @@ def test_a_query_goes_by_its_number_or_its_id(made: Callable[..., Made]) -> None
 def test_an_id_comes_before_a_number_and_must_be_one_query(made: Callable[..., Made]) -> None:
     run = made(files={}).run
     ids = pa.array(["2", "same", "same"])
-    run.directory.write_table("queries.parquet", run.queries().set_column(1, "id", ids))
+    write_table(run.directory, "queries.parquet", run.queries().set_column(1, "id", ids))
     assert run.top("2").equals(run.top(0))
     with pytest.raises(RequestError, match="query: same: is the id of several queries; name one of 1, 2"):
         run.top("same")
@@ -199,7 +200,7 @@ def test_a_finished_run_is_read_from_its_parts_whatever_else_is_there(made: Call
     it = made(rows=200, chunk=64)
     parts = it.run.part_names()
     assert parts == [f"examples/part-{number:06d}.parquet" for number in range(4)]
-    it.run.directory.write_table(chunk_name(0), it.run.examples().slice(0, 64))
+    write_table(it.run.directory, chunk_name(0), it.run.examples().slice(0, 64))
     it.run.directory.write(chunk_name(1), b"half")
     assert it.run.part_names() == parts
     np.testing.assert_array_equal(matrix(it.run.scores()["influence"]), it.influence)

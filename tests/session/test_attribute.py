@@ -19,6 +19,7 @@ import datainf_ray
 from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.schemas import matrix
 from tests import reference, tiny
+from tests.interrupting import Interrupter
 from tests.runs_of import attribute, scores, tables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
@@ -247,28 +248,6 @@ def test_a_query_that_cannot_be_used_is_named_and_the_others_are_answered(
     assert reference.worst(scores(run)[:, [0, 2, 3, 4]], scores(clean).double()) < 1e-5
     with pytest.raises(RequestError, match="has no scores: no_target_tokens"):
         run.top(query=1)
-
-
-class Interrupter:
-    """A watcher that stops the run at a moment of a sweep, as Ctrl-C does."""
-
-    def __init__(self, sweep: str, chunks: int) -> None:
-        self.when, self.left, self.now = sweep, chunks, ""
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def begin(self, sweep: str, rows: int) -> None:
-        self.now = sweep
-
-    def advance(self, rows: int, tokens: int, workers: int) -> None:
-        if self.now == self.when and rows:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-    def end(self) -> None: ...
 
 
 @pytest.mark.parametrize(("sweep", "kept_scores"), [("curvature", True), ("scores", True), ("scores", False)])

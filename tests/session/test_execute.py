@@ -20,6 +20,7 @@ from datainf_ray.runs.schemas import examples_schema
 from datainf_ray.session.execute import _begun, execute
 from datainf_ray.watch.progress import Silent
 from tests import tiny
+from tests.runs_of import write_table
 
 
 class Ended(Silent):
@@ -57,8 +58,8 @@ def job(tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPa
     document = record.model_dump(mode="json")
     directory.last = {**document, "state": "done"}
     for name, schema in TABLES.items():
-        directory.write_table(name, schema().empty_table())
-    directory.write_table(part_name(0), examples_schema(job.queries).empty_table())
+        write_table(directory, name, schema().empty_table())
+    write_table(directory, part_name(0), examples_schema(job.queries).empty_table())
     directory.write_json("run.json", {**document, "state": "running"})
     directory.write_json(DRIVER_FILE, {"owner": "other", "host": "elsewhere", "pid": 1, "beat": 0})
     directory.write("report.html", b"")

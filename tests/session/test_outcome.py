@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from datainf_ray import RunFailedError, cli, open_run
+from datainf_ray import RunFailedError, open_run
 from datainf_ray.common.errors import RequestError
 from datainf_ray.session.outcome import require_scores, scored
 from tests import tiny
-from tests.runs_of import attribute
+from tests.runs_of import attribute, status_of
 
 #: Clears the screen, turns the text around, hides; and is long.
 HOSTILE = "\x1b[2J\x9b31m\x00\u202eevil\u200b\r\nnext " + "long" * 2000
@@ -35,20 +35,13 @@ def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> Path:
     return path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["datainf", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
-
-
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_too_many_rows_without_a_score_fail_a_run_that_is_done(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     share = "38 of 40 rows scored; 5 % without a score: 2 unreadable"
-    assert run(monkeypatch, "run", config, "--progress", "lines", "--fail-over", "4%") == 1
+    assert status_of(monkeypatch, "run", config, "--progress", "lines", "--fail-over", "4%") == 1
     *lines, last = capsys.readouterr().err.splitlines()
     assert last.startswith(
         "failed: 5 % of the rows have no score, 2 of 40, and results.most_bad_rows is 4 %; the first is"
@@ -61,12 +54,12 @@ def test_too_many_rows_without_a_score_fail_a_run_that_is_done(
     assert done.scores().num_rows == 40
     before = done.record.finished
     # each time that it is asked, by a limit that is no part of what the run is; nothing is computed again
-    assert run(monkeypatch, "run", config, "--set", "results.most_bad_rows=0.049") == 1
+    assert status_of(monkeypatch, "run", config, "--set", "results.most_bad_rows=0.049") == 1
     assert "already done" in capsys.readouterr().err
     with pytest.raises(RunFailedError, match="2 of 40"):
         attribute(yaml.safe_load(config.read_text()), **{"results.most_bad_rows": 0})
     for enough in (["--fail-over", "5%"], ["--fail-over", "0.05"], ["--set", "results.most_bad_rows=1"], []):
-        assert run(monkeypatch, "run", config, "--progress", "json", *enough) == 0
+        assert status_of(monkeypatch, "run", config, "--progress", "json", *enough) == 0
         *_, last = capsys.readouterr().out.splitlines()
         assert json.loads(last)["text"].endswith(share)
     assert open_run(done.url).record.finished == before
@@ -76,11 +69,11 @@ def test_too_many_rows_without_a_score_fail_a_run_that_is_done(
 def _nothing_hostile_is_shown(
     url: str, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "run", config, "--progress", "lines") == 0
+    assert status_of(monkeypatch, "run", config, "--progress", "lines") == 0
     said = capsys.readouterr().err
-    assert run(monkeypatch, "top", url) == 0
+    assert status_of(monkeypatch, "top", url) == 0
     table = capsys.readouterr().out
-    assert run(monkeypatch, "top", url, "--query", "1") == 2
+    assert status_of(monkeypatch, "top", url, "--query", "1") == 2
     wrong = capsys.readouterr().err
     assert len(wrong.splitlines()) == 1
     page = (Path(url) / "report.html").read_text(encoding="utf-8")
@@ -89,7 +82,7 @@ def _nothing_hostile_is_shown(
         assert not set(text) & set("\x00\x1b\x9b\r\u202e\u200b")
         assert "long" * 100 not in text
     assert len(said.splitlines()) < 12
-    assert run(monkeypatch, "top", url, "--format", "json") == 0
+    assert status_of(monkeypatch, "top", url, "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)[0]["id"] == open_run(url).top()["id"][0].as_py()
     assert open_run(url).queries()["id"][0].as_py() == HOSTILE  # for programs it is whole
 
@@ -98,7 +91,7 @@ def _nothing_hostile_is_shown(
 def test_a_share_that_is_none(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "run", tmp_path / "none.yaml", f"--fail-over={text}") == 2
+    assert status_of(monkeypatch, "run", tmp_path / "none.yaml", f"--fail-over={text}") == 2
     said = capsys.readouterr().err.strip()
     shown = text or "''"
     assert (

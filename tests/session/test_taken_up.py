@@ -15,31 +15,11 @@ from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.config import load_config
 from datainf_ray.request.job import prepare
 from datainf_ray.session.execute import execute
-from datainf_ray.watch.progress import Silent
 from tests import tiny
+from tests.interrupting import Interrupter
 from tests.runs_of import attribute, tables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
-
-
-class Cut(Silent):
-    """Interrupts a run behind so many chunks of its scores."""
-
-    def __init__(self, chunks: int | None = None) -> None:
-        self.left, self.now = chunks, ""
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def begin(self, sweep: str, rows: int) -> None:
-        self.now = sweep
-
-    def advance(self, rows: int, tokens: int, workers: int) -> None:
-        if self.now == "scores" and rows and self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -51,7 +31,7 @@ def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> dict[str, Any]:
 def cut(config: dict[str, Any]) -> Path:
     """A run that was interrupted when three of its five chunks were scored."""
     with pytest.raises(KeyboardInterrupt):
-        execute(prepare(load_config(config)), Cut(3))
+        execute(prepare(load_config(config)), Interrupter("scores", 3))
     return Path(config["output"])
 
 
@@ -81,7 +61,7 @@ def test_damaged_checkpoints_are_computed_again(tmp_path: Path, config: dict[str
             harmed.write_bytes(harmed.read_bytes()[: 0 if damage == "empty" else harmed.stat().st_size // 2])
     quiet = tables(attribute(config, output=str(tmp_path / "quiet")))
     for number, file in enumerate(kinds.values()):
-        watcher = Cut()
+        watcher = Interrupter()
         run = execute(prepare(load_config(config, output=str(tmp_path / f"copy-{number}"))), watcher)
         assert tables(run) == quiet, file
         assert not (tmp_path / f"copy-{number}" / "checkpoints").exists()
@@ -90,7 +70,7 @@ def test_damaged_checkpoints_are_computed_again(tmp_path: Path, config: dict[str
 def test_a_chunk_that_is_damaged_behind_the_sweep_is_scored_again(tmp_path: Path, config: dict[str, Any]) -> None:
     """When its part is written, and the sums of the scores have it already."""
 
-    class Harming(Cut):
+    class Harming(Interrupter):
         def end(self) -> None:
             if self.now == "scores" and not any("scored again" in line for line in self.said):
                 flip(tmp_path / "run" / "checkpoints" / "scores" / "chunk-000002.parquet")
