@@ -78,7 +78,7 @@ def scene(folder: Path) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(folder / "base")
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"]))
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(str(folder / "adapter"))
     for name, count in (("train", 30), ("queries", 3)):
         write_rows(folder / f"{name}.jsonl", [row(k) for k in range(count)])
     (folder / "c.yaml").write_text(yaml.safe_dump(config()))
@@ -129,6 +129,24 @@ def after(change: Callable[[Path], Any], *arguments: str, **changes: Any) -> Cal
     return make
 
 
+def in_turn(*changes: Callable[[Path], Any]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for change in changes:
+            change(folder)
+
+    return make
+
+
+def asked_after(change: Callable[[Path], Any], arguments: list[str]) -> Callable[[Path], list[str]]:
+    """These arguments as they are, when `change` has done something to the folder."""
+
+    def make(folder: Path) -> list[str]:
+        change(folder)
+        return arguments
+
+    return make
+
+
 def text(content: str | bytes, name: str = "c.yaml") -> Callable[[Path], list[str]]:
     data = content.encode() if isinstance(content, str) else content
 
@@ -141,7 +159,7 @@ def text(content: str | bytes, name: str = "c.yaml") -> Callable[[Path], list[st
 
 def _syntax() -> Iterator[Case]:
     right = yaml.safe_dump(config())
-    for name, content in {
+    contents: dict[str, str | bytes] = {
         "nothing": "",
         "null": "null\n",
         "a list": "- a\n- b\n",
@@ -175,22 +193,22 @@ def _syntax() -> Iterator[Case]:
         "HTML": "<html><body>404</body></html>",
         "JSON cut off": '{"model": {"base": ',
         "a very long line": "a: " + "x" * 100_000,
-    }.items():
+    }
+    for name, content in contents.items():
         yield Case(f"config: {name}", text(content))
+
+    def unlinked(folder: Path) -> None:
+        (folder / "c.yaml").unlink()
+
     for name, change in {
-        "missing": lambda f: (f / "c.yaml").unlink(),
-        "a folder": lambda f: ((f / "c.yaml").unlink(), (f / "c.yaml").mkdir()),
-        "a FIFO": lambda f: ((f / "c.yaml").unlink(), os.mkfifo(f / "c.yaml")),
-        "a device": lambda f: ((f / "c.yaml").unlink(), (f / "c.yaml").symlink_to("/dev/zero")),
-        "a link to itself": lambda f: ((f / "c.yaml").unlink(), (f / "c.yaml").symlink_to(f / "c.yaml")),
+        "missing": unlinked,
+        "a folder": in_turn(unlinked, lambda f: (f / "c.yaml").mkdir()),
+        "a FIFO": in_turn(unlinked, lambda f: os.mkfifo(f / "c.yaml")),
+        "a device": in_turn(unlinked, lambda f: (f / "c.yaml").symlink_to("/dev/zero")),
+        "a link to itself": in_turn(unlinked, lambda f: (f / "c.yaml").symlink_to(f / "c.yaml")),
     }.items():
-        for command in ("run", "plan", "check"):
-            if command == "check":
-                continue  # it prints its findings
-            yield Case(
-                f"config: {name}, {command}",
-                lambda f, change=change, command=command: (change(f), [command, "c.yaml"])[1],
-            )
+        for command in ("run", "plan"):  # check prints its findings
+            yield Case(f"config: {name}, {command}", asked_after(change, [command, "c.yaml"]))
     yield Case("config: an unknown protocol", lambda f: ["run", "nowhere://b/c.yaml"])
     yield Case("config: a closed port", lambda f: ["run", "http://127.0.0.1:9/c.yaml"], says="reached")
 
@@ -381,7 +399,7 @@ def _rows() -> Iterator[Case]:
         "a FIFO": (lambda f: os.mkfifo(f / "x.jsonl"), "x.jsonl"),
         "a device": (lambda f: (f / "x.jsonl").symlink_to("/dev/zero"), "x.jsonl"),
         "a random device": (lambda f: (f / "x.jsonl").symlink_to("/dev/urandom"), "x.jsonl"),
-        "a FIFO in a folder": (lambda f: ((f / "d").mkdir(), os.mkfifo(f / "d" / "x.jsonl")), "d"),
+        "a FIFO in a folder": (in_turn(lambda f: (f / "d").mkdir(), lambda f: os.mkfifo(f / "d" / "x.jsonl")), "d"),
         "a FIFO by a glob": (lambda f: os.mkfifo(f / "x.jsonl"), "x*.jsonl"),
         "a FIFO as parquet": (lambda f: os.mkfifo(f / "x.parquet"), "x.parquet"),
         "a socket": (_socket, "x.jsonl"),
@@ -551,23 +569,23 @@ def _models() -> Iterator[Case]:
 
 
 def _commands() -> Iterator[Case]:
-    def run(name: str, content: bytes | None) -> Callable[[Path], Any]:
-        return lambda f: (
-            (f / "r").mkdir(),
-            (f / "r" / name).write_bytes(content) if content is not None else (f / "r" / name).mkdir(),
-        )
+    def run(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+        return in_turn(lambda f: (f / "r").mkdir(), lambda f: make(f / "r" / name))
+
+    def holding(content: bytes) -> Callable[[Path], None]:
+        return run("run.json", lambda path: path.write_bytes(content))
 
     for name, change in {
         "is missing": lambda f: None,
         "is empty": lambda f: (f / "r").mkdir(),
         "is a file": lambda f: (f / "r").write_text("x"),
-        "has []": run("run.json", b"[]"),
-        "has {}": run("run.json", b"{}"),
-        "has a folder": run("run.json", None),
-        "has nonsense": run("run.json", b"\xff\x00"),
-        "has format 2": run("run.json", b'{"format": 2}'),
-        "has no config": run("run.json", b'{"format": 1, "state": "done"}'),
-        "has a FIFO": lambda f: ((f / "r").mkdir(), os.mkfifo(f / "r" / "run.json")),
+        "has []": holding(b"[]"),
+        "has {}": holding(b"{}"),
+        "has a folder": run("run.json", Path.mkdir),
+        "has nonsense": holding(b"\xff\x00"),
+        "has format 2": holding(b'{"format": 2}'),
+        "has no config": holding(b'{"format": 1, "state": "done"}'),
+        "has a FIFO": run("run.json", os.mkfifo),
     }.items():
         for command in (
             ["top", "r"],
@@ -577,9 +595,7 @@ def _commands() -> Iterator[Case]:
         ):
             if command[0] == "run" and name in ("is missing", "is empty"):
                 continue  # a right request
-            yield Case(
-                f"{command[0]}: a run that {name}", lambda f, change=change, command=command: (change(f), command)[1]
-            )
+            yield Case(f"{command[0]}: a run that {name}", asked_after(change, command))
     for words in (
         ["nothing"],
         ["run"],
@@ -592,7 +608,7 @@ def _commands() -> Iterator[Case]:
         ["plan", "c.yaml", "more"],
         ["--nothing"],
     ):
-        yield Case(f"usage: {' '.join(words)}", lambda f, words=words: words, usage=True)
+        yield Case(f"usage: {' '.join(words)}", asked_after(lambda f: None, words), usage=True)
     for value in ("x", "", "lines "):
         yield Case(f"--progress {value!r}", asking("run", "c.yaml", "--progress", value))
     for address in ("127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379", "x", "http://127.0.0.1:9"):
