@@ -33,6 +33,7 @@ class EncoderSpec:
     max_length: int | None  #: tokens; None: no limit
     vocabulary: int | None = None  #: token ids that the model has, where that is not the tokenizer's number
     facts: Mapping[str, Any] = field(default_factory=dict)  #: what the task knows of the model; see `Task.facts`
+    targets: str = "auto"  #: which tokens have a loss, as the corpus' `targets` says
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Encoded:
     status: str = OK  #: ok, or why the row has no loss
     detail: str = ""  #: why the status is not ok
     tokens_cut: int = 0  #: that the row has beyond `EncoderSpec.max_length`, and the model does not see
+    rule: str = ""  #: in words, what made the targets: the template's own marks, everything behind the prompt, …
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Example:
     lengths: tuple[int, ...] = ()
     preview: str = ""
     tokens_cut: int = 0  #: that it has beyond max_length
+    rule: str = ""  #: what made the targets
 
     @property
     def tokens(self) -> int:
@@ -88,9 +91,8 @@ class Encoder:
         for row in rows:
             made = next(found) if row.problem is None else ValueError(row.problem)
             if isinstance(made, Encoded):
-                example = Example(
-                    row.row, row.id, made.status, made.detail, made.values, made.lengths, tokens_cut=made.tokens_cut
-                )
+                example = Example(row.row, row.id, made.status, made.detail, made.values, made.lengths)
+                example.tokens_cut, example.rule = made.tokens_cut, made.rule
             else:
                 example = Example(row.row, row.id, "unreadable", fold(one_line(made)))
             example.preview = self._line(row.fields, made.values if isinstance(made, Encoded) else None)

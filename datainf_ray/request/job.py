@@ -348,11 +348,11 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
 
 def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> Encoder:
     """What turns the rows of one of the two corpora into examples; the same on the driver and on every worker."""
-    asked = (config.train if name == "train" else config.queries).max_length
-    limit = min((n for n in (asked, facts.max_length) if n is not None), default=None)
+    asked = config.train if name == "train" else config.queries
+    limit = min((n for n in (asked.max_length, facts.max_length) if n is not None), default=None)
     if tokenizer is None and corpus.kind != "tokens":
         raise RequestError("model.base", config.model.base, f"has no tokenizer, and {name}.columns are not input_ids")
-    spec = EncoderSpec(corpus.kind, tokenizer, limit, facts.vocabulary or None, facts.task)
+    spec = EncoderSpec(corpus.kind, tokenizer, limit, facts.vocabulary or None, facts.task, asked.targets)
     return task_of(config.model).encoder_for(spec)
 
 
