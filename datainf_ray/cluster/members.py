@@ -22,7 +22,7 @@ from datainf_ray.cluster.facts import describe_labels, describe_resources, wants
 from datainf_ray.cluster.failures import Failure, Starts, classify
 from datainf_ray.cluster.metrics import DriverMetrics
 from datainf_ray.cluster.orders import WorkerInfo, WorkerSpec
-from datainf_ray.cluster.private import draining_nodes
+from datainf_ray.cluster.private import draining_nodes, lifelines
 from datainf_ray.cluster.worker import Worker
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.runs.events import Log
@@ -80,6 +80,7 @@ class Members:
         self._stranded: float | None = None  # since when there is something to do, and no worker
         self._draining: frozenset[str] = frozenset()
         self._looked = 0.0
+        self._lines = lifelines(local=False)
         self._timer: threading.Timer | None = None
 
     @property
@@ -143,10 +144,14 @@ class Members:
         self.metrics.workers(self.ready)
 
     def look(self) -> None:
-        """See now and then which nodes are being drained: their workers finish what they have, and go."""
+        """See now and then which nodes are being drained: their workers finish what they have, and go.
+
+        The GCS knows. One that is away is not asked: the call would wait for it until Ray ends this process.
+        """
         if time.monotonic() - self._looked > _LOOK:
             self._looked = time.monotonic()
-            self._draining = draining_nodes()
+            if self._lines is None or self._lines.head_answers():
+                self._draining = draining_nodes()
 
     def leaves(self, member: Member) -> bool:
         """Whether its node is about to be taken away."""
