@@ -11,6 +11,8 @@ workers      one worker against two
 queue        the driver's time for a chunk, at 10,000 tiny ones
 memory       peak memory at n, 4n and 16n rows
 gpu          a random Llama of --size 1B or 8B in bfloat16 on one GPU, without Ray
+gpu-whole    whole runs with it, over training on the same batches
+gpu-right    whole runs on one GPU against a float64 loop, in single and half precision, undisturbed and not
 
 Things that are compared take turns, and a figure is the median of the turns. Aims are the project's own. A machine that
 does other things meanwhile gives other figures: its load is in the JSON. Needs `pip install -e ".[test]"`, but for the
@@ -46,6 +48,8 @@ TABLES = {
     "queue": "queue",
     "memory": "memory",
     "gpu": "gpu",
+    "gpu-whole": "gpu_whole",
+    "gpu-right": "gpu_right",
 }
 
 
@@ -73,10 +77,10 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
                 say(f"{name}: skipped: {reason}")
                 figures.append(Figure(name, "", "skipped", None, note=reason))
                 continue
-            table: Callable[[Options], Iterator[Figure]] = getattr(
-                importlib.import_module(f"bench.{TABLES[name]}"), TABLES[name]
-            )
             try:
+                table: Callable[[Options], Iterator[Figure]] = getattr(
+                    importlib.import_module(f"bench.{TABLES[name]}"), TABLES[name]
+                )
                 figures.extend(table(options))
             except CommandFailedError as error:
                 say(f"{name}: {error}")
@@ -112,7 +116,7 @@ def _out_of_reach(name: str, options: Options) -> str | None:
     """Why a table cannot be made here; None where it can."""
     if name == "peers" and options.peers is None:
         return "give --peers FOLDER"
-    if name == "gpu" and options.size != "tiny":
+    if name.startswith("gpu") and options.size != "tiny":
         import torch
 
         if not torch.cuda.is_available():

@@ -16,9 +16,9 @@ from datainf_ray.model.replica import Replica
 
 #: Llama 3.2 1B and Llama 3.1 8B, but for their weights; `tiny` runs anywhere.
 SIZES = {
-    "tiny": (Shape(32, 2, vocabulary=64), 2, 16),
-    "1B": (Shape(2048, 16, 128_256, 8192, heads=32, kv_heads=8, tied=True), 8, 1024),
-    "8B": (Shape(4096, 32, 128_256, 14_336, heads=32, kv_heads=8), 8, 1024),
+    "tiny": (Shape(32, 2, vocabulary=64), ((2, 16),)),
+    "1B": (Shape(2048, 16, 128_256, 8192, heads=32, kv_heads=8, tied=True), ((32, 512), (8, 2048))),
+    "8B": (Shape(4096, 32, 128_256, 14_336, heads=32, kv_heads=8), ((8, 512), (2, 2048))),
 }
 BATCHES = 4  #: of so many rows of so many tokens as `SIZES` says
 
@@ -26,15 +26,16 @@ BATCHES = 4  #: of so many rows of so many tokens as `SIZES` says
 def gpu(options: Options) -> Iterator[Figure]:
     """Tokens per second of the first sweep, of training and one row at a time; the share of a product's rate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape, b, s = SIZES[options.size]
+    shape, sizes = SIZES[options.size]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if device.type == "cpu":
         torch.set_num_threads(options.threads or 1)
     product = _product_rate(device, dtype, 8192 if device.type == "cuda" else 512)
     for name, targets in TARGETS.items():
-        case = f"{options.size}, {str(dtype).removeprefix('torch.')}, batches of {b} × {s}, r=8 on {name}"
-        say(f"gpu: {case}")
-        yield from _one(options, case, shape, targets, (b, s), dtype, device, product)
+        for b, s in sizes:
+            case = f"{options.size}, {str(dtype).removeprefix('torch.')}, batches of {b} × {s}, r=8 on {name}"
+            say(f"gpu: {case}")
+            yield from _one(options, case, shape, targets, (b, s), dtype, device, product)
 
 
 def _one(

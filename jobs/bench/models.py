@@ -152,13 +152,13 @@ def adamw(model: PeftModel) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
 
-def save(folder: Path, shape: Shape, targets: str | list[str]) -> dict[str, str]:
+def save(folder: Path, shape: Shape, targets: str | list[str], dtype: torch.dtype = torch.float32) -> dict[str, str]:
     """Base, adapter and a tokenizer of whole words (w2, w3, …), as files; the `model` part of a configuration."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    base = shape.build(torch.float32, "cpu")
+    base = shape.build(dtype, "cuda" if dtype == torch.bfloat16 and torch.cuda.is_available() else "cpu")
     words = {"<s>": 0, "</s>": 1, **{f"w{i}": i for i in range(_FIRST_WORD, shape.vocabulary)}}
     core = Tokenizer(models.WordLevel(words, unk_token=f"w{_FIRST_WORD}"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
