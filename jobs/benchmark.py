@@ -81,7 +81,9 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
                 table: Callable[[Options], Iterator[Figure]] = getattr(
                     importlib.import_module(f"bench.{TABLES[name]}"), TABLES[name]
                 )
-                figures.extend(table(options))
+                for figure in table(options):
+                    figures.append(figure)
+                    say(f"  {figure.name}: {_value(figure)} ({figure.note})")
             except CommandFailedError as error:
                 say(f"{name}: {error}")
                 figures.append(Figure(name, "", "failed", None, note=str(error)))

@@ -60,6 +60,7 @@ def gpu_right(options: Options) -> Iterator[Figure]:
             note = (
                 f"the median; the worst {errors.max():.2g}; rank correlation {np.median(ranks):.6f}, {min(ranks):.4f}"
             )
+            note += f"; {ran.seconds:.3g} s, of which start-up {ran.startup:.3g} s and sweeps {ran.inside:.3g} s"
             aim: Any = ("≤", 1e-4) if dtype == "float32" else None
             yield Figure("gpu-right", case, f"{dtype} / float64", float(np.median(errors)), "", aim, note)
             if dtype == halves[min(1, len(halves) - 1)] and name == "q,v":
