@@ -121,12 +121,15 @@ def curvature_inputs(replica: Replica, queries: int) -> dict[str, Statistics]:
 def first_sweep(
     replica: Replica, batches: Iterable[Any], rows: int, inputs: dict[str, Statistics]
 ) -> dict[str, Statistic]:
-    """What a worker does with the batches of a chunk of `rows` rows in the first sweep, as `cluster.chunk` does it."""
+    """What a worker does with the batches of a chunk of `rows` rows in the first sweep, as `cluster.chunk` does it.
+
+    Like a worker it waits for the device once a chunk, and not once a batch.
+    """
     fold = Curvature(replica.blocks, rows, replica.device, **inputs)
-    for batch in batches:
-        fine = feed(replica, fold, batch)
-        assert bool(fine.all()), "the random model's gradients are not finite"
-    return fold.result()
+    fine = [feed(replica, fold, batch) for batch in batches]
+    found = fold.result()
+    assert bool(torch.cat(fine).all()), "the random model's gradients are not finite"
+    return found
 
 
 def feed(replica: Replica, fold: Fold, batch: Any) -> Tensor:
