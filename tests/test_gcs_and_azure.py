@@ -23,7 +23,8 @@ import yaml
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.files import find_files, open_file
+from datainf_ray.corpus.files import open_file
+from datainf_ray.corpus.find import find_files
 from datainf_ray.model.files import local_folder
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import matrix

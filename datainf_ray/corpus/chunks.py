@@ -15,7 +15,8 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options, persistently
 from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus.columns import Takes, choose_columns, require_column
-from datainf_ray.corpus.files import SourceFile, find_files
+from datainf_ray.corpus.files import SourceFile
+from datainf_ray.corpus.find import find_files
 from datainf_ray.corpus.records import survey_text
 from datainf_ray.corpus.tables import survey_table
 

@@ -21,7 +21,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options, open_store
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
-from datainf_ray.corpus.files import glob_of
+from datainf_ray.corpus.find import glob_of
 from datainf_ray.model.files import is_remote
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import INDEX, claimed

@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from datainf_ray import RequestError, open_run
 from datainf_ray.common.redaction import HIDDEN
 from datainf_ray.config import load_config, parse_assignment
-from datainf_ray.corpus.files import find_files
+from datainf_ray.corpus.find import find_files
 
 MINIMAL: dict[str, Any] = {
     "model": {"base": "org/base", "adapter": "./adapter"},

@@ -15,7 +15,8 @@ from datainf_ray.cluster.join import join
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import is_transient, patience, store_of
 from datainf_ray.config import ClusterConfig, ModelConfig, load_config
-from datainf_ray.corpus.files import find_files, open_file
+from datainf_ray.corpus.files import open_file
+from datainf_ray.corpus.find import find_files
 from datainf_ray.model.files import adapter_folder, local_folder
 from datainf_ray.request.understand import begun
 from datainf_ray.runs.directory import RunDirectory

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.files import find_files
+from datainf_ray.corpus.find import find_files
 
 ROWS = [{"text": "a"}]
 

@@ -1,0 +1,153 @@
+"""Which files a request means, and what they are called in row ids.
+
+Paths are local paths or any URL that fsspec opens; an entry is a file, a glob or a directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from datainf_ray.common.errors import RequestError
+from datainf_ray.common.redaction import redacted
+from datainf_ray.common.regular import local_path, nameable, regular
+from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
+from datainf_ray.corpus.files import SourceFile, kind_of, known_kinds, last_of
+
+_MAGIC = "*?["
+_HASHED = 8 << 20  # bytes up to which a local file is known by its content rather than by its time
+
+
+def find_files(entries: Sequence[str], key: str, options: Options | None = None) -> tuple[SourceFile, ...]:
+    """The files that `entries` name, in order of first mention, sorted by path within a glob or directory.
+
+    Their stores are opened with `options`, now and whenever one of the files is.
+
+    A file that is named twice is taken once. A file's name is its path below the entry's directory; files whose
+    names would be the same are called by their full path. Raises `RequestError` naming `key` where nothing matches,
+    a suffix is unknown or the store cannot be listed.
+    """
+    found: dict[str, SourceFile] = {}
+    for entry in entries:
+
+        def listed(entry: str = entry) -> list[SourceFile]:
+            return list(_expand(entry, key, options or {}))
+
+        try:
+            files = persistently(listed)
+        except RequestError:
+            raise
+        except Exception as error:  # every store raises errors of its own
+            raise RequestError(key, entry, f"cannot be listed: {reason(error)}") from None
+        if not files:
+            raise RequestError(key, entry, "no data file there", f"known are {known_kinds()}")
+        for file in files:
+            found.setdefault(file.path, file)
+    uses = Counter(file.name for file in found.values())
+    return tuple(file if uses[file.name] == 1 else replace(file, name=redacted(file.path)) for file in found.values())
+
+
+def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
+    nameable(entry, key)  # before its path on this machine is looked at
+    if (local := local_path(entry)) is not None:
+        regular(local, key)  # before the store is opened: an archive's is by looking into it
+    fs, path = open_store(entry, key, options)
+    fs.invalidate_cache()  # a listing that an earlier request of this process left
+    path = path.rstrip("/") or path
+    glob = any(c in path for c in _MAGIC)
+    try:
+        info = fs.info(path)  # first as it stands: a name may well hold a bracket
+    except FileNotFoundError:
+        info = None
+    if info is not None and info["type"] == "directory":
+        infos = {p: info for p, info in fs.find(path, detail=True).items() if not _hidden(_below(p, path))}
+        infos = {p: info for p, info in infos.items() if kind_of(fs, p) is not None}
+        directory = path
+    elif info is not None:
+        infos = {path: info}
+        directory = fs._parent(path)
+    elif glob:
+        pattern, directory = glob_of(fs, path)
+        matched = {p: info for p, info in fs.glob(pattern, detail=True).items() if not _hidden(last_of(p))}
+        infos = {p: info for p, info in matched.items() if info.get("type") != "directory"}
+        for p in matched.keys() - infos.keys():  # as Spark makes them
+            if kind_of(fs, p) is not None and not any(other.startswith(f"{p.rstrip('/')}/") for other in infos):
+                raise RequestError(
+                    key, p, "is a directory with a file's name", "add /* to the pattern to read its files"
+                )
+        if not infos:
+            only = "it matches only directories" if matched else "no file matches"
+            raise RequestError(key, entry, only)
+    else:
+        raise RequestError(key, entry, "no such file or directory")
+    for p in sorted(infos):
+        if isinstance(fs, LocalFileSystem):
+            nameable(p, key)
+            regular(p, key)
+        kind = kind_of(fs, p)
+        if kind is None:
+            raise RequestError(key, p, "unknown kind of file", f"known are {known_kinds()}")
+        size = int(infos[p].get("size") or 0)
+        name = redacted(_below(p, directory))  # it stands in tables, and an address may be signed
+        url = _url(entry, fs, p, options)
+        yield SourceFile(url, name, *kind, size, _identity(fs, p, size, infos[p]), options=options)
+
+
+def _identity(fs: AbstractFileSystem, path: str, size: int, info: dict[str, Any]) -> str:
+    if isinstance(fs, LocalFileSystem | MemoryFileSystem) and size <= _HASHED:
+        return hashlib.sha256(fs.cat_file(path)).hexdigest()
+    for key in ("md5Hash", "crc32c", "checksum", "ETag", "etag", "LastModified", "last_modified"):
+        if info.get(key):
+            return f"{key} {info[key]}"
+    return f"changed {info.get('mtime') or info.get('created') or ''}"
+
+
+def _url(entry: str, fs: AbstractFileSystem, path: str, options: Options) -> str:
+    """The address under which a worker finds `path`, whatever its working directory."""
+    outer, chained, inner = entry.partition("::")
+    if chained and "://" in outer:  # zip://*.jsonl::s3://b/rows.zip
+        return f"{outer.partition('://')[0]}://{path.lstrip('/')}::{inner}"
+    if chained:  # simplecache::s3://b/rows/*.jsonl
+        inner_fs, _ = store_of(inner, options)
+        return f"{outer}::{_url(inner, inner_fs, path, options)}"
+    if isinstance(fs, LocalFileSystem):
+        return path
+    protocol, _, rest = entry.partition("://")
+    container, _, below = path.partition("/")
+    host = rest.partition("/")[0]
+    if host == container or host.startswith(f"{container}@"):
+        # As the user has it: adlfs calls everything abfs://, and its paths don't tell the account that stands in
+        # abfss://container@account.dfs.core.windows.net/rows
+        return f"{protocol}://{host}/{below}"
+    return str(fs.unstrip_protocol(path))
+
+
+def glob_of(fs: AbstractFileSystem, path: str) -> tuple[str, str]:
+    """A glob as fsspec takes it, and the directory that stands before its first part with a wildcard.
+
+    On this machine a directory that is there by a name with a wildcard, such as `[v2]`, is meant as it stands.
+    """
+    parts = path.split("/")
+    for k, part in enumerate(parts):
+        if any(c in part for c in _MAGIC):
+            directory = "/".join(parts[:k])
+            if not (isinstance(fs, LocalFileSystem) and k < len(parts) - 1 and fs.isdir(f"{directory}/{part}")):
+                return "/".join([*(re.sub(r"([*?[])", r"[\1]", part) for part in parts[:k]), *parts[k:]]), directory
+    return path, "/".join(parts[:-1])
+
+
+def _below(path: str, directory: str) -> str:
+    directory = directory.rstrip("/") + "/"
+    return path[len(directory) :] if path.startswith(directory) else path.lstrip("/")
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
