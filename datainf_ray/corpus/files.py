@@ -46,7 +46,7 @@ class SourceFile:
 
     path: str  #: local path or full fsspec URL
     name: str  #: what row ids call it: relative to the entry's directory
-    format: str  #: parquet, jsonl, csv or arrow
+    format: str  #: parquet, jsonl, json (an array), csv or arrow
     compression: str | None  #: gzip, bz2, xz, zstd, lz4 or None
     size: int  #: bytes, as stored
     identity: str  #: changes when the content does: a hash, the store's checksum, or the time of the last change
@@ -55,6 +55,7 @@ class SourceFile:
     groups: tuple[int, ...] = ()  #: Parquet, Arrow: the first row of every row group or record batch
     stride: int = 0  #: text: rows between two offsets
     offsets: tuple[int, ...] = ()  #: text: byte at which row k·stride begins, in the decompressed stream
+    partition: tuple[tuple[str, str | None], ...] = ()  #: columns that its folders say, as in lang=en/part-0.parquet
     options: Options = field(default_factory=dict, repr=False, compare=False)  #: what its store is opened with
 
     @property
@@ -79,7 +80,14 @@ def known_kinds() -> str:
     return f"{' '.join(FORMATS)}, each also with {' '.join(COMPRESSIONS)}"
 
 
+def below(path: str, directory: str) -> str:
+    """A path as it is within a directory."""
+    directory = directory.rstrip("/") + "/"
+    return path[len(directory) :] if path.startswith(directory) else path.lstrip("/")
+
+
 def last_of(path: str) -> str:
+    """The name of a file or folder."""
     return path.rstrip("/").rpartition("/")[2]
 
 

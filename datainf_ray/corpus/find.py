@@ -15,14 +15,17 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import glob_translate
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.redaction import redacted
 from datainf_ray.common.regular import local_path, nameable, regular
 from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
-from datainf_ray.corpus.files import SourceFile, kind_of, known_kinds, last_of
+from datainf_ray.corpus.files import SourceFile, below, kind_of, known_kinds
+from datainf_ray.corpus.folders import ask_for_one, hidden, linked_folder, partition_of, parts_of, rows_among, rows_in
 
 _MAGIC = "*?["
+_LINK = "is a link to a folder, which is not followed"
 _HASHED = 8 << 20  # bytes up to which a local file is known by its content rather than by its time
 
 
@@ -62,30 +65,16 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
     fs, path = open_store(entry, key, options)
     fs.invalidate_cache()  # a listing that an earlier request of this process left
     path = path.rstrip("/") or path
-    glob = any(c in path for c in _MAGIC)
     try:
         info = fs.info(path)  # first as it stands: a name may well hold a bracket
     except FileNotFoundError:
         info = None
     if info is not None and info["type"] == "directory":
-        infos = {p: info for p, info in fs.find(path, detail=True).items() if not _hidden(_below(p, path))}
-        infos = {p: info for p, info in infos.items() if kind_of(fs, p) is not None}
-        directory = path
+        infos, directory = _in_folder(fs, path, entry, key, options), path
     elif info is not None:
-        infos = {path: info}
-        directory = fs._parent(path)
-    elif glob:
-        pattern, directory = glob_of(fs, path)
-        matched = {p: info for p, info in fs.glob(pattern, detail=True).items() if not _hidden(last_of(p))}
-        infos = {p: info for p, info in matched.items() if info.get("type") != "directory"}
-        for p in matched.keys() - infos.keys():  # as Spark makes them
-            if kind_of(fs, p) is not None and not any(other.startswith(f"{p.rstrip('/')}/") for other in infos):
-                raise RequestError(
-                    key, p, "is a directory with a file's name", "add /* to the pattern to read its files"
-                )
-        if not infos:
-            only = "it matches only directories" if matched else "no file matches"
-            raise RequestError(key, entry, only)
+        infos, directory = {path: info}, fs._parent(path)
+    elif any(c in path for c in _MAGIC):
+        infos, directory = _matching(fs, path, entry, key)
     else:
         raise RequestError(key, entry, "no such file or directory")
     for p in sorted(infos):
@@ -96,9 +85,46 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
         if kind is None:
             raise RequestError(key, p, "unknown kind of file", f"known are {known_kinds()}")
         size = int(infos[p].get("size") or 0)
-        name = redacted(_below(p, directory))  # it stands in tables, and an address may be signed
-        url = _url(entry, fs, p, options)
-        yield SourceFile(url, name, *kind, size, _identity(fs, p, size, infos[p]), options=options)
+        name = redacted(below(p, directory))  # it stands in tables, and an address may be signed
+        url, identity = _url(entry, fs, p, options), _identity(fs, p, size, infos[p])
+        yield SourceFile(url, name, *kind, size, identity, partition=partition_of(p), options=options)
+
+
+def _in_folder(fs: AbstractFileSystem, path: str, entry: str, key: str, options: Options) -> dict[str, Any]:
+    """{path: info} of the files of rows below a folder."""
+    found = {p: info for p, info in fs.find(path, detail=True).items() if not hidden(below(p, path))}
+    infos = rows_in(fs, found, key)
+    parts = parts_of(fs, path, found, sorted(infos))
+    if parts:
+        raise ask_for_one(parts, key, entry, lambda name: _url(entry, fs, f"{path}/{name}", options))
+    link = linked_folder(fs, path, lambda p: kind_of(fs, p) is not None and not hidden(below(p, path)))
+    if link is not None:
+        raise RequestError(key, link, _LINK, f'name both, as in path: ["{entry}", "{link}"]')
+    return infos
+
+
+def _matching(fs: AbstractFileSystem, path: str, entry: str, key: str) -> tuple[dict[str, Any], str]:
+    """{path: info} of the files that a pattern matches, and the directory before its first wildcard."""
+    pattern, directory = glob_of(fs, path)
+    within = below(path, directory)
+    found = fs.glob(pattern, detail=True)
+    matched = {p: info for p, info in found.items() if not hidden(below(p, directory), within)}
+    infos = {p: info for p, info in matched.items() if info.get("type") != "directory"}
+    for p in matched.keys() - infos.keys():  # as Spark makes them
+        if kind_of(fs, p) is not None and not any(other.startswith(f"{p.rstrip('/')}/") for other in infos):
+            raise RequestError(key, p, "is a directory with a file's name", "add /* to the pattern to read its files")
+    infos = rows_among(fs, infos, within)
+    match, depth = re.compile(glob_translate(pattern)).match, None if "**" in within else within.count("/")
+    link = (
+        linked_folder(fs, directory, lambda p: bool(match(p)) and not hidden(below(p, directory), within), depth)
+        if depth != 0
+        else None
+    )
+    if link is not None:
+        raise RequestError(key, link, _LINK, "name the folder that it leads to, too")
+    if not infos:
+        raise RequestError(key, entry, "it matches only directories" if matched else "no file matches")
+    return infos, directory
 
 
 def _identity(fs: AbstractFileSystem, path: str, size: int, info: dict[str, Any]) -> str:
@@ -142,12 +168,3 @@ def glob_of(fs: AbstractFileSystem, path: str) -> tuple[str, str]:
             if not (isinstance(fs, LocalFileSystem) and k < len(parts) - 1 and fs.isdir(f"{directory}/{part}")):
                 return "/".join([*(re.sub(r"([*?[])", r"[\1]", part) for part in parts[:k]), *parts[k:]]), directory
     return path, "/".join(parts[:-1])
-
-
-def _below(path: str, directory: str) -> str:
-    directory = directory.rstrip("/") + "/"
-    return path[len(directory) :] if path.startswith(directory) else path.lstrip("/")
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in path.split("/"))
