@@ -84,6 +84,9 @@ class RowsConfig(_Part):
     path: str | tuple[str, ...] = Place(description="path, glob or list of them, on any fsspec filesystem")
     columns: dict[str, str] = Field(default_factory=dict, description="role: column; empty: the roles' own names")
     id: str | None = Field(None, description="column that names a row; default <file>#<row in file>")
+    quoting: Literal["standard", "none"] = Field(
+        "standard", description="of CSV and TSV files; none: quotes are part of the text, as in GLUE's .tsv files"
+    )
     max_length: int | None = Field(None, ge=2, description="in tokens; longer rows are cut; default the model's own")
     targets: Literal["auto", "all", "completion", "assistant", "last-assistant"] = Field(
         "auto", description="tokens that have a loss; auto: the completion, the assistant's turns, all of a text"

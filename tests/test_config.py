@@ -28,7 +28,7 @@ MINIMAL = {
 OTHER: dict[str, Any] = {
     "model.task": "sequence-classification", "model.dtype": "bfloat16", "model.quantization": "8bit",
     "model.trust_remote_code": True, "train.columns": {"text": "body"}, "train.id": "name", "train.max_length": 9,
-    "train.targets": "all", "queries.targets": "completion",
+    "train.quoting": "none", "queries.quoting": "none", "train.targets": "all", "queries.targets": "completion",
     "queries.columns": {"text": "body"}, "queries.id": "name", "queries.max_length": 9, "queries.group": "all",
     "method.name": "hessian-free", "method.damping": 0.2, "method.loss": "sum", "cluster.chunk_rows": 7,
     "cluster.batch_tokens": 7, "index": True, "index_projection": 7,

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options, persistently
@@ -17,7 +18,8 @@ from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus.columns import Takes, choose_columns, require_column
 from datainf_ray.corpus.files import SourceFile
 from datainf_ray.corpus.find import find_files
-from datainf_ray.corpus.records import survey_text
+from datainf_ray.corpus.lookup import names_in
+from datainf_ray.corpus.records import TEXT_FORMATS, survey_text
 from datainf_ray.corpus.tables import survey_table
 
 _THREADS = 32  # files surveyed at a time: mostly waiting for the store
@@ -85,7 +87,15 @@ class Corpus:
         """Sha256 of what the rows are: equal for a corpus that was only moved, different for one that was changed."""
         files = [(file.name, file.size, file.identity, file.rows) for file in self.files]
         meaning = (self.kind, sorted(self.columns.items()), self.id_column, self.group_column)
-        return hashlib.sha256(json.dumps([files, meaning]).encode()).hexdigest()
+        told = self._told_by_folders()
+        return hashlib.sha256(json.dumps([files, meaning, *([told] if told else [])]).encode()).hexdigest()
+
+    def _told_by_folders(self) -> list[dict[str, str | None]]:
+        """What the files' folders say of the columns that are read from there; [] where none is."""
+        asked = [c for c in (*self.columns.values(), self.id_column, self.group_column) if c is not None]
+        names = {name for column in asked for name in names_in(column)}
+        told = [{name: v for name, v in file.partition if name in names - {*file.columns}} for file in self.files]
+        return told if any(told) else []
 
     def _segments(self, chunk_rows: int) -> Iterator[list[Segment]]:
         pending: list[Segment] = []
@@ -110,11 +120,20 @@ def plan_corpus(rows: RowsConfig, task: Takes, key: str, options: Options | None
     `key` ("train" or "queries") is named in errors; `options` are what the files' stores are opened with. Raises
     `RequestError` where no file matches, a file cannot be read, there is no row, or a column that is needed is absent.
     """
-    found = find_files(rows.paths, f"{key}.path", options)
+    found = [replace(file, quoting=rows.quoting) for file in find_files(rows.paths, f"{key}.path", options)]
+    if rows.quoting != "standard" and not any(file.format == "csv" for file in found):
+        raise RequestError(f"{key}.quoting", rows.quoting, "there is no CSV or TSV file")
     with ThreadPoolExecutor(min(_THREADS, len(found))) as pool:
         surveyed = list(pool.map(lambda file: _survey(file, f"{key}.path"), found))
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # files of one corpus share their columns: keep them once
-    files = tuple(replace(file, columns=known.setdefault(file.columns, file.columns)) for file in surveyed)
+    known: dict[Any, Any] = {}  # files of one corpus share their columns: keep them once
+    files = tuple(
+        replace(
+            file,
+            columns=known.setdefault(file.columns, file.columns),
+            nested=known.setdefault(("nested", file.nested), file.nested),
+        )
+        for file in surveyed
+    )
     filled = [file for file in files if file.rows]
     if not filled:
         raise RequestError(f"{key}.path", ", ".join(rows.paths), f"no rows in {len(files)} file(s)")
@@ -129,7 +148,7 @@ def plan_corpus(rows: RowsConfig, task: Takes, key: str, options: Options | None
 
 def _survey(file: SourceFile, key: str) -> SourceFile:
     try:
-        survey = survey_text if file.format in ("jsonl", "csv") else survey_table
+        survey = survey_text if file.format in TEXT_FORMATS else survey_table
         return persistently(lambda: survey(file))
     except Exception as error:  # stores and decoders raise errors of their own
         raise RequestError(key, file.path, f"cannot be read as {file.format}: {one_line(error)}") from None

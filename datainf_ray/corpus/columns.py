@@ -9,6 +9,9 @@ from typing import Protocol
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import close, escaped, meant
 from datainf_ray.corpus.files import SourceFile
+from datainf_ray.corpus.lookup import columns_of, has_column, names_in
+from datainf_ray.corpus.mappings import mapping_of
+from datainf_ray.corpus.templates import TemplateError, is_template
 
 #: What a column's values are in each role: text, list or any. A task may have more roles; see `Combination.types`.
 ROLES = {
@@ -31,6 +34,10 @@ USUAL = (
     (("input_ids",), "causal-lm"),
     (("text",), "causal-lm"),
 )
+
+
+#: Roles that a Jinja text over several columns can fill, besides those of text that a task has of its own.
+TEMPLATED = ("text", "text_pair", "prompt", "completion")
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,12 @@ def choose_columns(
 ) -> tuple[Combination, dict[str, str]]:
     """The kind of row, and role → column, for files that have rows.
 
-    `asked` is the request's `columns`. Left empty, the columns that bear the roles' own names are taken; required
-    roles that it leaves out are, too. Where the task takes a label it may be called `label` or `labels`. Raises
-    `RequestError`.
+    `asked` is the request's `columns`: names of columns, of what lies within them or in the names of folders, or Jinja
+    texts. Left empty, the columns that bear the roles' own names are taken; required roles that it leaves out are, too.
+    Where the task takes a label it may be called `label` or `labels`. Raises `RequestError`.
     """
     asked = dict(asked)
-    roles = dict.fromkeys(role for combination in task.kinds for role in combination.roles)
+    roles = _roles(task)
     alias = "label" in roles and "labels" not in roles
     if alias and "labels" in asked:
         asked["label"] = asked.pop("labels")
@@ -87,7 +94,7 @@ def choose_columns(
             other = next((name for those, name in USUAL if role in those and name != task.name), None)
             problem = f"task {task.name} has no such role" + (f", model.task {other} has" if other else "")
             raise RequestError(f"{key}.columns", role, problem, meant(role, roles))
-        require_column(column, files, f"{key}.columns.{role}")
+        _require(role, column, files, task, f"{key}.columns.{role}")
     common = set(files[0].columns).intersection(*(file.columns for file in files))
     known = {name: name for name in common}
     if alias and "label" not in known and "labels" in known:
@@ -116,13 +123,32 @@ def choose_columns(
 def require_column(column: str, files: Sequence[SourceFile], key: str) -> None:
     """Raises `RequestError` naming `key` and the first file that does not have the column."""
     for file in files:
-        if column not in file.columns:
-            raise RequestError(
-                key,
-                column,
-                f"no such column in {file.path}, which has {_listed(file.columns)}",
-                close(column, file.columns),
-            )
+        if not has_column(column, file):
+            there = columns_of(file)
+            problem = f"no such column in {file.path}, which has {_listed(there)}"
+            if file.hint is not None:
+                problem, remedy = f"{problem}: {file.hint[0]}", file.hint[1]
+                raise RequestError(key, column, problem, remedy)
+            raise RequestError(key, column, problem, close(column, there))
+
+
+def _require(role: str, column: str, files: Sequence[SourceFile], task: Takes, key: str) -> None:
+    """Raises `RequestError` where a role cannot be had from a column, or from the columns of a Jinja text."""
+    if is_template(column):
+        texts = [r for combination in task.kinds for r in combination.roles if combination.type_of(r) == "text"]
+        if role not in TEMPLATED and role not in texts:
+            known = ", ".join(dict.fromkeys(r for r in (*TEMPLATED, *texts) if r in _roles(task)))
+            raise RequestError(key, column, f"{role} takes no Jinja text", f"those that do are {known or 'none'}")
+    try:
+        names = names_in(column)
+    except TemplateError as error:
+        raise RequestError(key, column, str(error)) from None
+    for name in names:
+        require_column(name, files, key)
+
+
+def _roles(task: Takes) -> dict[str, None]:
+    return dict.fromkeys(role for combination in task.kinds for role in combination.roles)
 
 
 def _no_combination(
@@ -145,8 +171,14 @@ def _no_combination(
     named = common | ({"label"} if "labels" in common else set())
     other = next((name for those, name in USUAL if set(those) <= named), task.name)
     problem = f"none of {there} is what the task needs"
+    hint = next((file.hint for file in files if file.hint is not None), None)
+    if hint is not None:
+        return RequestError(f"{key}.columns", None, f"{problem}: {hint[0]}", hint[1])
     if other != task.name:
         problem += f", but they are what model.task {other} takes"
+    mapping = mapping_of(common, _roles(task))
+    if mapping is not None and other == task.name:
+        return RequestError(f"{key}.columns", None, problem, f"{takes}: map them by {mapping}")
     return RequestError(f"{key}.columns", None, problem, f"{takes}: map them, as in {{text: body}}")
 
 

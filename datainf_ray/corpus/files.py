@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
@@ -42,7 +42,7 @@ _FETCH = 8 << 20  # bytes asked of a store at a time; some stores' default is fa
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a corpus. `rows`, `columns`, `groups`, `stride` and `offsets` are filled in by the survey."""
+    """One file of a corpus. `rows` to `offsets` are filled in by the survey."""
 
     path: str  #: local path or full fsspec URL
     name: str  #: what row ids call it: relative to the entry's directory
@@ -52,9 +52,13 @@ class SourceFile:
     identity: str  #: changes when the content does: a hash, the store's checksum, or the time of the last change
     rows: int = 0
     columns: tuple[str, ...] = ()
+    nested: tuple[tuple[str, ...], ...] = ()  #: what lies within columns: ("data", "prompt") of data.prompt
     groups: tuple[int, ...] = ()  #: Parquet, Arrow: the first row of every row group or record batch
     stride: int = 0  #: text: rows between two offsets
     offsets: tuple[int, ...] = ()  #: text: byte at which row k·stride begins, in the decompressed stream
+    merged: int = 0  #: TSV: rows of which a field has tabs and line breaks, as where quotes are part of the text
+    hint: tuple[str, str] | None = None  #: what may be wrong if its columns are not what is needed, and the remedy
+    quoting: str = "standard"  #: CSV: none where quotes are part of the text
     partition: tuple[tuple[str, str | None], ...] = ()  #: columns that its folders say, as in lang=en/part-0.parquet
     options: Options = field(default_factory=dict, repr=False, compare=False)  #: what its store is opened with
 
@@ -91,7 +95,7 @@ def last_of(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def open_file(file: SourceFile) -> BinaryIO:
+def open_file(file: SourceFile) -> io.BufferedReader:
     """The file's decompressed content, to be read from front to back; it can seek where it is not compressed.
 
     Raises OSError where the file cannot be opened, or is not of the size it was planned with.
@@ -101,7 +105,7 @@ def open_file(file: SourceFile) -> BinaryIO:
     raw = fs.open(path, "rb", block_size=_FETCH)
     _unchanged(file, getattr(raw, "size", None))
     content = raw if file.compression is None else _DECOMPRESS[file.compression](raw)
-    return cast(BinaryIO, io.BufferedReader(content, _BLOCK))
+    return io.BufferedReader(content, _BLOCK)
 
 
 def open_seekable(file: SourceFile) -> pa.NativeFile:

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from datainf_ray.corpus.arrays import begins_array, split_array
 from datainf_ray.corpus.files import SourceFile, changed, open_file
+from datainf_ray.corpus.lookup import Path, add_paths, paths_within
+
+#: What the formats of text files are called.
+TEXT_FORMATS = ("jsonl", "json", "csv")
 
 _BOM = b"\xef\xbb\xbf"
 _STRIDE = 256
 _OFFSETS = 1 << 16  # at most so many are kept per file; the stride doubles when there are more
 _PROBED = 100  # rows whose keys make up the columns of a JSON lines file
 _LONGEST_FIELD = 1 << 28
+_HEAD = 1 << 16  # bytes that show what a file is
+#: A key whose value is a list of objects.
+_WRAPPED = re.compile(rb'"([^"\\]{1,100})"\s*:\s*\[\s*\{')
 
 #: A record as it was split off: a line of JSON, the fields of a CSV record, or the error that made it none.
 Record = bytes | list[str] | csv.Error
@@ -35,34 +46,92 @@ class Parsed:
 def survey_text(file: SourceFile) -> SourceFile:
     """`file` with its rows, columns, stride and offsets, from one pass over its content.
 
-    Raises ValueError where the file as a whole is not what its name says, and what the stream raises.
+    A JSON array is told from JSON lines by its content. Raises ValueError where the file as a whole is not what its
+    name says, and what the stream raises.
     """
     with open_file(file) as stream:
-        records = split_records(stream, file, 0)
-        columns: dict[str, None] = {}
-        if file.format == "csv":
-            _, header = next(records, (0, []))
-            if isinstance(header, csv.Error):
-                raise ValueError(f"no CSV header: {header}")
-            assert isinstance(header, list)  # as all records of a CSV file are
-            columns = dict.fromkeys(header)
-        offsets: list[int] = []
-        stride, rows, objects, problem = _STRIDE, 0, 0, None
-        for offset, record in records:
+        head = stream.peek(_HEAD)[:_HEAD]
+        _check_encoding(head)
+        if not (file.format == "jsonl" and begins_array(head)):
+            hint = _hint(head, file)
+            found = _survey(stream, file, "; ".join(hint or ()) if file.format == "jsonl" else "")
+            return replace(found, hint=hint if file.format == "csv" or found.rows == 1 else None)
+    try:
+        with open_file(file) as stream:
+            return _survey(stream, replace(file, format="json"))
+    except ValueError as error:  # JSON lines may begin with a bad one
+        problem = f"nor is it a JSON array: {error}"
+    with open_file(file) as stream:
+        return _survey(stream, file, problem)
+
+
+def _survey(stream: BinaryIO, file: SourceFile, problem: str = "") -> SourceFile:
+    """`survey_text` of an open file of a known format; `problem` says what else it may be, if it is not that."""
+    records = split_records(stream, file, 0)
+    columns: dict[str, None] = {}
+    nested: dict[Path, None] = {}
+    if file.format == "csv":
+        columns = _header(records)
+    offsets: list[int] = []
+    stride, rows, objects, merged, first, beginning = _STRIDE, 0, 0, 0, None, None
+    for offset, record in records:
+        if rows % stride == 0:
+            if len(offsets) == _OFFSETS:
+                stride, offsets = 2 * stride, offsets[::2]
             if rows % stride == 0:
-                if len(offsets) == _OFFSETS:
-                    stride, offsets = 2 * stride, offsets[::2]
-                if rows % stride == 0:
-                    offsets.append(offset)
-            if rows < _PROBED and file.format == "jsonl":
-                parsed = parse_record(record, file)
-                columns.update(dict.fromkeys(parsed.values))
-                objects += parsed.problem is None
-                problem = problem or parsed.problem
-            rows += 1
-    if file.format == "jsonl" and rows and not objects:
-        raise ValueError(f"no JSON lines, one object a line: the first is {problem}")
-    return replace(file, rows=rows, columns=tuple(columns), stride=stride, offsets=tuple(offsets))
+                offsets.append(offset)
+        if rows < _PROBED and isinstance(record, bytes):
+            parsed = parse_record(record, file)
+            columns.update(dict.fromkeys(parsed.values))
+            add_paths(nested, paths_within(parsed.values))
+            objects += parsed.problem is None
+            first = first or parsed.problem
+            beginning = parsed.problem if rows == 0 else beginning
+        if isinstance(record, list) and file.delimiter == "\t":
+            merged += any("\t" in field and "\n" in field for field in record)
+        rows += 1
+    lines = "no JSON lines, one object a line" if file.format == "jsonl" else "no array of objects"
+    # Of an array with one element a line, the last line is an object by itself.
+    few = problem and beginning and 2 * objects < min(rows, _PROBED)
+    if file.format != "csv" and rows and (few or not objects):
+        raise ValueError("; ".join(filter(None, (f"{lines}: the first is {first}", problem))))
+    found = replace(file, rows=rows, columns=tuple(columns), nested=tuple(nested))
+    return replace(found, stride=stride, offsets=tuple(offsets), merged=merged)
+
+
+def _header(records: Iterator[tuple[int, Record]]) -> dict[str, None]:
+    _, header = next(records, (0, []))
+    if isinstance(header, csv.Error):
+        raise ValueError(f"no CSV header: {header}")
+    assert isinstance(header, list)  # as all records of a CSV file are
+    return dict.fromkeys(header)
+
+
+def _check_encoding(head: bytes) -> None:
+    """Raises ValueError where a file begins as UTF-16 or UTF-32 does."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(head) > 1 and 0 in head[:2]):
+        wide = "UTF-32" if head[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "UTF-16"
+        raise ValueError(f"it is {wide}; make it UTF-8, as by iconv -f {wide} -t UTF-8 FILE > NEW")
+
+
+def _hint(head: bytes, file: SourceFile) -> tuple[str, str] | None:
+    """What may be wrong with a file that has not the columns that are needed, and what would be right."""
+    name = shlex.quote(PurePosixPath(file.path).name)
+    wrapped = _WRAPPED.search(head) if file.format == "jsonl" and head.lstrip(_BOM).lstrip()[:1] == b"{" else None
+    if wrapped is not None:
+        within = decode(wrapped[1])
+        key = f".{within}" if within.isidentifier() and within.isascii() else f'.["{within}"]'
+        make = f"make lines of them: jq -c {shlex.quote(f'{key}[]')} {name} > rows.jsonl"
+        return f"it is an object whose {within} has the rows", make
+    header = decode(head).partition("\n")[0]
+    if file.format == "csv" and file.delimiter not in header:
+        found = next((sign for sign in ";\t|" if sign in header), None)
+        if found == "\t":
+            return "its fields are divided by tabs", "call it .tsv"
+        if found is not None:
+            make = f"pandas.read_csv({file.path!r}, sep={found!r}).to_json('rows.jsonl', orient='records', lines=True)"
+            return f"its fields are divided by '{found}', and a CSV file's by commas", f"convert it: {make}"
+    return None
 
 
 def split_records(stream: BinaryIO, file: SourceFile, offset: int) -> Iterator[tuple[int, Record]]:
@@ -71,6 +140,9 @@ def split_records(stream: BinaryIO, file: SourceFile, offset: int) -> Iterator[t
     Blank lines are no records. A CSV file's header is a record like any other. Raises ValueError where a CSV file
     ends inside quotes.
     """
+    if file.format == "json":
+        yield from split_array(stream, offset)
+        return
     if file.format == "jsonl":
         for line in stream:
             if not line.isspace():
@@ -79,7 +151,10 @@ def split_records(stream: BinaryIO, file: SourceFile, offset: int) -> Iterator[t
         return
     csv.field_size_limit(_LONGEST_FIELD)  # the default, 128 KiB, is less than some documents
     lines = _Lines(stream, offset)
-    reader = csv.reader(lines, delimiter=file.delimiter)
+    if file.quoting == "none":
+        reader = csv.reader(lines, delimiter=file.delimiter, quoting=csv.QUOTE_NONE, quotechar=None)
+    else:
+        reader = csv.reader(lines, delimiter=file.delimiter)
     while True:
         start = lines.position
         try:
@@ -90,7 +165,8 @@ def split_records(stream: BinaryIO, file: SourceFile, offset: int) -> Iterator[t
             yield start, error
             continue
         if lines.ended:  # the reader wanted another line to finish this record
-            raise ValueError(f"a quote that opens at byte {start} or later is never closed")
+            problem = f"a quote that opens at byte {start} or later is never closed"
+            raise ValueError(f"{problem}; where quotes are part of the text, set quoting: none")
         if fields:
             yield start, fields
 

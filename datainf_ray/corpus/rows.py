@@ -6,12 +6,15 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from datainf_ray.common.storage import persistently
 from datainf_ray.corpus.chunks import Chunk, Corpus
-from datainf_ray.corpus.records import Parsed, TextSource
+from datainf_ray.corpus.lookup import Lookup
+from datainf_ray.corpus.records import TEXT_FORMATS, Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
+from datainf_ray.corpus.templates import TemplateError
 
 
 @dataclass
@@ -34,9 +37,9 @@ class RowReader:
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
         wanted = (*corpus.columns.values(), corpus.id_column, corpus.group_column)
-        self._columns = list(dict.fromkeys(column for column in wanted if column is not None))
+        self._asked = list(dict.fromkeys(column for column in wanted if column is not None))
         self._starts = list(itertools.accumulate((file.rows for file in corpus.files), initial=0))[:-1]
-        self._open: tuple[int, TextSource | TableSource] | None = None
+        self._open: tuple[int, TextSource | TableSource, Lookup] | None = None
 
     def read(self, chunk: Chunk) -> list[Row]:
         """The chunk's rows: exactly `chunk.rows`, in order, whatever is wrong with them.
@@ -54,38 +57,49 @@ class RowReader:
     def _rows(self, index: int, start: int, stop: int) -> Iterator[Row]:
         file = self._corpus.files[index]
         try:
-            for number, parsed in enumerate(self._source(index).read(start, stop), start):
-                yield self._row(self._starts[index] + number, f"{file.name}#{number}", parsed)
+            source, lookup = self._source(index)
+            for number, parsed in enumerate(source.read(start, stop), start):
+                yield self._row(self._starts[index] + number, f"{file.name}#{number}", parsed, lookup)
         except Exception:
             self.close()  # a second attempt begins with a connection of its own
             raise
 
-    def _source(self, index: int) -> TextSource | TableSource:
+    def _source(self, index: int) -> tuple[TextSource | TableSource, Lookup]:
         if self._open is None or self._open[0] != index:
             self.close()
             file = self._corpus.files[index]
-            text = file.format in ("jsonl", "csv")
-            self._open = (index, TextSource(file) if text else TableSource(file, self._columns))
-        return self._open[1]
+            lookup = Lookup(file, self._asked)
+            text = file.format in TEXT_FORMATS
+            self._open = (index, TextSource(file) if text else TableSource(file, lookup.paths), lookup)
+        return self._open[1:]
 
-    def _row(self, number: int, default: str, parsed: Parsed) -> Row:
+    def _row(self, number: int, default: str, parsed: Parsed, lookup: Lookup) -> Row:
         corpus, values, problem = self._corpus, parsed.values, parsed.problem
         fields: dict[str, Any] = {}
         for role, column in corpus.columns.items():
-            if column in values:
-                fields[role], wrong = _checked(role, values[column], corpus.types.get(role, "any"))
-                problem = problem or wrong
-            else:
+            try:
+                value = lookup.find(column, values)
+            except KeyError:
                 problem = problem or f"row has no column {column!r}"
-        group = _name(values, corpus.group_column)
+            except TemplateError as error:
+                problem = problem or f"{role}: {error}"
+            else:
+                fields[role], wrong = _checked(role, value, corpus.types.get(role, "any"))
+                problem = problem or wrong
+        group = _name(values, corpus.group_column, lookup)
         if group is None and corpus.group_column is not None:
             problem = problem or f"{corpus.group_column} is null"
-        named = _name(values, corpus.id_column)
+        named = _name(values, corpus.id_column, lookup)
         return Row(number, default if named is None else named, fields, group, problem)
 
 
-def _name(values: dict[str, Any], column: str | None) -> str | None:
-    value = None if column is None else values.get(column)
+def _name(values: dict[str, Any], column: str | None, lookup: Lookup) -> str | None:
+    if column is None:
+        return None
+    try:
+        value = lookup.find(column, values)
+    except KeyError:
+        return None
     return None if value is None or not _encodable(value) else str(value)
 
 
@@ -102,6 +116,8 @@ def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
             return value, f"{role} is text that is not JSON: {error}"
         if not _encodable(value):
             return value, f"{role} is not UTF-8"
+    if role == "label" and isinstance(value, Decimal):  # a class, or a number to be predicted
+        value = int(value) if value == value.to_integral_value() else float(value)
     if wanted == "text" and not isinstance(value, str):
         return value, f"{role} is {_called(value)}, not text"
     if wanted == "list" and not isinstance(value, list):
@@ -124,5 +140,6 @@ def _encodable(value: Any) -> bool:
 
 
 def _called(value: Any) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    numbers = {int: "a number", float: "a number", Decimal: "a number"}
+    names = {**numbers, bool: "a boolean", str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)

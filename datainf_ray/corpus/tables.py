@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datainf_ray.common.arrow import of_content
+from datainf_ray.corpus.arrow_values import check_batch, parse_batch
 from datainf_ray.corpus.files import SourceFile, changed, open_seekable
-from datainf_ray.corpus.records import Parsed, decode
+from datainf_ray.corpus.lookup import DEEPEST, Path, add_paths
+from datainf_ray.corpus.records import Parsed
 
 _BATCH_BYTES = 64 << 20  # decoded at a time; a smaller row group stays whole
 _FILE_MAGIC = b"ARROW1"
@@ -27,25 +29,31 @@ def survey_table(file: SourceFile) -> SourceFile:
     with open_seekable(file) as source:
         if file.format == "parquet":
             parquet = pq.ParquetFile(source)
-            meta, columns = parquet.metadata, parquet.schema_arrow.names
+            meta, schema = parquet.metadata, parquet.schema_arrow
             sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
         elif _is_ipc_file(source):
             reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[0]))
-            columns = pa.ipc.open_file(source).schema.names
+            schema = pa.ipc.open_file(source).schema
             sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
         else:
             stream = pa.ipc.open_stream(source)
-            columns = stream.schema.names
+            schema = stream.schema
             sizes = [sum(batch.num_rows for batch in stream)]  # one group: a stream is read from front to back
     groups = tuple(itertools.accumulate(sizes, initial=0))
-    return replace(file, rows=groups[-1], columns=tuple(columns), groups=groups[:-1])
+    nested: dict[Path, None] = {}
+    add_paths(nested, _paths(schema))
+    return replace(file, rows=groups[-1], columns=tuple(schema.names), nested=tuple(nested), groups=groups[:-1])
 
 
 class TableSource:
-    """The rows of one Parquet or Arrow file. Keeps one decoded batch, and reads on from it where it can."""
+    """The rows of one Parquet or Arrow file. Keeps one decoded batch, and reads on from it where it can.
 
-    def __init__(self, file: SourceFile, columns: Sequence[str]) -> None:
-        self._file, self._columns = file, list(columns)
+    `paths` are the columns to read, and of which only a part is needed, the way to it.
+    """
+
+    def __init__(self, file: SourceFile, paths: Sequence[Path]) -> None:
+        self._file, self._leaves = file, [".".join(path) for path in paths]
+        self._columns = list(dict.fromkeys(path[0] for path in paths))
         self._source = open_seekable(file)
         self._reader = self._open()
         self._group = -1
@@ -68,7 +76,7 @@ class TableSource:
                 start = end
                 continue
             piece = batch.slice(start - self._first, end - start)
-            yield from _parse(piece.select(self._columns))
+            yield from parse_batch(piece.select(self._columns))
             start += piece.num_rows
 
     def close(self) -> None:
@@ -99,18 +107,27 @@ class TableSource:
             if self._batch is None:
                 raise changed(self._file, f"ends before row {row}")
             if self._file.format == "arrow":
-                _check(self._batch.select(self._columns))
+                check_batch(self._batch.select(self._columns))
         return self._batch
 
     def _decode(self, group: int) -> Iterator[pa.RecordBatch]:
         if self._file.format == "parquet":
             size = self._reader.metadata.row_group(group)
             rows = max(1, min(size.num_rows, size.num_rows * _BATCH_BYTES // max(1, size.total_byte_size)))
-            return self._reader.iter_batches(rows, row_groups=[group], columns=self._columns, use_threads=False)
+            return self._reader.iter_batches(rows, row_groups=[group], columns=self._leaves, use_threads=False)
         if self._reader is not None:
             return iter((self._reader.get_batch(group),))
         self._source.seek(0)
         return iter(pa.ipc.open_stream(self._source))
+
+
+def _paths(fields: Iterable[pa.Field], prefix: Path = ()) -> Iterator[Path]:
+    """The paths to what is nested in columns: the fields of structs."""
+    for field in fields:
+        if prefix:
+            yield (*prefix, field.name)
+        if pa.types.is_struct(field.type) and len(prefix) < DEEPEST:
+            yield from _paths(field.type, (*prefix, field.name))
 
 
 def _is_ipc_file(source: pa.NativeFile) -> bool:
@@ -118,57 +135,3 @@ def _is_ipc_file(source: pa.NativeFile) -> bool:
     magic = source.read(len(_FILE_MAGIC))
     source.seek(0)
     return bool(magic == _FILE_MAGIC)
-
-
-def _check(batch: pa.RecordBatch) -> None:
-    """Raises ArrowInvalid where the batch points outside its own memory: Arrow's files hold offsets as they are used.
-
-    Text that is not UTF-8 is no such mistake, so text is looked at as bytes.
-    """
-    for column in batch.columns:
-        column.validate()
-        column.view(_as_bytes(column.type)).validate(full=True)
-
-
-def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """The same type with bytes in place of text, at any depth."""
-    plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
-    if pa.types.is_list(kind):
-        return pa.list_(_field(kind.value_field))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_field(kind.value_field))
-    if pa.types.is_struct(kind):
-        return pa.struct([_field(field) for field in kind])
-    return plain.get(kind, kind)
-
-
-def _field(field: pa.Field) -> pa.Field:
-    return field.with_type(_as_bytes(field.type))
-
-
-def _parse(batch: pa.RecordBatch) -> Iterator[Parsed]:
-    columns = [_values(column) for column in batch.columns]
-    for row in zip(*columns, strict=True):
-        yield Parsed(dict(zip(batch.schema.names, row, strict=True)))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """The column as Python objects; bytes that are not UTF-8 as lone surrogates."""
-    kind = column.type
-    if pa.types.is_temporal(kind):  # as Python objects they would depend on whether pandas is there
-        column = column.cast(pa.string())
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        try:
-            return column.to_pylist()
-        except UnicodeDecodeError:
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                return [_value(value) for value in column]
-            column = column.cast(pa.large_binary())
-    return [None if value is None else decode(value) for value in column.to_pylist()]
-
-
-def _value(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:  # somewhere within a list or a struct
-        return decode(error.object)

@@ -152,7 +152,7 @@ class Job:
     @property
     def looked(self) -> dict[str, Looked]:
         """What was seen of `examples`, by corpus."""
-        return {name: looked_at(examples) for name, examples in self.examples.items()}
+        return {name: looked_at(examples, self.corpora[name]) for name, examples in self.examples.items()}
 
     @property
     def sample(self) -> tuple[Example, ...]:

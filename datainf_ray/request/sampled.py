@@ -27,6 +27,7 @@ class Looked:
     unusable: int  #: that would have no loss
     cut: int  #: with more tokens than max_length
     problem: str | None = None  #: of the first unusable one: its id, its status and why
+    merged: int = 0  #: of all rows, those of TSV files that hold tabs and line breaks
 
 
 def first_examples(encoder: Encoder, corpus: Corpus, asked: RowsConfig, key: str) -> list[Example]:
@@ -47,11 +48,12 @@ def first_examples(encoder: Encoder, corpus: Corpus, asked: RowsConfig, key: str
     return examples
 
 
-def looked_at(examples: Sequence[Example]) -> Looked:
+def looked_at(examples: Sequence[Example], corpus: Corpus) -> Looked:
     """Counts over some rows of a corpus."""
     bad = [example for example in examples if example.status != OK]
     cut = sum(example.tokens_cut > 0 for example in examples)
-    return Looked(len(examples), len(bad), cut, _problem(bad[0]) if bad else None)
+    merged = sum(file.merged for file in corpus.files)
+    return Looked(len(examples), len(bad), cut, _problem(bad[0]) if bad else None, merged)
 
 
 def describe(looked: Looked, key: str) -> str | None:
@@ -62,7 +64,12 @@ def describe(looked: Looked, key: str) -> str | None:
         said.append(f"{looked.unusable:,} cannot be used (the first is {looked.problem})")
     if looked.cut:
         said.append(f"{looked.cut:,} {'are' if looked.cut > 1 else 'is'} longer than max_length, and cut")
-    return f"of the {rows} that were looked at {', and '.join(said)}" if said else None
+    told = f"of the {rows} that were looked at {', and '.join(said)}" if said else None
+    if looked.merged:
+        merged = f"{counted(looked.merged, f'{_CALLED[key]} row')} of TSV files hold tabs and line breaks"
+        merged += f": where quotes are part of the text, set {key}.quoting: none"
+        return merged if told is None else f"{told}; {merged}"
+    return told
 
 
 def _any_usable(examples: Sequence[Example]) -> bool:

@@ -91,10 +91,10 @@ def test_a_corpus_without_rows_is_refused(write, name, content):
         ("a.parquet", b"PAR1 and then not", "cannot be read as parquet"),
         ("a.arrow", b"ARROW1 and then not", "cannot be read as arrow"),
         ("a.feather", b"FEA1 and more of it", "cannot be read as arrow"),
-        ("a.json", json.dumps([{"text": "a"}, {"text": "b"}], indent=1).encode(), "one object a line: .* not JSON"),
+        ("a.json", json.dumps([{"text": "a"}, {"text": "b"}], indent=1)[:-3].encode(), "array: the array is never clo"),
         ("a.json", b'["a", "b"]', "one object a line: .* not a JSON object"),
-        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "one object a line"),
-        ("a.csv", b'text\n"a\nb\nc\n', "a quote that opens at byte 5 or later is never closed"),
+        ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "it is UTF-16; make it UTF-8, as by iconv -f UTF-16 -t UTF-8"),
+        ("a.csv", b'text\n"a\nb\nc\n', "a quote that opens at byte 5 or later is never closed; where .* quoting: none"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused(write, name, content, says):
