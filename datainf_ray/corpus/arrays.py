@@ -56,7 +56,7 @@ def _pieces(stream: BinaryIO, block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
     Where a block ends there is no such sign, but b"".
     """
-    quoted, at = False, 0
+    quoted, at, block = False, 0, block or stream.read(_BLOCK)
     while block:
         begin = 0
         while found := (_INSIDE if quoted else _OUTSIDE).search(block, at):

@@ -32,11 +32,11 @@ class Lookup:
         """What has to be read of the file."""
         return list(dict.fromkeys(self._paths.values()))
 
-    def find(self, column: str, values: Mapping[str, Any]) -> Any:
+    def find(self, column: str, values: dict[str, Any]) -> Any:
         """The value of a column that was asked for, in a row of the file with these values.
 
-        A Jinja text over nothing but nulls is null. Raises KeyError where the row has no such column, and
-        `TemplateError` where it cannot be put into the text.
+        A Jinja text over nothing but nulls is null. Raises KeyError with the name of what the row does not
+        have, and `TemplateError` where it cannot be put into the text.
         """
         made = self._texts.get(column)
         if made is None:
@@ -53,15 +53,15 @@ class Lookup:
             return None
         return made.render(given)
 
-    def _find(self, name: str, values: Mapping[str, Any]) -> Any:
+    def _find(self, name: str, values: dict[str, Any]) -> Any:
         path = self._paths.get(name)
         if path is None:
             return self._folders[name]
-        value = values[path[0]]
-        for key in path[1:]:
+        value: Any = values
+        for key in path:
             if value is None:
                 return None
-            if not isinstance(value, dict):
+            if not isinstance(value, dict) or key not in value:
                 raise KeyError(name)
             value = value[key]
         return value

@@ -79,8 +79,8 @@ class RowReader:
         for role, column in corpus.columns.items():
             try:
                 value = lookup.find(column, values)
-            except KeyError:
-                problem = problem or f"row has no column {column!r}"
+            except KeyError as error:
+                problem = problem or f"row has no column {error.args[0]!r}"
             except TemplateError as error:
                 problem = problem or f"{role}: {error}"
             else:

@@ -228,6 +228,8 @@ def _size(value: Any) -> int:
     total, pending = 0, [value]
     while pending:
         one = pending.pop()
+        if isinstance(one, jinja2.Undefined):
+            str(one)  # which raises: in a list it would be printed
         total += len(one) if isinstance(one, str) else 1
         if isinstance(one, dict):
             pending.extend(itertools.chain.from_iterable(one.items()))

@@ -59,6 +59,8 @@ def encoded(rows: Sequence[dict[str, Any]], name: str) -> bytes:
     out = io.BytesIO()
     if ".jsonl" in name or ".ndjson" in name:
         out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    elif ".json" in name:
+        out.write(json.dumps(list(rows), ensure_ascii=False, indent=1).encode())
     elif ".csv" in name or ".tsv" in name:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(rows[0]), delimiter="\t" if ".tsv" in name else ",")

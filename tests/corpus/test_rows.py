@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from datainf_ray.common.storage import patience
-from datainf_ray.config import QueriesConfig, RowsConfig
+from datainf_ray.config import RowsConfig
 from datainf_ray.corpus import records, tables
-from datainf_ray.corpus.chunks import Corpus, plan_corpus
-from datainf_ray.corpus.rows import Row, RowReader
+from datainf_ray.corpus.chunks import plan_corpus
+from datainf_ray.corpus.rows import RowReader
 from tests import tiny
+from tests.corpus.reading import plan, read
 
 FORMATS = ["a.parquet", "a.arrow", "a.ipc", "a.jsonl", "a.csv", "a.tsv"]
 CODECS = ["", ".gz", ".bz2", ".xz", ".zst", ".lz4"]
@@ -32,15 +33,6 @@ TEXTS = [
     "'",
     "",
 ]
-
-
-def plan(path, task: str = "causal-lm", **options) -> Corpus:
-    return plan_corpus(QueriesConfig(path=path, **options), tiny.task(task), "queries")
-
-
-def read(corpus: Corpus, chunk_rows: int = 1000) -> list[Row]:
-    reader = RowReader(corpus)
-    return [row for chunk in corpus.chunks(chunk_rows) for row in reader.read(chunk)]
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -1,0 +1,243 @@
+"""Format by file: rows of every format, one by one as `datasets.load_dataset` or pandas gives them for the same file."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import decimal
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datainf_ray.common.errors import RequestError
+from tests.corpus.reading import plan, read
+
+CASES = Path("/work/shared/cases/text")
+datasets.disable_progress_bars()
+
+
+def loaded(path: str, kind: str, cache: Path, **options: Any) -> list[dict[str, Any]]:
+    return list(datasets.load_dataset(kind, data_files=path, split="train", cache_dir=str(cache), **options))
+
+
+#: Files of ours, what `datasets` calls their format, and the roles.
+FILES = {
+    "array_pretty.json": ("json", ("prompt", "completion")),
+    "array_perline.json": ("json", ("prompt", "completion")),
+    "pc.jsonl": ("json", ("prompt", "completion")),
+    "one.jsonl": ("json", ("messages",)),
+    "two.jsonl": ("json", ("messages",)),
+    "parts.parquet": ("parquet", ("messages",)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_those_of_load_dataset(tmp_path: Path, name: str) -> None:
+    kind, roles = FILES[name]
+    wanted = loaded(str(CASES / name), kind, tmp_path)
+    rows = read(plan(str(CASES / name)))
+    assert [row.fields for row in rows] == [{role: row[role] for role in roles} for row in wanted]
+    assert all(row.problem is None for row in rows)
+
+
+@pytest.mark.parametrize("quoting", ["standard", "none"])
+def test_glues_tsv_is_read_as_load_dataset_reads_it(tmp_path: Path, quoting: str) -> None:
+    path = str(CASES / "csv" / "glue.tsv")
+    corpus = plan(path, columns={"text": "sentence"}, id="index", quoting=quoting)
+    options = {"standard": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
+    wanted = loaded(path, "csv", tmp_path, sep="\t", quoting=options[quoting], quotechar='"')
+    rows = read(corpus)
+    assert [(row.id, row.fields["text"]) for row in rows] == [(str(row["index"]), row["sentence"]) for row in wanted]
+    assert len(rows) == {"standard": 3, "none": 5}[quoting]
+    assert corpus.files[0].merged == {"standard": 1, "none": 0}[quoting]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+def test_quotes_that_are_text(write: Callable[..., str], name: str) -> None:
+    sign = "\t" if "tsv" in name else ","
+    content = "\n".join(sign.join(row) for row in (("text", "id"), ('"a" b', "0"), ('a "b" c', "1"), ('"open', "2")))
+    path = write(name, content)
+    with pytest.raises(RequestError, match="is never closed; where quotes are part of the text, set quoting: none"):
+        plan(path)
+    wanted = pd.read_csv(path, sep=sign, quoting=csv.QUOTE_NONE, dtype=str)
+    rows = read(plan(path, quoting="none", id="id"), chunk_rows=2)
+    assert [row.fields["text"] for row in rows] == list(wanted["text"])
+    assert [row.id for row in rows] == list(wanted["id"])
+
+
+def test_quoting_of_no_csv_file_is_a_mistake(write: Callable[..., str]) -> None:
+    with pytest.raises(RequestError, match="queries.quoting: none: there is no CSV or TSV file"):
+        plan(write("a.jsonl", [{"text": "a"}]), quoting="none")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.csv.gz"])
+def test_wide_encodings_are_told(write: Callable[..., str], name: str, encoding: str) -> None:
+    path = write(name, (b'{"text": "a"}\n' if "json" in name else b"text\na\n").decode().encode(encoding))
+    with pytest.raises(RequestError) as caught:
+        plan(path)
+    wide = "UTF-32" if encoding == "utf-32" else "UTF-16"
+    kind = "jsonl" if "json" in name else "csv"
+    assert str(caught.value) == (
+        f"queries.path: {path}: cannot be read as {kind}: it is {wide}; make it UTF-8, as by iconv -f {wide} -t UTF-8 "
+        "FILE > NEW"
+    )
+
+
+@pytest.mark.parametrize(("sign", "said"), [(";", "divided by ';'"), ("|", "divided by '|'"), ("\t", "by tabs; call")])
+@pytest.mark.parametrize("asked", [{}, {"columns": {"prompt": "prompt"}}, {"id": "prompt"}])
+def test_another_delimiter_is_told(write: Callable[..., str], sign: str, said: str, asked: dict[str, Any]) -> None:
+    path = write("a.csv", f"prompt{sign}completion\nWho, me?{sign}You.\n")
+    with pytest.raises(RequestError) as caught:
+        plan(path, **asked)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if sign != "\t":  # and the remedy is one
+        code = str(caught.value).partition("convert it: ")[2].replace("rows.jsonl", f"{path}.jsonl")
+        exec(code, {"pandas": pd})
+        assert read(plan(f"{path}.jsonl"))[0].fields == {"prompt": "Who, me?", "completion": "You."}
+
+
+def test_a_column_may_have_a_semicolon_in_its_name(write: Callable[..., str]) -> None:
+    assert read(plan(write("a.csv", "a;b\ntext\n"), columns={"text": "a;b"}))[0].fields == {"text": "text"}
+
+
+def test_the_json_type_of_datasets(tmp_path: Path) -> None:
+    path = str(CASES / "types" / "json_feature.parquet")
+    wanted = loaded(path, "parquet", tmp_path)
+    rows = read(plan(path))
+    assert [row.fields["messages"] for row in rows] == [row["messages"] for row in wanted]
+    assert rows[1].fields["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"ticker": 3}
+
+
+UUIDS = [uuid.UUID(int=i) for i in (1, 2)]
+
+
+def extension(kind: Any, values: list[Any]) -> pa.Array:
+    return pa.ExtensionArray.from_storage(kind, pa.array(values, kind.storage_type))
+
+
+#: Columns of Arrow's rarer types, and the ids that they give.
+NAMES: dict[str, tuple[pa.Array, list[str]]] = {
+    "binary": (pa.array([b"a", "ü".encode()]), ["a", "ü"]),
+    "large_binary": (pa.array([b"a", "ü".encode()], pa.large_binary()), ["a", "ü"]),
+    "binary_view": (pa.array([b"a", "ü".encode()], pa.binary_view()), ["a", "ü"]),
+    "string_view": (pa.array(["a", "ü"], pa.string_view()), ["a", "ü"]),
+    "fixed_size_binary": (pa.array([b"id-0", b"id-1"], pa.binary(4)), ["id-0", "id-1"]),
+    "dictionary": (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+    "dictionary of bytes": (pa.array([b"a", b"b"]).dictionary_encode(), ["a", "b"]),
+    "decimal": (pa.array([decimal.Decimal("1.50"), decimal.Decimal("2.00")]), ["1.50", "2.00"]),
+    "uuid": (extension(pa.uuid(), [one.bytes for one in UUIDS]), [str(one) for one in UUIDS]),
+    "json": (extension(pa.json_(), ['"a"', "5"]), ["a", "5"]),
+    "bool8": (extension(pa.bool8(), [1, 0]), ["True", "False"]),
+    "opaque": (extension(pa.opaque(pa.string(), "t", "v"), ["a", "b"]), ["a", "b"]),
+    "time": (pa.array([1, 2], pa.timestamp("ms")), ["1970-01-01 00:00:00.001", "1970-01-01 00:00:00.002"]),
+    "date": (pa.array([datetime.date(2026, 1, 1)] * 2), ["2026-01-01"] * 2),
+    "uint64": (pa.array([2**64 - 1, 0], pa.uint64()), [str(2**64 - 1), "0"]),
+    "half": (pa.array([1.5, 2], pa.float16()), ["1.5", "2.0"]),
+}
+
+
+def written(path: Path, table: pa.Table) -> str:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        make = pa.ipc.new_stream if path.suffix == ".ipc" else pa.ipc.new_file
+        with make(str(path), table.schema) as sink:
+            sink.write_table(table)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "ipc"])
+@pytest.mark.parametrize("kind", NAMES)
+def test_names_of_every_type(tmp_path: Path, kind: str, suffix: str) -> None:
+    column, wanted = NAMES[kind]
+    column = pa.concat_arrays([column, pa.nulls(1, column.type)])
+    path = written(tmp_path / f"a.{suffix}", pa.table({"text": ["x", "y", "z"], "name": column}))
+    rows = read(plan(path, id="name", group="name"))
+    assert [row.id for row in rows] == [*wanted, f"a.{suffix}#2"]
+    assert [row.group for row in rows] == [*wanted, None]
+
+
+TEXT = ["binary", "large_binary", "binary_view", "string_view", "fixed_size_binary", "dictionary", "uuid", "opaque"]
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_text_of_every_type(tmp_path: Path, kind: str) -> None:
+    column, wanted = NAMES[kind]
+    for suffix in ("parquet", "arrow"):
+        rows = read(plan(written(tmp_path / f"a.{suffix}", pa.table({"text": column}))))
+        assert [(row.fields["text"], row.problem) for row in rows] == [(text, None) for text in wanted]
+
+
+#: Lists of token ids of every type that has any.
+LISTS = {
+    "list": pa.list_(pa.int32()), "large_list": pa.large_list(pa.int64()), "list_view": pa.list_view(pa.int64()),
+    "large_list_view": pa.large_list_view(pa.uint16()), "fixed_size_list": pa.list_(pa.int64(), 2),
+    "json": pa.json_(), "list of json": pa.list_(pa.json_()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "ipc"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_every_type(tmp_path: Path, kind: str, suffix: str) -> None:
+    values: Any = [[5, 6], [7, 8]]
+    if kind == "list of json":
+        flat = extension(pa.json_(), ["5", "6", "7", "8"])
+        column = pa.ListArray.from_arrays([0, 2, 4], flat)
+    elif kind == "json":
+        column = extension(pa.json_(), [json.dumps(value) for value in values])
+    else:
+        column = pa.array(values, LISTS[kind])
+    rows = read(plan(written(tmp_path / f"a.{suffix}", pa.table({"input_ids": column}))))
+    assert [(row.fields["input_ids"], row.problem) for row in rows] == [(value, None) for value in values]
+
+
+def test_a_struct_with_json_in_it(tmp_path: Path) -> None:
+    inner = extension(pa.json_(), ['{"k": [1]}', None, "no json"])
+    column = pa.StructArray.from_arrays([inner, pa.array(["a", "b", "c"])], ["args", "text"])
+    path = written(tmp_path / "a.arrow", pa.table({"messages": pa.ListArray.from_arrays([0, 2, 3], column)}))
+    rows = read(plan(path))
+    assert rows[0].fields["messages"] == [{"args": {"k": [1]}, "text": "a"}, {"args": None, "text": "b"}]
+    assert rows[1].fields["messages"] == [{"args": "no json", "text": "c"}]
+
+
+BAD = pa.array([b"caf\xe9", b"ok"], pa.binary()).view(pa.string())
+NOT_UTF8 = {
+    "text": (BAD, "text"),
+    "view": (pa.array([b"caf\xe9", b"ok"], pa.binary_view()).view(pa.string_view()), "text"),
+    "fixed": (pa.array([b"\xe9", b"o"], pa.binary(1)), "text"),
+    "dictionary": (pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), BAD), "text"),
+    "list": (pa.ListArray.from_arrays([0, 1, 2], BAD), "messages"),
+    "list_view": (pa.ListViewArray.from_arrays([0, 1], [1, 1], BAD), "messages"),
+    "large_list_view": (pa.LargeListViewArray.from_arrays([0, 1], [1, 1], BAD), "messages"),
+    "fixed_size_list": (pa.FixedSizeListArray.from_arrays(BAD, 1), "messages"),
+    "json": (pa.ExtensionArray.from_storage(pa.json_(), BAD), "text"),
+    "list of dictionary": (
+        pa.ListArray.from_arrays([0, 1, 2], pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), BAD)),
+        "messages",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_UTF8)
+def test_what_is_not_utf8_costs_its_row_in_every_type(tmp_path: Path, kind: str) -> None:
+    column, role = NOT_UTF8[kind]
+    rows = read(plan(written(tmp_path / "a.arrow", pa.table({role: column}))))
+    assert [row.problem for row in rows] == [f"{role} is not UTF-8", None]
+
+
+@pytest.mark.parametrize("values", [["1", "0"], ["1.00", "0.00"]])
+def test_decimals_are_labels(tmp_path: Path, values: list[str]) -> None:
+    table = pa.table({"text": ["a", "b"], "label": pa.array([decimal.Decimal(value) for value in values])})
+    rows = read(plan(written(tmp_path / "a.parquet", table), task="sequence-classification"))
+    assert [row.fields["label"] for row in rows] == [1, 0]
+    assert all(type(row.fields["label"]) is int for row in rows)
