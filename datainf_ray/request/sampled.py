@@ -66,7 +66,7 @@ def describe(looked: Looked, key: str) -> str | None:
         said.append(f"{looked.cut:,} {'are' if looked.cut > 1 else 'is'} longer than max_length, and cut")
     told = f"of the {rows} that were looked at {', and '.join(said)}" if said else None
     if looked.merged:
-        merged = f"{counted(looked.merged, f'{_CALLED[key]} row')} of TSV files hold tabs and line breaks"
+        merged = f"{counted(looked.merged, f'{_CALLED[key]} row')} of TSV files with tabs and line breaks in a field"
         merged += f": where quotes are part of the text, set {key}.quoting: none"
         return merged if told is None else f"{told}; {merged}"
     return told

@@ -16,10 +16,16 @@ from datainf_ray.corpus.arrays import split_array
 from datainf_ray.corpus.rows import RowReader
 from tests.corpus.reading import plan, read
 
-CASES = Path("/work/shared/cases/text")
+ROWS = [{"prompt": f"What is {i}+2? ", "completion": f"It is {i + 2}."} for i in range(12)]
+#: Arrays as people write them.
+WRITTEN = {
+    "pretty": json.dumps(ROWS, indent=2),
+    "perline": "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n",
+    "compact": json.dumps(ROWS),
+}
 HARD: list[Any] = [
-    {"a": 'a "quoted" \\ one, [with] {all}'}, [], {}, [[1, 2], {"b": [3]}], "text, with ] and \"", 5, None, {"ü漢": "🙂"},
-    "\\", {"a": "\\\\", "b": "\\\""}, "", True,
+    {"a": 'a "quoted" \\ one, [with] {all}'}, [], {}, [[1, 2], {"b": [3]}], "text, with ] and \"", 5, None,
+    {"ü漢": "🙂"}, "\\", {"a": "\\\\", "b": "\\\""}, "", True,
 ]  # fmt: skip
 
 
@@ -58,11 +64,11 @@ def test_what_is_no_array(content: bytes, says: str) -> None:
         list(split_array(io.BytesIO(content), 0))
 
 
-@pytest.mark.parametrize("name", ["array_pretty.json", "array_perline.json"])
-def test_the_arrays_that_people_have(name: str) -> None:
-    rows = read(plan(str(CASES / name)), chunk_rows=5)
-    wanted = json.loads((CASES / name).read_text())
-    assert [row.fields for row in rows] == [{k: row[k] for k in ("prompt", "completion")} for row in wanted]
+@pytest.mark.parametrize("how", WRITTEN)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_the_arrays_that_people_have(write: Callable[..., str], name: str, how: str) -> None:
+    rows = read(plan(write(name, WRITTEN[how])), chunk_rows=5)
+    assert [row.fields for row in rows] == ROWS
     assert [row.id for row in rows] == [f"{name}#{i}" for i in range(12)]
 
 
@@ -92,10 +98,10 @@ def test_json_lines_that_begin_with_a_bad_line_are_json_lines(write: Callable[..
 
 
 @pytest.mark.parametrize("cut", [3, 40, 300, -3])
-@pytest.mark.parametrize("name", ["array_pretty.json", "array_perline.json"])
-def test_a_broken_array_is_refused(write: Callable[..., str], name: str, cut: int) -> None:
+@pytest.mark.parametrize("how", WRITTEN)
+def test_a_broken_array_is_refused(write: Callable[..., str], how: str, cut: int) -> None:
     """Its last line, an object by itself, was taken for all of its rows."""
-    content = (CASES / name).read_bytes()
+    content = WRITTEN[how].strip().encode()
     with pytest.raises(RequestError, match="nor is it a JSON array: the array is never closed"):
         plan(write("a.json", content[:cut]))
     with pytest.raises(RequestError, match="nor is it a JSON array"):
@@ -116,10 +122,9 @@ def test_a_long_array_is_read_in_little_memory(write: Callable[..., str], tmp_pa
 
 
 def test_rows_under_a_key_are_refused_with_the_remedy(write: Callable[..., str]) -> None:
-    whole = (CASES / "wrapped.json").read_text()
-    pretty = json.dumps(json.loads(whole), indent=2)
-    perline = '{"version": 1, "data": [\n' + ",\n".join(map(json.dumps, json.loads(whole)["data"])) + "\n]}"
-    for content in (whole, pretty, perline):
+    whole = {"version": 1, "data": ROWS}
+    perline = '{"version": 1, "data": [\n' + ",\n".join(map(json.dumps, ROWS)) + "\n]}"
+    for content in (json.dumps(whole), json.dumps(whole, indent=2), perline):
         with pytest.raises(RequestError) as caught:
             plan(write("my rows.json", content))
         assert "it is an object whose data has the rows; make lines of them: jq -c '.data[]' 'my rows.json' > " in str(

@@ -1,4 +1,4 @@
-"""Format by file: rows of every format, one by one as `datasets.load_dataset` or pandas gives them for the same file."""
+"""Format by file: the rows, one by one, as `datasets.load_dataset` or pandas gives them for the same file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ import pytest
 from datainf_ray.common.errors import RequestError
 from tests.corpus.reading import plan, read
 
-CASES = Path("/work/shared/cases/text")
 datasets.disable_progress_bars()
 
 
@@ -28,32 +27,49 @@ def loaded(path: str, kind: str, cache: Path, **options: Any) -> list[dict[str, 
     return list(datasets.load_dataset(kind, data_files=path, split="train", cache_dir=str(cache), **options))
 
 
-#: Files of ours, what `datasets` calls their format, and the roles.
-FILES = {
-    "array_pretty.json": ("json", ("prompt", "completion")),
-    "array_perline.json": ("json", ("prompt", "completion")),
-    "pc.jsonl": ("json", ("prompt", "completion")),
-    "one.jsonl": ("json", ("messages",)),
-    "two.jsonl": ("json", ("messages",)),
-    "parts.parquet": ("parquet", ("messages",)),
-}
+TALKS = [
+    {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}."}]} for i in range(20)
+]
+PARTS = [{"messages": [{"role": "user", "content": [{"type": "text", "text": f"{i}"}]}]} for i in range(20)]
+PAIRS = [{"prompt": f'{i} "a", ü ', "completion": f"b\n{i}"} for i in range(20)]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_rows_are_those_of_load_dataset(tmp_path: Path, name: str) -> None:
-    kind, roles = FILES[name]
-    wanted = loaded(str(CASES / name), kind, tmp_path)
-    rows = read(plan(str(CASES / name)))
-    assert [row.fields for row in rows] == [{role: row[role] for role in roles} for row in wanted]
-    assert all(row.problem is None for row in rows)
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        *((name, PAIRS) for name in ("a.parquet", "a.arrow", "a.ipc", "a.jsonl", "a.json", "a.csv", "a.tsv")),
+        *((name, PAIRS) for name in ("a.jsonl.gz", "a.json.gz", "a.json.xz", "a.csv.bz2", "a.tsv.xz")),
+        *((name, TALKS) for name in ("a.parquet", "a.arrow", "a.jsonl", "a.json")),
+        *((name, PARTS) for name in ("a.parquet", "a.jsonl", "a.json")),
+    ],
+)
+def test_rows_are_those_of_load_dataset(
+    write: Callable[..., str], tmp_path: Path, name: str, rows: list[dict[str, Any]]
+) -> None:
+    kinds = {"parquet": "parquet", "arrow": "arrow", "ipc": "arrow", "csv": "csv", "tsv": "csv"}
+    kind = kinds.get(name.split(".")[1], "json")
+    path = write(name, rows)
+    made = read(plan(path), chunk_rows=7)
+    wanted = loaded(path, kind, tmp_path / "cache", **({"sep": "\t"} if "tsv" in name else {}))
+    assert [row.fields for row in made] == wanted == rows
+    assert all(row.problem is None for row in made)
+
+
+GLUE = """index\tsentence\tlabel
+0\t"Great" film it said\t1
+1\t"An opening quote only\t0
+2\tplain\t1
+3\tends "here\t0
+4\tlast one" of them\t1
+"""
 
 
 @pytest.mark.parametrize("quoting", ["standard", "none"])
-def test_glues_tsv_is_read_as_load_dataset_reads_it(tmp_path: Path, quoting: str) -> None:
-    path = str(CASES / "csv" / "glue.tsv")
+def test_glues_tsv_is_read_as_load_dataset_reads_it(write: Callable[..., str], tmp_path: Path, quoting: str) -> None:
+    path = write("glue.tsv", GLUE)
     corpus = plan(path, columns={"text": "sentence"}, id="index", quoting=quoting)
     options = {"standard": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
-    wanted = loaded(path, "csv", tmp_path, sep="\t", quoting=options[quoting], quotechar='"')
+    wanted = loaded(path, "csv", tmp_path / "cache", sep="\t", quoting=options[quoting])
     rows = read(corpus)
     assert [(row.id, row.fields["text"]) for row in rows] == [(str(row["index"]), row["sentence"]) for row in wanted]
     assert len(rows) == {"standard": 3, "none": 5}[quoting]
@@ -74,7 +90,7 @@ def test_quotes_that_are_text(write: Callable[..., str], name: str) -> None:
 
 
 def test_quoting_of_no_csv_file_is_a_mistake(write: Callable[..., str]) -> None:
-    with pytest.raises(RequestError, match="queries.quoting: none: there is no CSV or TSV file"):
+    with pytest.raises(RequestError, match=r"queries.quoting: none: there is no CSV or TSV file"):
         plan(write("a.jsonl", [{"text": "a"}]), quoting="none")
 
 
@@ -111,11 +127,16 @@ def test_a_column_may_have_a_semicolon_in_its_name(write: Callable[..., str]) ->
 
 
 def test_the_json_type_of_datasets(tmp_path: Path) -> None:
-    path = str(CASES / "types" / "json_feature.parquet")
-    wanted = loaded(path, "parquet", tmp_path)
-    rows = read(plan(path))
-    assert [row.fields["messages"] for row in rows] == [row["messages"] for row in wanted]
-    assert rows[1].fields["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"ticker": 3}
+    """Arguments of different tools, which a struct could only have all together."""
+    calls = [{"city": "Paris"}, {"ticker": 3}]
+    talks = [[{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}] for call in calls]
+    features = datasets.Features({"messages": datasets.List(datasets.Json())})
+    made = datasets.Dataset.from_dict({"messages": talks}, features=features)
+    made.to_parquet(tmp_path / "a.parquet")
+    made.save_to_disk(str(tmp_path / "saved"))
+    assert [row["messages"] for row in loaded(str(tmp_path / "a.parquet"), "parquet", tmp_path / "cache")] == talks
+    for path in ("a.parquet", "saved"):
+        assert [row.fields["messages"] for row in read(plan(str(tmp_path / path)))] == talks
 
 
 UUIDS = [uuid.UUID(int=i) for i in (1, 2)]

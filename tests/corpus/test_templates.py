@@ -22,7 +22,8 @@ TEXTS = [
     "{% for i in range(3) %}{{ i }}{% else %}none{% endfor %}", "{% for x in l if x == 'c' %}{{ x }}{% endfor %}",
     "{{ l[0] }}{{ l[-1] }}{{ a[1:] }}", "{{ a is defined }}{{ b is none }}", "{{ dl|map(attribute='k')|list }}",
     "{{ dl|selectattr('k', 'equalto', 2)|list }}", "{# no #}{{ a }}", "{%- if a -%}  {{ a }}  {%- endif -%}",
-    "{{ l|sort(reverse=true)|first }}", "{{ 'x' * n }}{{ a + b }}", "{% for k, v in d.items() %}{{ k }}={{ v }};{% endfor %}",
+    "{{ l|sort(reverse=true)|first }}", "{{ 'x' * n }}{{ a + b }}",
+    "{% for k, v in d.items() %}{{ k }}={{ v }};{% endfor %}",
     "a { b } c\r\n",
 ]  # fmt: skip
 

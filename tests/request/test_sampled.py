@@ -162,3 +162,54 @@ def test_rows_that_cannot_be_used_or_are_cut_are_counted(tmp_path: Path, tiny_ll
         "nothing to predict), and 3 are longer than max_length, and cut"
     )
     assert describe(job.looked["queries"], "queries") is None
+
+
+def test_rows_of_a_tsv_file_that_swallow_others_are_told(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    lines = ["text\tlabel", '"w1 w2\t0', "w3\t1", 'w4" w5\t0', "w6\t1", '"w7\nw8"\t1']
+    (tmp_path / "glue.tsv").write_text("\n".join(lines) + "\n")
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+    config["train"] = {"path": str(tmp_path / "glue.tsv"), "columns": {"text": "text"}}
+    looked = prepare(load_config(config), writable=False).looked
+    assert describe(looked["train"], "train") == (
+        "1 training row of TSV files hold tabs and line breaks: where quotes are part of the text, set train.quoting: none"
+    )
+    assert describe(looked["queries"], "queries") is None
+    lines = lines[:5]
+    (tmp_path / "glue.tsv").write_text("\n".join(lines) + "\n")
+    job = prepare(load_config(config, **{"train.quoting": "none"}), writable=False)
+    assert (job.rows, describe(job.looked["train"], "train")) == (4, None)
+
+
+#: What of a corpus' files or columns is refused, and what is said.
+UNCLEAR: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
+    "splits": ({"d/train.jsonl": "{}", "d/test.jsonl": "{}"}, {"path": "d"}, "several splits or configurations: t"),
+    "UTF-16": ({"a.csv": "\x00t\x00e"}, {"path": "a.csv"}, "it is UTF-16"),
+    "a wrong text": ({"a.jsonl": '{"a": 1}'}, {"path": "a.jsonl", "columns": {"text": "{{ a"}}, "is no Jinja text"),
+    "a name": ({"a.jsonl": '{"a": 1}'}, {"path": "a.jsonl", "columns": {"text": "{{ b }}"}}, "b: no such column in"),
+    "alpaca": ({"a.jsonl": '{"question": 1, "answer": 2}'}, {"path": "a.jsonl"}, "{prompt: question, completion: answ"),
+    "wrapped": ({"a.json": '{"data": [{"a": 1}]}'}, {"path": "a.json"}, "make lines of them: jq -c '.data[]' a.json"),
+    "a blown-up text": (
+        {"a.jsonl": '{"a": 99999}'},
+        {
+            "path": "a.jsonl",
+            "columns": {"text": "{% for i in range(a) %}{% for j in range(a) %}{% endfor %}{% endfor %}"},
+        },
+        "a.jsonl#0: unreadable: text: loops more than 1,000,000 times",
+    ),
+}
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_a_corpus_that_is_unclear_is_one_line(
+    case: str, tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    files, asked, says = UNCLEAR[case]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+    config["train"] = asked | {"path": str(tmp_path / asked["path"])}
+    line = refused(config, {}, monkeypatch, capsys)
+    assert line.startswith("error: train.")
+    assert says in line
