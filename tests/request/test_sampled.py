@@ -171,7 +171,8 @@ def test_rows_of_a_tsv_file_that_swallow_others_are_told(tmp_path: Path, tiny_ll
     config["train"] = {"path": str(tmp_path / "glue.tsv"), "columns": {"text": "text"}}
     looked = prepare(load_config(config), writable=False).looked
     assert describe(looked["train"], "train") == (
-        "1 training row of TSV files hold tabs and line breaks: where quotes are part of the text, set train.quoting: none"
+        "1 training row of TSV files with tabs and line breaks in a field: where quotes are part of the text, set "
+        "train.quoting: none"
     )
     assert describe(looked["queries"], "queries") is None
     lines = lines[:5]
@@ -192,7 +193,7 @@ UNCLEAR: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
         {"a.jsonl": '{"a": 99999}'},
         {
             "path": "a.jsonl",
-            "columns": {"text": "{% for i in range(a) %}{% for j in range(a) %}{% endfor %}{% endfor %}"},
+            "columns": {"text": "{% for i in range(a) %}" * 2 + "{% endfor %}" * 2},
         },
         "a.jsonl#0: unreadable: text: loops more than 1,000,000 times",
     ),
