@@ -25,7 +25,7 @@ class Lookup:
         names = [name for text in asked for name in names_in(text)]
         within = _within(file)
         self._paths = {name: path for name in names if (path := _path(name, file, within)) is not None}
-        self._folders = {name: value for name, value in file.partition if name not in self._paths}
+        self._folders = dict(file.partition)
 
     @property
     def paths(self) -> list[Path]:
