@@ -132,6 +132,9 @@ def test_rows_under_a_key_are_refused_with_the_remedy(write: Callable[..., str])
         ).replace('"', "'")
     with pytest.raises(RequestError, match=r"jq -c '.\[\"my rows\"\]\[\]' a.json"):
         plan(write("a.json", '{"my rows": [{"text": "a"}]}'))
+    with pytest.raises(RequestError) as caught:  # nor are many lines
+        plan(write("a.jsonl", '{"talk": [{"text": "a"}]}\n' * 2))
+    assert "jq" not in str(caught.value)
     # One row of a talk is no such file.
     talk = {"messages": [{"role": "user", "content": "a"}]}
     assert read(plan(write("one.json", json.dumps(talk))))[0].fields == talk

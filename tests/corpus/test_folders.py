@@ -50,6 +50,16 @@ def test_a_saved_dataset_is_the_rows_that_load_from_disk_gives(saved: datasets.D
     assert [file.name for file in find_files([f"{folder}/cache-*.arrow"], "train.path")] == beside  # asked for
 
 
+def test_what_load_dataset_caches_is_the_rows_of_the_file(write: Callable[..., str], tmp_path: Path) -> None:
+    path = write("a.jsonl", [{"text": text, "number": i} for i, text in enumerate(TEXTS)])
+    made = datasets.load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
+    made.map(lambda row: {"text": row["text"].upper()}).filter(lambda row: row["number"] > 3)
+    folder = Path(made.cache_files[0]["filename"]).parent
+    assert len(list(folder.glob("cache-*.arrow"))) >= 2
+    assert not (folder / "state.json").exists()
+    assert texts(str(folder)) == texts(f"{folder}/*.arrow") == TEXTS
+
+
 def test_a_selection_is_saved_as_its_rows(saved: datasets.Dataset, tmp_path: Path) -> None:
     saved.shuffle(seed=1).select([5, 1, 2]).save_to_disk(str(tmp_path / "some"))
     assert texts(str(tmp_path / "some")) == datasets.load_from_disk(str(tmp_path / "some"))["text"]
@@ -181,6 +191,17 @@ def test_splits_are_those_that_datasets_finds(write: Callable[..., str], tmp_pat
     split = min(wanted, key=lambda name: (name != "train", name))
     loaded = datasets.load_dataset(f"{tmp_path}/d", split=split, cache_dir=str(tmp_path / "cache"))
     assert texts(named) == list(loaded["text"])
+
+
+def test_splits_of_any_name_are_told_in_their_own_folder_too(write: Callable[..., str], tmp_path: Path) -> None:
+    for name in LAYOUTS["shards"]:
+        write(f"d/{name}", [{"text": name}])
+    says = f'book, wiki; name one, as in path: "{tmp_path}/d/data/book-00000-of-00001.jsonl"'
+    assert refused(f"{tmp_path}/d").endswith(says)
+    assert refused(f"{tmp_path}/d/data").endswith(says)
+    for name in LAYOUTS["shards"]:  # elsewhere, such names are two families of one corpus
+        write(f"e/{name.removeprefix('data/')}", [{"text": name}])
+    assert len(texts(f"{tmp_path}/e")) == 3
 
 
 def test_splits_without_a_simple_pattern_are_named_file_by_file(write: Callable[..., str], tmp_path: Path) -> None:
