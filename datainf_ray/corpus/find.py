@@ -87,7 +87,7 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
         size = int(infos[p].get("size") or 0)
         name = redacted(below(p, directory))  # it stands in tables, and an address may be signed
         url, identity = _url(entry, fs, p, options), _identity(fs, p, size, infos[p])
-        yield SourceFile(url, name, *kind, size, identity, partition=partition_of(p), options=options)
+        yield SourceFile(url, name, *kind, size, identity, partition=partition_of(fs, p), options=options)
 
 
 def _in_folder(fs: AbstractFileSystem, path: str, entry: str, key: str, options: Options) -> dict[str, Any]:

@@ -38,6 +38,7 @@ _NAMED = {
     split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)") for split, words in _SPLITS.items()
 }
 _SHARD = re.compile(r"data/([^/]*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
+_STARS, _MOST_STARS = re.compile(r"\*+"), 4  # in a pattern; matching takes long with many
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 #: {split, configuration or both: the names of its files}
@@ -53,8 +54,10 @@ def hidden(path: str, pattern: str = "") -> bool:
     return count(path) > count(pattern)
 
 
-def partition_of(path: str) -> tuple[tuple[str, str | None], ...]:
+def partition_of(fs: AbstractFileSystem, path: str) -> tuple[tuple[str, str | None], ...]:
     """The columns that a path's folders say, as Hive has them: (("lang", "en"),) of lang=en/part-0.parquet."""
+    if not isinstance(fs, LocalFileSystem):
+        path = path.partition("?")[0]  # an address may be signed
     pairs = (part.partition("=") for part in path.split("/")[:-1])
     return tuple(
         (_unquoted(name), None if value == _NULL else _unquoted(value))
@@ -226,7 +229,8 @@ def _declared(card: Any) -> Iterator[tuple[str, str, list[str]]]:
             files = f"{config['data_dir'].rstrip('/')}/**"
         for one in files if isinstance(files, list) and any(isinstance(f, dict) for f in files) else [files]:
             split, path = (one.get("split", ""), one.get("path")) if isinstance(one, dict) else ("", one)
-            patterns = [p for p in (path if isinstance(path, list) else [path]) if isinstance(p, str) and p]
+            listed = path if isinstance(path, list) else [path]
+            patterns = [p for p in listed if isinstance(p, str) and p and len(_STARS.findall(p)) <= _MOST_STARS]
             if patterns:
                 yield str(split), name, patterns
 

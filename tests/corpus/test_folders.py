@@ -152,6 +152,10 @@ def test_configurations_of_a_dataset_card(write: Callable[..., str], tmp_path: P
     )
     loaded = datasets.load_dataset(f"{tmp_path}/d", "easy", cache_dir=str(tmp_path / "cache"))
     assert texts(f"{tmp_path}/d/easy") == list(loaded["train"]["text"])
+    write("d/README.md", f"---\nconfigs: [{{config_name: a, data_dir: '{'*a' * 60}b'}}]\n---\n")
+    write(f"d/easy/{'a' * 200}.jsonl", [{"text": "a"}])  # a pattern and a name that would take years to match
+    assert len(texts(f"{tmp_path}/d")) == 4
+    (tmp_path / f"d/easy/{'a' * 200}.jsonl").unlink()
     for broken in ("---\n{\n---\n", "---\nconfigs: 5\n---\n", "---\nconfigs: [{data_files: [{path: [1]}]}, 2]\n---\n"):
         write("d/README.md", broken)
         assert len(texts(f"{tmp_path}/d")) == 3

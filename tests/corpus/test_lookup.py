@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.corpus.folders import partition_of
 from datainf_ray.corpus.rows import RowReader
 from tests.corpus.reading import plan, read
 from tests.corpus.test_templates import ALPACA
@@ -124,6 +126,12 @@ def test_folders_say_no_more_than_they_are_asked(write: Callable[..., str], tmp_
         plan(f"{tmp_path}/label=1", id="nothing")
     with pytest.raises(RequestError, match=r"no such column in .*/id=other/a.jsonl"):
         plan(str(tmp_path), id="label")
+
+
+def test_a_signature_is_no_folder() -> None:
+    fs = fsspec.filesystem("memory")
+    assert partition_of(fs, "/lang=en/a.jsonl?sig=a/b=c/d") == (("lang", "en"),)
+    assert partition_of(fsspec.filesystem("file"), "/lang=en/a?b=c/d.jsonl") == (("lang", "en"), ("a?b", "c"))
 
 
 def test_bytes_in_a_folders_name_that_are_not_utf8_cost_their_rows(write: Callable[..., str], tmp_path: Path) -> None:
