@@ -82,9 +82,7 @@ class RowsConfig(_Part):
     """A set of rows: files, and which of their columns mean what."""
 
     path: str | tuple[str, ...] = Place(description="path, glob or list of them, on any fsspec filesystem")
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="role: column or Jinja text; empty: the roles' own names"
-    )
+    columns: dict[str, str] = Field(default_factory=dict, description="role: column or Jinja text; empty: own names")
     id: str | None = Field(None, description="column that names a row; default <file>#<row in file>")
     quoting: Literal["standard", "none"] = Field(
         "standard", description="of CSV and TSV files; none: quotes are part of the text, as in GLUE's .tsv files"

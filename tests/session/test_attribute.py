@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -29,6 +30,31 @@ def exact(model: dict[str, Any], folder: Path) -> tuple[dict[str, torch.Tensor],
     peft = reference.load(model)
     rows, queries = (reference.encode(model, str(folder / f"{name}.jsonl")) for name in ("train", "queries"))
     return reference.gradients(peft, rows), reference.gradients(peft, queries)
+
+
+def test_rows_that_are_put_together_are_the_same_rows(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    """Of a Jinja text, of values within columns and of Hive's folders, as of a file that has it all written out."""
+    whole = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "whole"))
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    parts = []
+    for row in rows:
+        first, second = row["prompt"].split()
+        data = {"answer": row["completion"], "name": row["name"]}
+        parts.append({"first": first, "second": second, "data": data})
+    for k, of in enumerate((parts[:13], parts[13:])):
+        folder = tmp_path / "parts" / f"half={k}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(of), folder / "part-0.parquet", row_group_size=5)
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+    columns = {"prompt": "{{ first }}{% if second %} {{ second }}{% endif %}", "completion": "data.answer"}
+    config["train"] = {"path": str(tmp_path / "parts"), "columns": columns, "id": "data.name"}
+    run = attribute(config)
+    assert torch.equal(scores(run), scores(whole))
+    assert run.examples()["id"].to_pylist() == [row["name"] for row in rows]
+    assert run.config["train"]["columns"] == columns
+    config["train"]["columns"] = columns | {"prompt": "{{ first }}{{ second }}"}
+    with pytest.raises(RequestError, match=r"columns"):  # another run
+        attribute(config)
 
 
 @pytest.mark.parametrize(
