@@ -72,6 +72,7 @@ def _survey(stream: BinaryIO, file: SourceFile, problem: str = "") -> SourceFile
     nested: dict[Path, None] = {}
     if file.format == "csv":
         columns = _header(records)
+    tabs = file.format == "csv" and file.delimiter == "\t"
     offsets: list[int] = []
     stride, rows, objects, merged, first, beginning = _STRIDE, 0, 0, 0, None, None
     for offset, record in records:
@@ -87,7 +88,7 @@ def _survey(stream: BinaryIO, file: SourceFile, problem: str = "") -> SourceFile
             objects += parsed.problem is None
             first = first or parsed.problem
             beginning = parsed.problem if rows == 0 else beginning
-        if isinstance(record, list) and file.delimiter == "\t":
+        if tabs and isinstance(record, list):
             merged += any("\t" in field and "\n" in field for field in record)
         rows += 1
     lines = "no JSON lines, one object a line" if file.format == "jsonl" else "no array of objects"
