@@ -192,7 +192,9 @@ def _is_cache(name: str) -> bool:
 
 
 def _text(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> str:
-    return "" if int(info.get("size") or 0) > _MOST else fs.cat_file(path).decode("utf-8", "replace")
+    if int(info.get("size") or 0) > _MOST or (isinstance(fs, LocalFileSystem) and not os.path.isfile(path)):
+        return ""  # a pipe would be waited for
+    return str(fs.cat_file(path).decode("utf-8", "replace"))
 
 
 def _json(fs: AbstractFileSystem, path: str, info: Mapping[str, Any]) -> Any:

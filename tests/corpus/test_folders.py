@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,16 @@ def test_what_is_hidden_is_no_row_unless_it_is_asked_for(write: Callable[..., st
     assert found("/_temporary/**/*.jsonl") == ["_temporary/0/a.jsonl"]
     assert found("/b/_*.jsonl") == ["b/_c.jsonl"]
     assert "no file matches" in refused(f"{tmp_path}/d/_temp*/*.jsonl")
+
+
+def test_pipes_beside_rows_are_not_waited_for(write: Callable[..., str], tmp_path: Path) -> None:
+    write("d/a.jsonl", [{"text": "a"}])
+    for name in ("README.md", "dataset_dict.json"):
+        os.mkfifo(tmp_path / "d" / name)
+    assert texts(f"{tmp_path}/d") == ["a"]
+    os.mkfifo(tmp_path / "d" / "state.json")  # which may hold rows
+    assert "state.json: is a pipe, not a file" in refused(f"{tmp_path}/d")
+    assert "state.json: is a pipe, not a file" in refused(f"{tmp_path}/d/*.json")
 
 
 def test_a_link_to_a_folder_of_rows_is_told(write: Callable[..., str], tmp_path: Path) -> None:
