@@ -22,6 +22,11 @@ ROLES = {
     "messages": "list",
     "input_ids": "list",
     "labels": "list",
+    "attention_mask": "list",
+    "token_type_ids": "list",
+    "position_ids": "list",
+    "completion_mask": "list",
+    "assistant_masks": "list",
     "label": "any",
 }
 

@@ -1,7 +1,7 @@
 """Rows as the model sees them: what a task makes of a row, with a line of text for people.
 
-A task says how its rows become tokens; what tasks have in common is here. No text gets a second BOS or EOS where it
-already begins or ends with one.
+A task says how its rows become tokens; what tasks have in common is here. Token ids that the model does not have are
+found here, whatever the task and the kind of row.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.common.errors import one_line
 from datainf_ray.corpus.preview import LENGTH, fold
 from datainf_ray.corpus.rows import Row
+from datainf_ray.corpus.targets import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # a label that is no target, as everywhere in PyTorch
 OK = "ok"  # as in `runs.schemas`
 
 #: A row's fields, by role.
@@ -34,6 +34,9 @@ class EncoderSpec:
     vocabulary: int | None = None  #: token ids that the model has, where that is not the tokenizer's number
     facts: Mapping[str, Any] = field(default_factory=dict)  #: what the task knows of the model; see `Task.facts`
     targets: str = "auto"  #: which tokens have a loss, as the corpus' `targets` says
+    key: str = "train"  #: what the configuration calls the corpus, for errors
+    roles: tuple[str, ...] = ()  #: those that the corpus has columns for
+    token_types: int | None = None  #: token types that the model has; None where it does not say
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Example:
     preview: str = ""
     tokens_cut: int = 0  #: that it has beyond max_length
     rule: str = ""  #: what made the targets
+    foreign: bool = False  #: it is unreadable because the tokenizer makes a token of it that the model does not have
 
     @property
     def tokens(self) -> int:
@@ -77,11 +81,26 @@ Encode = Callable[[Sequence[Fields]], Sequence[Encoded | Exception]]
 Preview = Callable[[Fields, Mapping[str, Any] | None], str]
 
 
+class ForeignTokenError(ValueError):
+    """The tokenizer has made a token that the model's vocabulary does not have."""
+
+
+def require_known(spec: EncoderSpec, ids: Any, role: str) -> None:
+    """Raises `ForeignTokenError` where one of the tokens that the tokenizer made is none of the model's."""
+    if spec.vocabulary is None or not isinstance(ids, list):  # a task of the user's own may call anything so
+        return
+    worst = max((token for token in ids if isinstance(token, int)), default=0)
+    if worst >= spec.vocabulary:
+        called = "" if spec.tokenizer is None else f" ({spec.tokenizer.convert_ids_to_tokens(worst)!r})"
+        there = f"and the model's vocabulary has {spec.vocabulary:,} tokens"
+        raise ForeignTokenError(f"{role} holds token {worst}{called} of the tokenizer, {there}")
+
+
 class Encoder:
     """Encodes the rows of one corpus, good and bad."""
 
-    def __init__(self, encode: Encode, preview: Preview) -> None:
-        self._encode, self._preview = encode, preview
+    def __init__(self, encode: Encode, preview: Preview, spec: EncoderSpec) -> None:
+        self._encode, self._preview, self._spec = encode, preview, spec
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in order. A row that cannot be encoded gets a status; none raises."""
@@ -89,15 +108,25 @@ class Encoder:
         found = iter(self._found([row.fields for row in good]))
         examples = []
         for row in rows:
-            made = next(found) if row.problem is None else ValueError(row.problem)
+            made = self._known(next(found)) if row.problem is None else ValueError(row.problem)
             if isinstance(made, Encoded):
                 example = Example(row.row, row.id, made.status, made.detail, made.values, made.lengths)
                 example.tokens_cut, example.rule = made.tokens_cut, made.rule
             else:
                 example = Example(row.row, row.id, "unreadable", fold(one_line(made)))
+                example.foreign = isinstance(made, ForeignTokenError)
             example.preview = self._line(row.fields, made.values if isinstance(made, Encoded) else None)
             examples.append(example)
         return examples
+
+    def _known(self, made: Encoded | Exception) -> Encoded | Exception:
+        """What was made of a row, unless the model does not have all of its tokens."""
+        try:
+            if isinstance(made, Encoded):
+                require_known(self._spec, made.values.get("input_ids"), "input_ids")
+        except ForeignTokenError as error:
+            return error
+        return made
 
     def _found(self, rows: Sequence[Fields]) -> list[Encoded | Exception]:
         """All in one call; in two halves where some row makes that fail, and so on."""
@@ -130,27 +159,6 @@ def decoded(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> st
     """The first tokens of a row of ids, as text where there is a tokenizer."""
     ids = list(ids[:LENGTH])
     return " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids))
-
-
-def closes(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts its EOS behind a text by itself."""
-    eos = tokenizer.eos_token_id
-    return eos is not None and tokenizer("a")["input_ids"][-1:] == [eos]
-
-
-def begun(tokenizer: Any, texts: Sequence[str], closed: bool) -> list[list[int]]:
-    """Tokens with the special tokens that the tokenizer puts before a text, once, and without an EOS of its own.
-
-    `closed` is what `closes` says of the tokenizer.
-    """
-    ids: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
-    if closed:
-        ids = [line[:-1] for line in ids]
-    bos, doubled = tokenizer.bos_token, [tokenizer.bos_token_id] * 2
-    if bos:
-        pairs = zip(texts, ids, strict=True)
-        ids = [line[1:] if text.startswith(bos) and line[:2] == doubled else line for text, line in pairs]
-    return ids
 
 
 def ended(tokenizer: Any, ids: list[int]) -> list[int]:

@@ -2,13 +2,16 @@
 
 How rows become tokens (all are cut from the right at `max_length`):
 
-- text: the tokenizer's tokens with its own special tokens, then EOS if it has one; every token is a target.
-- prompt and completion: tokenized separately, so that the prompt's tokens never depend on the completion; the prompt
-  with the special tokens that begin a text, then the completion, then EOS. The completion and EOS are targets.
+- text: what the tokenizer makes of the text with EOS spelt out at its end; every token is a target. An empty text has
+  no tokens.
+- prompt and completion: tokenized as one text, with EOS spelt out at its end, as TRL does. The completion begins where
+  the tokens of the prompt alone end or are others; it and EOS are targets (see `corpus.texts`).
 - messages: what the chat template gives, token for token; the assistant's turns are targets (see `corpus.chat`).
-- input_ids and labels: as they are. Without labels every token is a target.
+- input_ids: as they are, less the padding that attention_mask tells. The targets are those of labels, or else of
+  completion_mask and assistant_masks; without any of them every token is one (see `corpus.given`).
 
-The first token of a row is never a target: nothing predicts it. The loss is the cross-entropy of the targets.
+`targets` may say otherwise; see `corpus.targets`. The first token of a row is never a target: nothing predicts it. The
+loss is the cross-entropy of the targets.
 """
 
 from __future__ import annotations
@@ -18,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from datainf_ray.corpus.chat import ChatTemplate, fold_messages
 from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.given import BESIDE, token_types, unpadded
 from datainf_ray.corpus.preview import fold_pair
+from datainf_ray.corpus.targets import check_targets, labels_of
+from datainf_ray.corpus.texts import begin_of_completion, closed, tokenized
 from datainf_ray.corpus.tokens import (
     IGNORED,
     Encode,
     Encoded,
     EncoderSpec,
     Fields,
-    begun,
-    closes,
     decoded,
     each,
-    ended,
     given_ids,
     texts_of,
     untargeted,
@@ -44,7 +47,11 @@ if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is 
     from datainf_ray.model.shortcut import LanguageShortcut
 
 
+MASKS = ("completion_mask", "assistant_masks")
+
+
 def encoder(spec: EncoderSpec) -> Encode:
+    check_targets(spec.kind, spec.targets, spec.key, spec.roles)
     if spec.kind == "text":
         return _texts(spec)
     if spec.kind == "prompt-completion":
@@ -55,25 +62,25 @@ def encoder(spec: EncoderSpec) -> Encode:
 
 
 def _texts(spec: EncoderSpec) -> Encode:
-    tokenizer, closed = spec.tokenizer, closes(spec.tokenizer)
-
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
-        lines = begun(tokenizer, [row["text"] for row in rows], closed)
-        found = [ended(tokenizer, ids) if row["text"] else [] for row, ids in zip(rows, lines, strict=True)]
-        return [_encoded(spec, ids, ids) for ids in found]
+        lines = tokenized(spec.tokenizer, [closed(spec.tokenizer, row["text"]) for row in rows])
+        found = [ids if row["text"] else [] for row, ids in zip(rows, lines, strict=True)]
+        return [_encoded(spec, ids, ids, "every token") for ids in found]
 
     return encode
 
 
 def _pairs(spec: EncoderSpec) -> Encode:
-    tokenizer, closed = spec.tokenizer, closes(spec.tokenizer)
-
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
-        prompts = begun(tokenizer, [row["prompt"] for row in rows], closed)
-        texts = [row["completion"] for row in rows]
-        completions = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        pairs = [(p, ended(tokenizer, c)) for p, c in zip(prompts, completions, strict=True)]
-        return [_encoded(spec, p + c, [IGNORED] * len(p) + c) for p, c in pairs]
+        prompts = tokenized(spec.tokenizer, [row["prompt"] for row in rows])
+        texts = [row["prompt"] + closed(spec.tokenizer, row["completion"]) for row in rows]
+        return [one(prompt, whole) for prompt, whole in zip(prompts, tokenized(spec.tokenizer, texts), strict=True)]
+
+    def one(prompt: list[int], whole: list[int]) -> Encoded:
+        if spec.targets == "all":
+            return _encoded(spec, whole, whole, "every token")
+        begin = begin_of_completion(prompt, whole)
+        return _encoded(spec, whole, [IGNORED] * begin + whole[begin:], "everything behind the prompt")
 
     return encode
 
@@ -92,20 +99,27 @@ def _messages(spec: EncoderSpec) -> Encode:
 
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
-    ids = given_ids(spec, fields["input_ids"], "input_ids")
-    labels = given_ids(spec, fields["labels"], "labels") if "labels" in fields else ids
-    if len(labels) != len(ids):
-        raise ValueError(f"{len(ids)} input_ids but {len(labels)} labels")
-    return _encoded(spec, ids, labels)
+    row = unpadded(fields, (*BESIDE, "labels", *MASKS))
+    ids = given_ids(spec, row["input_ids"], "input_ids")
+    if "labels" in row:
+        row["labels"] = given_ids(spec, row["labels"], "labels")
+    types = token_types(spec, row["token_type_ids"]) if "token_type_ids" in row else None
+    labels, rule = labels_of(row, ids, spec.targets)
+    return _encoded(spec, ids, labels, rule, types)
 
 
-def _encoded(spec: EncoderSpec, ids: Sequence[int], labels: Sequence[int]) -> Encoded:
+def _encoded(
+    spec: EncoderSpec, ids: Sequence[int], labels: Sequence[int], rule: str = "", types: Sequence[int] | None = None
+) -> Encoded:
     whole = len(ids)
     ids, kept = list(ids[: spec.max_length]), list(labels[: spec.max_length])
     if kept:
         kept[0] = IGNORED
     status, detail = untargeted(kept, labels[1:], spec.max_length)
-    return Encoded({"input_ids": ids, "labels": kept}, (len(ids),), status, detail, whole - len(ids))
+    values = {"input_ids": ids, "labels": kept}
+    if types is not None:
+        values["token_type_ids"] = list(types[: spec.max_length])
+    return Encoded(values, (len(ids),), status, detail, whole - len(ids), rule)
 
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
@@ -171,7 +185,7 @@ TASK = Task(
     kinds=(
         Combination("messages", ("messages",)),
         Combination("prompt-completion", ("prompt", "completion")),
-        Combination("tokens", ("input_ids",), ("labels",)),
+        Combination("tokens", ("input_ids",), ("labels", *MASKS, *BESIDE)),
         Combination("text", ("text",)),
     ),
     model_class=model_class,

@@ -2,8 +2,8 @@
 
 How rows become tokens: the prompt as the tokenizer encodes a source, the completion as it encodes a target, each with
 its special tokens and cut by the tokenizer at `max_length`; a target ends with EOS if the tokenizer has one, unless it
-was cut. Or input_ids and labels, as they are and of any two lengths, each cut at `max_length`; a label of -100 is no
-target.
+was cut. Or input_ids and labels, as they are and of any two lengths, each cut at `max_length`; input_ids go without the
+padding that attention_mask tells (see `corpus.given`), and a label of -100 is no target.
 
 The decoder reads the labels shifted by one, by the model's own rule, so its logits at a position predict the label at
 that position. The loss is the cross-entropy of the targets.
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.given import unpadded
 from datainf_ray.corpus.preview import fold_pair
+from datainf_ray.corpus.targets import check_targets
 from datainf_ray.corpus.tokens import (
     IGNORED,
     Encode,
@@ -29,6 +31,7 @@ from datainf_ray.corpus.tokens import (
     each,
     ended,
     given_ids,
+    require_known,
     texts_of,
     untargeted,
 )
@@ -43,6 +46,7 @@ if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is 
 
 
 def encoder(spec: EncoderSpec) -> Encode:
+    check_targets(spec.kind, spec.targets, spec.key, takes={"prompt-completion": ("auto", "completion")})
     if spec.kind == "tokens":
         return each(lambda fields: _given(spec, fields))
     cut: dict[str, Any] = {"truncation": spec.max_length is not None, "max_length": spec.max_length}
@@ -53,26 +57,28 @@ def encoder(spec: EncoderSpec) -> Encode:
         return [one(row, source, target) for row, source, target in zip(rows, sources, targets, strict=True)]
 
     def one(row: Fields, source: list[int], target: list[int]) -> Encoded:
+        require_known(spec, target, "labels")
         beyond = cut_off(spec.tokenizer, source, spec.max_length, text=row["prompt"])
         beyond += cut_off(spec.tokenizer, target, spec.max_length, text_target=row["completion"])
-        return _encoded(spec, source, ended(spec.tokenizer, target), beyond)
+        return _encoded(spec, source, ended(spec.tokenizer, target), "the completion", beyond)
 
     return encode
 
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
-    ids, labels = (given_ids(spec, fields[role], role) for role in ("input_ids", "labels"))
-    return _encoded(spec, ids, labels)
+    row = unpadded(fields, ("attention_mask",))
+    ids, labels = (given_ids(spec, row[role], role) for role in ("input_ids", "labels"))
+    return _encoded(spec, ids, labels, "labels")
 
 
-def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int], beyond: int = 0) -> Encoded:
+def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int], rule: str, beyond: int = 0) -> Encoded:
     """`beyond` is the number of tokens that the tokenizer has cut off already."""
     ids, kept = list(source[: spec.max_length]), list(labels[: spec.max_length])
     if not ids:
         raise ValueError("the source has no tokens")
     status, detail = untargeted(kept, labels, spec.max_length)
     beyond += len(source) - len(ids) + len(labels) - len(kept)
-    return Encoded({"input_ids": ids, "labels": kept}, (len(ids), len(kept)), status, detail, beyond)
+    return Encoded({"input_ids": ids, "labels": kept}, (len(ids), len(kept)), status, detail, beyond, rule)
 
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
@@ -170,7 +176,7 @@ TASK = Task(
     name="seq2seq-lm",
     kinds=(
         Combination("prompt-completion", ("prompt", "completion")),
-        Combination("tokens", ("input_ids", "labels")),
+        Combination("tokens", ("input_ids", "labels"), ("attention_mask",)),
     ),
     model_class=model_class,
     encoder=encoder,

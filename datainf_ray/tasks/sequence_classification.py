@@ -1,7 +1,8 @@
 """A classifier of texts, or of pairs of texts; with one label, a regression.
 
 How rows become tokens: the tokenizer's own encoding of text, or of text and text_pair, cut by the tokenizer at
-`max_length`; or input_ids as they are. The target is the label: the number of a class or its name in the model's
+`max_length`, where a missing text_pair is an empty one; or input_ids as they are, with their token_type_ids and less
+the padding that attention_mask tells (see `corpus.given`). The target is the label: the number of a class or its name in the model's
 `label2id`; with one label any number. The loss is the cross-entropy of the class, or the squared error of the number.
 """
 
@@ -15,7 +16,9 @@ from datainf_ray.common.words import counted
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.given import BESIDE, token_types, unpadded
 from datainf_ray.corpus.labels import check_labels, parse_label
+from datainf_ray.corpus.targets import check_targets
 from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, cut_off, decoded, each, given_ids, texts_of
 from datainf_ray.tasks.task import Task
 
@@ -29,16 +32,22 @@ HEADS = ("classifier", "score")  #: what transformers calls the layer on top of 
 
 
 def encoder(spec: EncoderSpec) -> Encode:
+    check_targets(spec.kind, spec.targets, spec.key, takes={})
+
     def finished(fields: Fields, tokens: dict[str, Any], beyond: int) -> Encoded:
         if not tokens["input_ids"]:
             raise ValueError("there are no tokens")
+        if "token_type_ids" in tokens:
+            token_types(spec, tokens["token_type_ids"])
         tokens["target"] = parse_label(fields["label"], spec.facts["num_labels"], spec.facts["label2id"])
-        return Encoded(tokens, (len(tokens["input_ids"]),), tokens_cut=beyond)
+        return Encoded(tokens, (len(tokens["input_ids"]),), tokens_cut=beyond, rule="the label")
 
     def given(fields: Fields) -> Encoded:
-        whole = given_ids(spec, fields["input_ids"], "input_ids")
-        ids = whole[: spec.max_length]
-        return finished(fields, {"input_ids": ids}, len(whole) - len(ids))
+        row = unpadded(fields)
+        whole = given_ids(spec, row["input_ids"], "input_ids")
+        names = [name for name in ("input_ids", "token_type_ids") if name in row]
+        tokens = {name: row[name][: spec.max_length] for name in names}
+        return finished(fields, tokens, len(whole) - len(tokens["input_ids"]))
 
     def texts(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         made = spec.tokenizer(
@@ -158,7 +167,7 @@ TASK = Task(
     name="sequence-classification",
     kinds=(
         Combination("classification", ("text", "label"), ("text_pair",)),
-        Combination("tokens", ("input_ids", "label")),
+        Combination("tokens", ("input_ids", "label"), BESIDE),
     ),
     model_class=model_class,
     encoder=encoder,

@@ -68,7 +68,7 @@ class Task:
 
     def encoder_for(self, spec: EncoderSpec) -> Encoder:
         """What encodes the rows of a corpus. Raises `RequestError` where that cannot be."""
-        return Encoder(self.encoder(spec), functools.partial(self.preview, spec))
+        return Encoder(self.encoder(spec), functools.partial(self.preview, spec), spec)
 
     def batch(self, examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
         """The examples at `positions`, all of them ok, as a batch."""
