@@ -1,4 +1,4 @@
-"""Small tokenizers in the styles of those that models have, trained on the spot; and what TRL makes of rows with them."""
+"""Small tokenizers in the styles of those that models have, made on the spot; and what TRL makes of rows with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SENTENCES = [
     "def add(a, b):\n    return a + b\n\n1234 5678, naïve café 漢字",
 ]
 _LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -47,16 +48,16 @@ def _bytes(prefix_space: bool, split: str | None = None, normalizer: Any = None)
     return core
 
 
-def _pieces(normalizer: Any = None, pre_tokenizer: Any = None) -> Tokenizer:
+def _pieces(normalizer: Any, pre_tokenizer: Any, special: Sequence[str], post: str, **names: Any) -> Any:
+    """Byte-pair encoding as sentencepiece trains it: no piece goes over a space, though a text is not split there."""
     core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    if normalizer is not None:
-        core.normalizer = normalizer
-    if pre_tokenizer is not None:
-        core.pre_tokenizer = pre_tokenizer
-    return core
-
-
-_BYTES = tuple(f"<0x{k:02X}>" for k in range(256))
+    core.normalizer = normalizers.Replace(" ", "▁")
+    core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made = _made(core, [*special, *(f"<0x{k:02X}>" for k in range(256))], post, 460, unk_token="<unk>", **names)
+    backend = made.backend_tokenizer
+    backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
+    return made
 
 
 def gpt2(prefix_space: bool = False) -> PreTrainedTokenizerFast:
@@ -81,22 +82,19 @@ def qwen() -> PreTrainedTokenizerFast:
 
 
 def llama2(legacy: bool, post: str = "<s> $A") -> PreTrainedTokenizerFast:
-    """Sentencepiece with bytes to fall back on: "▁" before each piece of a text between special tokens, or the first."""
-    special = ["<unk>", "<s>", "</s>", *_BYTES]
-    if legacy:
-        core = _pieces(normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]))
-    else:
-        core = _pieces(None, pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
-    return _made(core, special, post, 460, **names)
+    """Sentencepiece with bytes to fall back on: "▁" before each piece between special tokens, or the first alone."""
+    normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    split = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    special = ["<unk>", "<s>", "</s>"]
+    return _pieces(normalizer if legacy else None, None if legacy else split, special, post, **names)
 
 
 def gemma() -> PreTrainedTokenizerFast:
     """Sentencepiece that puts nothing before a text but its BOS."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", *_BYTES]
-    core = _pieces(normalizers.Replace(" ", "▁"), pre_tokenizers.Split(" ", "merged_with_previous"))
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    return _made(core, special, "<bos> $A", 460, **names)
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    split = pre_tokenizers.Split(" ", "merged_with_previous")
+    return _pieces(normalizers.Replace(" ", "▁"), split, ["<pad>", "<eos>", "<bos>", "<unk>"], "<bos> $A", **names)
 
 
 def unigram() -> PreTrainedTokenizerFast:
@@ -104,9 +102,7 @@ def unigram() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.Unigram())
     core.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
     special = ["<pad>", "<s>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     return _made(core, special, "<s> $A", trainer=trainer, **names)
 
@@ -150,7 +146,9 @@ def by_trl(
     disable_progress_bars()
     trainer = SimpleNamespace(_tokenizer=tokenizer, chat_template=None, completion_only_loss=completion_only)
     with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(output_dir=folder, bf16=False, use_cpu=True, report_to="none", **{"max_length": None} | asked)
+        config = SFTConfig(
+            output_dir=folder, bf16=False, use_cpu=True, report_to="none", **{"max_length": None} | asked
+        )
         made = SFTTrainer._prepare_dataset(
             trainer, Dataset.from_list(list(rows)), tokenizer, config, False, None, "train"
         )

@@ -2,8 +2,9 @@
 
 How rows become tokens: the tokenizer's own encoding of text, or of text and text_pair, cut by the tokenizer at
 `max_length`, where a missing text_pair is an empty one; or input_ids as they are, with their token_type_ids and less
-the padding that attention_mask tells (see `corpus.given`). The target is the label: the number of a class or its name in the model's
-`label2id`; with one label any number. The loss is the cross-entropy of the class, or the squared error of the number.
+the padding that attention_mask tells (see `corpus.given`). The target is the label: the number of a class or its name
+in the model's `label2id`; with one label any number. The loss is the cross-entropy of the class, or the squared error
+of the number.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ def spelt(text: str, tokenizer: Any) -> str:
 
 def encode(tokenizer: Any, kind: str, rows: list[dict[str, str]], targets: str = "auto") -> list[Example]:
     spec = EncoderSpec(kind, tokenizer, None, targets=targets)
-    return tiny.task("causal-lm").encoder_for(spec).encode([Row(k, str(k), row, None, None) for k, row in enumerate(rows)])
+    return (
+        tiny.task("causal-lm").encoder_for(spec).encode([Row(k, str(k), row, None, None) for k, row in enumerate(rows)])
+    )
 
 
 def compared(examples: list[Example], expected: list[dict[str, list[int]]]) -> None:
@@ -96,7 +98,7 @@ def test_nothing_stands_between_prompt_and_completion() -> None:
     tokenizer = style("llama2")
     (example,) = encode(tokenizer, "prompt-completion", [{"prompt": "Once there was a", "completion": " dog."}])
     assert example.values["input_ids"] == tokenizer("Once there was a dog.</s>")["input_ids"]
-    assert tokenizer.decode([label for label in example.values["labels"] if label != -100]) == "dog.</s>"
+    assert tokenizer.decode([label for label in example.values["labels"] if label != -100]) == " dog.</s>"
     assert example.rule == "everything behind the prompt"
 
 

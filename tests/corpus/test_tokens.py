@@ -54,18 +54,19 @@ def test_text_is_the_tokenizers_own_tokens_then_eos(tokenizer):
 
 
 @pytest.mark.parametrize("post", ["<s> $A", "<s> $A </s>", "$A </s>", "$A", None])
-def test_special_tokens_stand_once_at_either_end(make_tokenizer, post):
+def test_eos_is_spelt_out_at_the_end_once_and_the_tokenizer_adds_what_it_adds(make_tokenizer, post):
     tokenizer = make_tokenizer(post)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     plain = tokenizer("a fox", add_special_tokens=False)["input_ids"]
     start = [bos] if post is not None and "<s>" in post else []
-    for text in ("a fox", "a fox</s>", *(["<s>a fox", "<s>a fox</s>"] if start else [])):
+    end = [eos] if post is not None and "</s>" in post else []
+    for text, said in (("a fox", []), ("a fox</s>", []), ("<s>a fox", [bos]), ("<s>a fox</s>", [bos])):
         (example,) = Encoder(tokenizer, "text", CAUSAL, None).encode(rows({"text": text}))
-        assert example.values["input_ids"] == [*start, *plain, eos]
+        assert example.values["input_ids"] == [*start, *said, *plain, eos, *end]
         row = {"prompt": text.removesuffix("</s>"), "completion": " yes" + ("</s>" if "</s>" in text else "")}
         (example,) = Encoder(tokenizer, "prompt-completion", CAUSAL, None).encode(rows(row))
-        answer = [*tokenizer(" yes", add_special_tokens=False)["input_ids"], eos]
-        assert example.values["input_ids"] == [*start, *plain, *answer]
+        answer = [*tokenizer(" yes", add_special_tokens=False)["input_ids"], eos, *end]
+        assert example.values["input_ids"] == [*start, *said, *plain, *answer]
         assert targets(example) == answer
 
 
@@ -91,12 +92,13 @@ def test_a_completion_that_repeats_the_prompt_is_still_the_completion(tokenizer)
     assert example.values["labels"] == [-100] * (example.tokens - len(answer)) + answer
 
 
-def test_the_prompts_tokens_do_not_depend_on_the_completion(tokenizer):
+def test_a_prompts_tokens_are_those_of_the_whole_text(tokenizer):
     both = [{"prompt": "The qui", "completion": end} for end in ("ck", " fox", "")]
-    one, two, three = Encoder(tokenizer, "prompt-completion", CAUSAL, 512).encode(rows(*both))
-    prompt = tokenizer("The qui")["input_ids"]
-    assert all(example.values["input_ids"][: len(prompt)] == prompt for example in (one, two, three))
-    assert targets(three) == [tokenizer.eos_token_id]
+    for row, example in zip(
+        both, Encoder(tokenizer, "prompt-completion", CAUSAL, 512).encode(rows(*both)), strict=True
+    ):
+        assert example.values["input_ids"] == tokenizer(f"The qui{row['completion']}</s>")["input_ids"]
+    assert targets(example) == [tokenizer.eos_token_id]
 
 
 def test_long_rows_are_cut_from_the_right(tokenizer):
@@ -117,14 +119,14 @@ def test_long_rows_are_cut_from_the_right(tokenizer):
 def test_tokens_beyond_max_length_are_counted(tokenizer, bert):
     def cut(tokenizer, kind: str, task: Task, fields: dict[str, Any], **facts: Any) -> int:
         """As counted; and as the row without a limit has them."""
-        short, whole = (Encoder(tokenizer, kind, task, n, 64, **facts).encode(rows(fields))[0] for n in (6, None))
+        short, whole = (Encoder(tokenizer, kind, task, n, 400, **facts).encode(rows(fields))[0] for n in (6, None))
         assert short.tokens_cut == whole.tokens - short.tokens
         assert whole.tokens_cut == 0
         return short.tokens_cut
 
     assert cut(tokenizer, "tokens", CAUSAL, {"input_ids": list(range(9))}) == 3
     assert cut(tokenizer, "tokens", CAUSAL, {"input_ids": list(range(6))}) == 0
-    assert cut(tokenizer, "prompt-completion", CAUSAL, {"prompt": "fox " * 9, "completion": "dog"}) >= 9
+    assert cut(tokenizer, "prompt-completion", CAUSAL, {"prompt": "fox " * 9, "completion": "dog"}) == 7
     film = {"text": "good film good film good", "label": 0}
     assert cut(bert, "classification", CLASSES, film, num_labels=2) == 1
     assert (
@@ -153,6 +155,36 @@ def test_given_labels_are_kept(tokenizer):
     (example,) = encoder.encode(rows({"input_ids": [5, 6, 7, 8], "labels": [5, -100, 9, 8]}))
     assert (example.values["input_ids"], example.values["labels"]) == ([5, 6, 7], [-100, -100, 9])
     assert encoder.encode(rows({"input_ids": [5, 6], "labels": [5, -100]}))[0].status == "no_target_tokens"
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "fields"),
+    [
+        ("text", CAUSAL, {"text": "FOX"}),
+        ("prompt-completion", CAUSAL, {"prompt": "FOX", "completion": "x"}),
+        ("prompt-completion", CAUSAL, {"prompt": "x", "completion": "FOX"}),
+        ("messages", CAUSAL, {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "FOX"}]}),
+        ("classification", CLASSES, {"text": "x", "text_pair": "FOX", "label": 0}),
+        ("prompt-completion", tiny.task("seq2seq-lm"), {"prompt": "FOX", "completion": "x"}),
+        ("prompt-completion", tiny.task("seq2seq-lm"), {"prompt": "x", "completion": "FOX"}),
+    ],
+)
+def test_tokens_that_were_added_to_the_tokenizer_alone_are_unreadable(tokenizer, kind, task, fields):
+    vocabulary = len(tokenizer)
+    tokenizer.add_tokens(["FOX"])
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace("FOX", "x")
+        return [{**one, "content": plain(one["content"])} for one in value] if isinstance(value, list) else value
+
+    encoder = Encoder(tokenizer, kind, task, 512, vocabulary, **({"num_labels": 2} if task is CLASSES else {}))
+    bad, good = encoder.encode(rows(fields, {role: plain(value) for role, value in fields.items()}))
+    assert (bad.status, bad.values, bad.foreign) == ("unreadable", {}, True)
+    told = f"holds token {vocabulary} ('FOX') of the tokenizer, and the model's vocabulary has {vocabulary} tokens"
+    assert told in bad.detail
+    assert (good.status, good.foreign) == ("ok", False)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +273,7 @@ def test_pairs_have_two_kinds_of_tokens(bert):
         rows({"text": "good", "text_pair": "bad", "label": 0.5}, {"text": "very " * 9, "text_pair": "bad", "label": 2})
     )
     assert (one.values["input_ids"], one.values["token_type_ids"]) == ([2, 4, 3, 5, 3], [0, 0, 0, 1, 1])
+    assert one.rule == "the label"
     assert (one.values["target"], one.preview) == (0.5, "[0.5] good | bad")
     assert (two.values["input_ids"], two.values["target"]) == ([2, 7, 7, 3, 5, 3], 2.0)
 
