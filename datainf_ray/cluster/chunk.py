@@ -34,6 +34,7 @@ FACTS = pa.schema(
         pa.field("row", pa.int64(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
         pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("tokens_cut", pa.int32()),  # null where an index of an earlier version is read
         pa.field("loss", pa.float64()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
@@ -68,6 +69,7 @@ class ChunkReport:
     facts: pa.Table | None = None  # queries only
     recomputed: bool = False  # its gradients had been kept, and were lost
     batch_tokens: int | None = None  # where the device had no room for batches as large as planned
+    cut: int = 0  # rows with more tokens than max_length
 
 
 class Recorder(Protocol):
@@ -238,6 +240,7 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
             [e.row for e in examples],
             [e.id for e in examples],
             [e.tokens for e in examples],
+            [e.tokens_cut for e in examples],
             pa.array(losses, pa.float64(), mask=np.array([s != OK for s in status])),
             list(status),
             [e.detail for e in examples],
@@ -279,4 +282,5 @@ def report_of(
         facts if whole else None,
         recomputed,
         batch_tokens,
+        sum(cut > 0 for cut in facts["tokens_cut"].to_pylist() if cut is not None),
     )

@@ -42,7 +42,7 @@ def commit_scores(
     influence[missing] = np.nan
     influence[:, list(unusable)] = np.nan
     sqnorms = fold.sqnorms.sum(1).float().cpu().numpy()
-    columns = [facts[name] for name in ("row", "id", "tokens")]
+    columns = [facts[name] for name in ("row", "id", "tokens", "tokens_cut")]
     columns += [
         facts["loss"].cast(pa.float32()),
         pa.chunked_array([pa.array(sqnorms, pa.float32(), mask=missing)]),

@@ -45,7 +45,7 @@ _BEHIND = 8  # joins that may be on their way, beyond two of every shard, before
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts over some chunks: rows by status, tokens, and what was computed again."""
+    """Counts over some chunks: rows by status, tokens, rows cut, and what was computed again."""
 
     rows: int = 0
     tokens: int = 0
@@ -53,12 +53,13 @@ class Tally:
     problems: tuple[tuple[str, str, str], ...] = ()  # (id, status, detail) of some bad rows, the first ones
     recomputed: int = 0  # chunks whose gradients had been kept, and were lost
     smaller: dict[int, int] = field(default_factory=dict)  # chunk: batch_tokens, where there was no room for more
+    cut: int = 0  # rows with more tokens than max_length
 
     @classmethod
     def of(cls, report: ChunkReport) -> Tally:
         smaller = {} if report.batch_tokens is None else {report.chunk: report.batch_tokens}
         problems = tuple(report.problems)
-        return cls(report.rows, report.tokens, report.status, problems, int(report.recomputed), smaller)
+        return cls(report.rows, report.tokens, report.status, problems, int(report.recomputed), smaller, report.cut)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Tally:
@@ -74,6 +75,7 @@ class Tally:
             (self.problems + other.problems)[:_PROBLEMS],
             self.recomputed + other.recomputed,
             self.smaller | other.smaller,
+            self.cut + other.cut,
         )
 
 

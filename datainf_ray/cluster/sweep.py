@@ -70,6 +70,7 @@ class ClusterSweeps(States):
         self.top: Top | None = None
         self.status: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
+        self.cut = 0  # rows with more tokens than max_length
         self.tables: list[pa.Table] = []
         self.recorded, self.pulse = recorded, pulse
         self._runs: Counter[str] = Counter()
@@ -229,7 +230,7 @@ class ClusterSweeps(States):
         self.tables = [running.tables[k] for k in sorted(running.tables)]
         if sweep.fold.scoring:
             *root, self.top = root
-            self.status, self.problems = Counter(tally.status), list(tally.problems)
+            self.status, self.problems, self.cut = Counter(tally.status), list(tally.problems), tally.cut
             self._kept = {}
         return tuple(value if k in sums.large else ray.put(value) for k, value in enumerate(root))
 

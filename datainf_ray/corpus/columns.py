@@ -29,6 +29,8 @@ ROLES = {
     "assistant_masks": "list",
     "label": "any",
 }
+#: What a missing value stands for, in the roles where it is none that is wrong.
+MISSING = {"text_pair": ""}
 
 
 #: What a corpus usually is for that has columns of these roles; for messages. The first that is there counts.

@@ -14,13 +14,17 @@ from datainf_ray.corpus.chunks import Chunk, Corpus, Segment
 from datainf_ray.corpus.files import SourceFile, open_seekable
 from datainf_ray.corpus.rows import RowReader
 
+#: What says that a row has no label: as GLUE's unlabelled rows have it, and what PyTorch's losses leave out.
+UNLABELLED = (-1, -100)
+
 _FILES, _ROWS = 20, 1000  # where the labels themselves are looked at: so many files, and rows of each
 
 
 def parse_label(value: Any, num_labels: int, label2id: Mapping[str, int] | None) -> int | float:
     """The class 0..num_labels-1 that `value` means: a number, a name in `label2id` or digits.
 
-    With one label the task is regression, and the value any finite number. Raises ValueError with what is wrong.
+    With one label the task is regression, and the value any finite number. Raises ValueError with what is wrong; −1 and
+    −100 say of a class that there is none.
     """
     if num_labels == 1:
         try:
@@ -31,6 +35,8 @@ def parse_label(value: Any, num_labels: int, label2id: Mapping[str, int] | None)
             raise ValueError(f"label {value!r} is not finite")
         return number
     names = label2id or {}
+    if unlabelled(value, names):
+        raise ValueError(f"label {value!r} says that there is none")
     if isinstance(value, str):
         if value in names:
             return names[value]
@@ -47,16 +53,26 @@ def parse_label(value: Any, num_labels: int, label2id: Mapping[str, int] | None)
     return index
 
 
+def unlabelled(value: Any, names: Mapping[str, int]) -> bool:
+    """Whether a value in the column of a class' label says that the row has none."""
+    if isinstance(value, str):  # as CSV has numbers
+        return value not in names and value.strip() in map(str, UNLABELLED)
+    return isinstance(value, int | float) and value in UNLABELLED
+
+
 def check_labels(corpus: Corpus, num_labels: int, label2id: Mapping[str, int] | None, key: str) -> None:
     """Raises `RequestError` naming `key` and the place where a label does not fit the model.
 
     Looks at the least and the greatest value of every Parquet file that keeps them for a column of numbers, and at
-    the first 1,000 rows of the first 20 other files. What lies beyond, and rows without a label, get a status.
+    the first 1,000 rows of the first 20 other files. What lies beyond, and rows without a label, which −1 and −100 say
+    too, get a status.
     """
     column = corpus.columns.get("label")
     if column is None:
         return
     for where, value in _labels(corpus, column):
+        if num_labels > 1 and unlabelled(value, label2id or {}):
+            continue
         try:
             parse_label(value, num_labels, label2id)
         except ValueError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from datainf_ray.common.storage import persistently
 from datainf_ray.corpus.chunks import Chunk, Corpus
+from datainf_ray.corpus.columns import MISSING
 from datainf_ray.corpus.lookup import Lookup
 from datainf_ray.corpus.records import TEXT_FORMATS, Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
@@ -80,10 +81,14 @@ class RowReader:
             try:
                 value = lookup.find(column, values)
             except KeyError as error:
-                problem = problem or f"row has no column {error.args[0]!r}"
+                if role in MISSING:
+                    fields[role] = MISSING[role]
+                else:
+                    problem = problem or f"row has no column {error.args[0]!r}"
             except TemplateError as error:
                 problem = problem or f"{role}: {error}"
             else:
+                value = MISSING.get(role) if value is None else value
                 fields[role], wrong = _checked(role, value, corpus.types.get(role, "any"))
                 problem = problem or wrong
         group = _name(values, corpus.group_column, lookup)

@@ -23,6 +23,7 @@ from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.files import ADAPTER_WEIGHTS, adapter_folder, local_folder
+from datainf_ray.model.limits import is_rotary, longest_row
 from datainf_ray.model.objective import Objective
 from datainf_ray.model.weights import require_sound_adapter, require_sound_base
 
@@ -42,6 +43,8 @@ class ModelFacts:
     max_length: int | None = None  # tokens; None where the model states no limit
     hidden_size: int = 0
     vocabulary: int = 0
+    rotary: bool = False  # its positions are rotary: rows may be longer than max_length
+    token_types: int | None = None  # None where the model does not say
 
     @property
     def parameters(self) -> int:
@@ -188,9 +191,11 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
         blocks=blocks,
         base_parameters=parameters,
         task=own,
-        max_length=_longest(text),
+        max_length=longest_row(text, base),
         hidden_size=getattr(text, "hidden_size", 0) or 0,
         vocabulary=getattr(text, "vocab_size", 0) or 0,
+        rotary=is_rotary(text),
+        token_types=getattr(text, "type_vocab_size", None) or None,
     )
 
 
@@ -216,13 +221,6 @@ def _misfit(model: ModelConfig, what: str) -> RequestError:
 
 def _by(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "a scalar"
-
-
-def _longest(config: Any) -> int | None:
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if limit and "roberta" in str(config.model_type):
-        limit -= config.pad_token_id + 1  # its positions begin behind the padding's
-    return limit
 
 
 def load_tokenizer(model: ModelConfig, options: Options | None = None) -> Any:

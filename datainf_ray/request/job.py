@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.config import RunConfig, load_config
+from datainf_ray.config import RowsConfig, RunConfig, load_config
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from datainf_ray.influence.folds import Statistics
@@ -25,6 +25,8 @@ from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
+from datainf_ray.model.limits import traces
+from datainf_ray.request.cuts import hints, limit_of
 from datainf_ray.request.groups import query_groups
 from datainf_ray.request.identity import base_digest, folder_digest, settings
 from datainf_ray.request.output import check_output
@@ -53,6 +55,7 @@ class Job:
     examples: dict[str, list[Example]]  # some rows of each, the first ones as a rule
     groups: np.ndarray  # for every row of the queries, the number of its query
     names: list[str] | None  # of the queries; None: they are called by their rows' ids
+    traces: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)  # see `model.limits`
 
     source: ClassVar[Source] = "backward"
 
@@ -152,7 +155,13 @@ class Job:
     @property
     def looked(self) -> dict[str, Looked]:
         """What was seen of `examples`, by corpus."""
-        return {name: looked_at(examples, self.corpora[name]) for name, examples in self.examples.items()}
+        def told(name: str, examples: list[Example]) -> tuple[str, ...]:
+            return hints(name, rows_of(self.config, name), self.facts, self.traces, examples)
+
+        return {
+            name: looked_at(examples, self.corpora[name], told(name, examples))
+            for name, examples in self.examples.items()
+        }
 
     @property
     def sample(self) -> tuple[Example, ...]:
@@ -269,12 +278,13 @@ def complete(request: Request, writable: bool = True) -> Job:
     task = task_of(config.model)
     facts = inspect_model(config.model, task, config.storage_options)
     tokenizer = load_tokenizer(config.model, config.storage_options)
+    limits = traces(adapter_folder(config.model, config.storage_options), tokenizer)
     examples = {}
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
         examples[name] = _first(config, name, corpus, facts, tokenizer)
     groups, names = query_groups(config, corpora["queries"])
-    job = Job(config, request.directory, facts, corpora, examples, groups, names)
+    job = Job(config, request.directory, facts, corpora, examples, groups, names, traces=limits)
     if writable:
         job.check_output()
     return job
@@ -320,6 +330,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if facts.blocks != index.blocks:
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)
+    limits = traces(adapter_folder(config.model, options), tokenizer)
     task.check(queries, facts.task, "queries")
     examples = {"queries": _first(config, "queries", queries, facts, tokenizer)}
     groups, names = query_groups(config, queries)
@@ -336,6 +347,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         place,
         sizes.chunk_rows,
         run.blocks(),
+        traces=limits,
     )
     for part in ("adapter", "base"):
         if job.identity[part] != made_by.identity.get(part):
@@ -348,15 +360,29 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
 
 def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> Encoder:
     """What turns the rows of one of the two corpora into examples; the same on the driver and on every worker."""
-    asked = config.train if name == "train" else config.queries
-    limit = min((n for n in (asked.max_length, facts.max_length) if n is not None), default=None)
+    asked = rows_of(config, name)
     if tokenizer is None and corpus.kind != "tokens":
         raise RequestError("model.base", config.model.base, f"has no tokenizer, and {name}.columns are not input_ids")
-    spec = EncoderSpec(corpus.kind, tokenizer, limit, facts.vocabulary or None, facts.task, asked.targets)
+    spec = EncoderSpec(
+        corpus.kind,
+        tokenizer,
+        limit_of(asked, facts),
+        facts.vocabulary or None,
+        facts.task,
+        asked.targets,
+        key=name,
+        roles=tuple(corpus.columns),
+        token_types=facts.token_types,
+    )
     return task_of(config.model).encoder_for(spec)
 
 
 def _first(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> list[Example]:
     """Rows of one of the two corpora, as the model would see them. Raises `RequestError` where none can be used."""
     encoder = encoder_for(config, name, corpus, facts, tokenizer)
-    return first_examples(encoder, corpus, config.train if name == "train" else config.queries, name)
+    return first_examples(encoder, corpus, rows_of(config, name), name, config.model.adapter)
+
+
+def rows_of(config: RunConfig, name: str) -> RowsConfig:
+    """What the configuration says of a corpus: "train" or "queries"."""
+    return config.train if name == "train" else config.queries

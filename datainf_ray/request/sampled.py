@@ -28,13 +28,17 @@ class Looked:
     cut: int  #: with more tokens than max_length
     problem: str | None = None  #: of the first unusable one: its id, its status and why
     merged: int = 0  #: of all rows, those of TSV files that hold tabs and line breaks
+    hints: tuple[str, ...] = ()  #: what else is to be said of where they are cut; see `request.cuts`
 
 
-def first_examples(encoder: Encoder, corpus: Corpus, asked: RowsConfig, key: str) -> list[Example]:
+def first_examples(
+    encoder: Encoder, corpus: Corpus, asked: RowsConfig, key: str, adapter: str | None = None
+) -> list[Example]:
     """The first rows of a corpus, encoded; and where none of them can be used, others beyond them too.
 
     `asked` is what the configuration says of the corpus, under `key` ("train" or "queries"). Raises `RequestError`
-    where none of all these rows can be used: a run would give nothing.
+    where none of all these rows can be used: a run would give nothing. So it does where the tokenizer makes a token of
+    one that the model of `adapter` does not have: they were not made for each other.
     """
     reader = RowReader(corpus)
     try:
@@ -43,17 +47,21 @@ def first_examples(encoder: Encoder, corpus: Corpus, asked: RowsConfig, key: str
             examples += encoder.encode(reader.read(spread_chunk(corpus, ROWS, PLACES, ROWS)))
     finally:
         reader.close()
+    foreign = next((example for example in examples if example.foreign), None)
+    if foreign is not None:
+        remedy = "use the tokenizer and the base that the adapter was trained with"
+        raise RequestError("model.adapter", adapter, f"does not fit its tokenizer: {_problem(foreign)}", remedy)
     if not _any_usable(examples):
         raise _useless(examples, corpus, asked, key)
     return examples
 
 
-def looked_at(examples: Sequence[Example], corpus: Corpus) -> Looked:
-    """Counts over some rows of a corpus."""
+def looked_at(examples: Sequence[Example], corpus: Corpus, hints: tuple[str, ...] = ()) -> Looked:
+    """Counts over some rows of a corpus, with `hints`."""
     bad = [example for example in examples if example.status != OK]
     cut = sum(example.tokens_cut > 0 for example in examples)
     merged = sum(file.merged for file in corpus.files)
-    return Looked(len(examples), len(bad), cut, _problem(bad[0]) if bad else None, merged)
+    return Looked(len(examples), len(bad), cut, _problem(bad[0]) if bad else None, merged, hints)
 
 
 def describe(looked: Looked, key: str) -> str | None:
@@ -64,12 +72,14 @@ def describe(looked: Looked, key: str) -> str | None:
         said.append(f"{looked.unusable:,} cannot be used (the first is {looked.problem})")
     if looked.cut:
         said.append(f"{looked.cut:,} {'are' if looked.cut > 1 else 'is'} longer than max_length, and cut")
-    told = f"of the {rows} that were looked at {', and '.join(said)}" if said else None
+    text = f"of the {rows} that were looked at {', and '.join(said)}" if said else ""
+    if looked.hints and not said:
+        text = f"{rows} were looked at"
+    merged = ""
     if looked.merged:
         merged = f"{counted(looked.merged, f'{_CALLED[key]} row')} of TSV files with tabs and line breaks in a field"
         merged += f": where quotes are part of the text, set {key}.quoting: none"
-        return merged if told is None else f"{told}; {merged}"
-    return told
+    return "; ".join(filter(None, (text, *looked.hints, merged))) or None
 
 
 def _any_usable(examples: Sequence[Example]) -> bool:

@@ -21,7 +21,16 @@ from datainf_ray.common.storage import persistently
 from datainf_ray.runs.checkpoints import CHECKPOINTS
 from datainf_ray.runs.checksums import Stored, measured, read_checked, stored_part
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.schemas import conform, group_rows, open_parquet, parquet_writer, sized
+from datainf_ray.runs.schemas import (
+    LATER,
+    conform,
+    examples_schema,
+    group_rows,
+    open_parquet,
+    parquet_writer,
+    sized,
+    with_later,
+)
 
 #: What the names of the chunks' files begin with.
 CHUNKS = f"{CHECKPOINTS}/scores/chunk-"
@@ -112,17 +121,18 @@ def read_rows(
         if known is not None and persistently(lambda: measured(file)) != (known.bytes, known.footer):
             raise DamagedError(path, "is not the file that the run wrote")
         parquet = _decoded(path, lambda: open_parquet(file))
-        if missing := sorted(set(wanted_schema.names).difference(parquet.schema_arrow.names)):
+        there = parquet.schema_arrow.names
+        if missing := sorted(set(wanted_schema.names).difference(there, LATER)):
             raise DamagedError(path, f"has no column {', '.join(missing)}")
-        there = parquet.num_row_groups
-        wanted = min(there, max(1, round(share * there)))
+        names = [column for column in wanted_schema.names if column in there]
+        groups = parquet.num_row_groups
+        wanted = min(groups, max(1, round(share * groups)))
         for n in range(wanted):
-            read = functools.partial(
-                parquet.read_row_group, n * there // wanted, wanted_schema.names, use_threads=False
-            )
+            read = functools.partial(parquet.read_row_group, n * groups // wanted, names, use_threads=False)
             group = _decoded(path, read).replace_schema_metadata()  # a chunk's own, not ours
             for start in range(0, len(group), _PORTION):
                 portion = _decoded(path, functools.partial(sized, group.slice(start, _PORTION)))
+                portion = with_later(portion, wanted_schema)
                 _decoded(path, functools.partial(conform, portion, wanted_schema))
                 yield portion
 
@@ -153,11 +163,13 @@ def _decoded(path: str, operation: Callable[[], Result]) -> Result:
 
 def _chunk_tables(directory: RunDirectory, chunks: range, owner: str) -> Iterator[pa.Table]:
     """The rows of the chunks as the files have them, in portions of at most a row group."""
+    common = examples_schema(0, scores=False)
     for data in _chunk_files(directory, chunks, owner):
         parquet = open_parquet(data)
         empty = parquet.schema_arrow.empty_table()
         batches = parquet.iter_batches(group_rows(parquet.schema_arrow), use_threads=False)
         for table in itertools.chain([empty], (pa.Table.from_batches([batch]) for batch in batches)):
+            table = with_later(table, common)  # an earlier version may have begun the run
             yield table.replace_schema_metadata()  # it says something about the chunk
 
 

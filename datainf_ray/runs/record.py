@@ -35,6 +35,7 @@ class Counts(_Part):
     blocks: int = Field(ge=1, le=_MOST_IN_A_LIST)
     parameters: int = Field(ge=1, le=_MOST)
     status: dict[str, int] = Field(default_factory=dict)  #: rows by status
+    rows_cut: int | None = None  #: rows with more tokens than max_length
 
 
 class Trainable(_Part):

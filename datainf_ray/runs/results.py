@@ -175,11 +175,11 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What was asked, what came out and what it cost, as plain values.
 
-        `status` counts the rows by status, `seconds` is wall time, and each of `sweeps` has name, source, examples,
-        tokens, seconds and workers. `sizes` says how the work was cut and why, `curvature` how far its error goes and
-        whether it was `sampled`, so that all influences rest on a part of the corpus, `index` where the gradients are
-        for later queries, and `answers` from which run's index this one was computed. Each is None where there is none,
-        or the run was made before runs said so.
+        `status` counts the rows by status and `rows_cut` those with more tokens than max_length, `seconds` is wall
+        time, and each of `sweeps` has name, source, examples, tokens, seconds and workers. `sizes` says how the work
+        was cut and why, `curvature` how far its error goes and whether it was `sampled`, so that all influences rest on
+        a part of the corpus, `index` where the gradients are for later queries, and `answers` from which run's index
+        this one was computed. Each is None where there is none, or the run was made before runs said so.
         """
         return self._summary(self.record)
 
@@ -194,7 +194,7 @@ class Run:
             "output": self.url,
             "method": method["name"],
             "damping": method["damping"] if record.damped else None,
-            **{name: figures.get(name) for name in ("rows", "tokens", "queries", "blocks", "parameters")},
+            **{name: figures.get(name) for name in ("rows", "rows_cut", "tokens", "queries", "blocks", "parameters")},
             "status": counts.status if counts else {},
             **{name: plain[name] for name in ("state", "reason", "sign", "device", "seconds", "sweeps", "sizes")},
             "curvature": curvature,

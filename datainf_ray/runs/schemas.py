@@ -17,6 +17,9 @@ OK = "ok"
 #: The status of a row that ended every worker that computed it.
 CRASHED = "crashed"
 
+#: Columns of examples/ and of an index that earlier versions did not write: null where a file does not have them.
+LATER = frozenset({"tokens_cut"})
+
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory
 _ROW_BYTES = 64  # of a row of examples/ besides its lists, about
@@ -27,12 +30,14 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0) -> pa.Sc
 
     `influence` has one value per query and is left out where `scores` is false. With `blocks` > 0 there is
     `block_influence` as well: queries × blocks values, all blocks of query 0 first, in the order of blocks.parquet.
-    `loss`, `sqnorm` and the influences are null where `status` is not "ok".
+    `loss`, `sqnorm` and the influences are null where `status` is not "ok". `tokens_cut` are those that the row has
+    beyond max_length; null in the run of a version that did not count them.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
         pa.field("tokens", pa.int32()),
+        pa.field("tokens_cut", pa.int32()),
         pa.field("loss", pa.float32()),
         pa.field("sqnorm", pa.float32()),
         pa.field("status", pa.string(), nullable=False),
@@ -127,7 +132,8 @@ def open_parquet(source: bytes | IO[bytes]) -> pq.ParquetFile:
 def read_parquet(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
     """The table that `table_bytes` made these bytes of; a row group at a time, so that no list array is too long.
 
-    With `schema` it must have its columns, in order and of its types. Raises `ValueError` if it is no such table.
+    With `schema` it must have its columns, in order and of its types, but for those that are `LATER`. Raises
+    `ValueError` if it is no such table.
     """
     try:
         file = open_parquet(data)
@@ -137,7 +143,16 @@ def read_parquet(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
     except Exception as error:  # bytes from memory: whatever goes wrong is the content's
         raise ValueError(f"cannot be read as Parquet: {type(error).__name__}: {error}") from None
     if schema is not None:
+        table = with_later(table, schema)
         conform(table, schema)
+    return table
+
+
+def with_later(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table, with nulls for each column of `schema` that it lacks because an earlier version has written it."""
+    for at, field in enumerate(schema):
+        if field.name in LATER and field.name not in table.schema.names:
+            table = table.add_column(min(at, table.num_columns), field, pa.nulls(len(table), field.type))
     return table
 
 

@@ -81,6 +81,9 @@ def findings(run: Run) -> list[str]:
         what = counted(len(skipped), "query", "queries")
         first = skipped[0]
         lines.append(f"{what} could not be used, the first is {printable(first['id'])}: {first['status']}")
+    if cut := record.counts and record.counts.rows_cut:
+        rows = f"{cut:,} of {counted(record.counts.rows, 'row')}"
+        lines.append(f"{rows} had more tokens than max_length, and were cut: tokens_cut in examples/ says by how many")
     for query in [q for q in queries if q["status"] == OK][:1]:
         for harmful, word in ((True, "harmful"), (False, "helpful")):
             for row in run.top(query=query["query"], k=1, harmful=harmful).to_pylist():

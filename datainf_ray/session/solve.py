@@ -141,6 +141,7 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
         _tell(info.verdict, attempt.watcher)
     assert record.counts is not None
     record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.records[-1].tokens
+    record.counts.rows_cut = sweeps.cut
     record.problems = [Problem(id=name, status=status, detail=detail) for name, status, detail in sweeps.problems[:100]]
 
 

@@ -23,10 +23,9 @@ from datainf_ray.corpus.chat import ChatTemplate, fold_messages
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.given import BESIDE, token_types, unpadded
 from datainf_ray.corpus.preview import fold_pair
-from datainf_ray.corpus.targets import check_targets, labels_of
+from datainf_ray.corpus.targets import IGNORED, check_targets, labels_of
 from datainf_ray.corpus.texts import begin_of_completion, closed, tokenized
 from datainf_ray.corpus.tokens import (
-    IGNORED,
     Encode,
     Encoded,
     EncoderSpec,

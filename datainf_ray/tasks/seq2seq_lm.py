@@ -19,9 +19,8 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.given import unpadded
 from datainf_ray.corpus.preview import fold_pair
-from datainf_ray.corpus.targets import check_targets
+from datainf_ray.corpus.targets import IGNORED, check_targets
 from datainf_ray.corpus.tokens import (
-    IGNORED,
     Encode,
     Encoded,
     EncoderSpec,

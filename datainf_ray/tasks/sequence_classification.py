@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is 
 HEADS = ("classifier", "score")  #: what transformers calls the layer on top of a sequence classifier
 
 
+_KEPT = ("input_ids", "token_type_ids")  # of what the tokenizer or a row says of its tokens
+
+
 def encoder(spec: EncoderSpec) -> Encode:
     check_targets(spec.kind, spec.targets, spec.key, takes={})
 
@@ -46,8 +49,7 @@ def encoder(spec: EncoderSpec) -> Encode:
     def given(fields: Fields) -> Encoded:
         row = unpadded(fields)
         whole = given_ids(spec, row["input_ids"], "input_ids")
-        names = [name for name in ("input_ids", "token_type_ids") if name in row]
-        tokens = {name: row[name][: spec.max_length] for name in names}
+        tokens = {name: row[name][: spec.max_length] for name in _KEPT if name in row}
         return finished(fields, tokens, len(whole) - len(tokens["input_ids"]))
 
     def texts(rows: Sequence[Fields]) -> list[Encoded | Exception]:
@@ -58,7 +60,7 @@ def encoder(spec: EncoderSpec) -> Encode:
             max_length=spec.max_length,
             return_attention_mask=False,
         )
-        names = [name for name in ("input_ids", "token_type_ids") if name in made]
+        names = [name for name in _KEPT if name in made]
         tokens = iter([{name: made[name][k] for name in names} for k in range(len(rows))])
 
         def one(fields: Fields) -> Encoded:

@@ -23,8 +23,11 @@ def test_a_label_is_a_number_a_name_or_digits(value, label):
     ("value", "says"),
     [
         (3, r"label 3 is not in 0..2"),
-        (-1, r"label -1 is not in 0..2"),
-        ("-1", r"label '-1' is none of the model's, which are no, maybe, yes"),
+        (-1, r"label -1 says that there is none"),
+        ("-1", r"label '-1' says that there is none"),
+        (-100.0, r"label -100.0 says that there is none"),
+        (-2, r"label -2 is not in 0..2"),
+        ("-2", r"label '-2' is none of the model's, which are no, maybe, yes"),
         ("Yes", r"label 'Yes' is none of the model's, which are no, maybe, yes"),
         (1.5, r"label 1.5 is no class number or name"),
         (float("nan"), "label nan is no class number or name"),
@@ -77,6 +80,22 @@ def test_labels_without_statistics_are_looked_at(tmp_path):
         check(path)
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0.0, float("nan"), 2.0]}), path, write_statistics=False)
     check(path)
+
+
+def test_labels_that_say_there_is_none_are_the_rows_own_affair(write, tmp_path):
+    rows = [{"text": "a", "label": label} for label in (0, -1, 2, -100)]
+    check(write("a.jsonl", rows))
+    check(write("a.csv", rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    check(str(tmp_path / "a.parquet"))
+    for name in ("b.jsonl", "b.parquet"):
+        with pytest.raises(RequestError, match=r"label -2 is not in 0..2"):
+            check(write(name, [*rows[:2], {"text": "a", "label": -2}]))
+
+
+def test_a_regression_and_a_name_may_be_any_number():
+    assert parse_label(-1, 1, None) == -1.0
+    assert parse_label("-1", 2, {"-1": 0, "1": 1}) == 0
 
 
 def test_a_corpus_without_labels_passes(write):

@@ -318,3 +318,15 @@ def test_an_arrow_batch_that_points_outside_its_memory(tmp_path: Path, name: str
     assert problems[:3] == ["", f"{'messages' if nested else 'text'} is not UTF-8", ""]
     assert len(problems) == 9
     assert all(problem.startswith("cannot be decoded: ") for problem in problems[3:])
+
+
+def test_a_missing_text_pair_is_an_empty_one(write):
+    rows = [{"text": "a", "text_pair": "b", "label": 0}, {"text": "a", "text_pair": None, "label": 0}]
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        corpus = plan_corpus(RowsConfig(path=write(name, rows)), tiny.task("sequence-classification"), "train")
+        read = RowReader(corpus).read(corpus.chunks(2)[0])
+        assert [(row.fields["text_pair"], row.problem) for row in read] == [("b", None), ("", None)]
+    path = write("b.jsonl", '{"text": "a", "text_pair": "b", "label": 0}\n{"text": "a", "label": 0}\n')
+    corpus = plan_corpus(RowsConfig(path=path), tiny.task("sequence-classification"), "train")
+    read = RowReader(corpus).read(corpus.chunks(2)[0])
+    assert [(row.fields["text_pair"], row.problem) for row in read] == [("b", None), ("", None)]

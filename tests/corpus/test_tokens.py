@@ -295,6 +295,25 @@ def test_a_class_row_without_text_or_label_is_unreadable(bert, fields, says):
     assert good.status == "ok"
 
 
+def test_a_row_without_a_label_has_a_status(bert):
+    encoder = Encoder(bert, "classification", CLASSES, 8, num_labels=2)
+    none, good = encoder.encode(rows({"text": "good", "label": -1}, {"text": "good", "label": 1}))
+    assert (none.status, none.detail, good.status) == ("unreadable", "label -1 says that there is none", "ok")
+
+
+def test_given_ids_of_a_class_have_their_types_and_no_padding(bert):
+    encoder = Encoder(bert, "tokens", CLASSES, 5, 8, num_labels=3)
+    for side in ("right", "left"):
+        bert.padding_side = side
+        pair = dict(bert("good", "bad film", padding="max_length", max_length=9))
+        assert 0 in pair["attention_mask"]
+        (example,) = encoder.encode(rows({**pair, "label": 2}))
+        assert example.values == {"input_ids": [2, 4, 3, 5, 6], "token_type_ids": [0, 0, 0, 1, 1], "target": 2}
+        assert example.tokens_cut == 1
+    bad = {"input_ids": [2, 4, 3], "token_type_ids": [0, 0, 8], "label": 2}
+    assert encoder.encode(rows(bad))[0].detail == "token_type_ids holds 8, which is no token type of the model's 8"
+
+
 def test_given_ids_may_have_a_class(bert):
     encoder = Encoder(bert, "tokens", CLASSES, 2, num_labels=3)
     good, empty = encoder.encode(rows({"input_ids": [2, 4, 3], "label": 2}, {"input_ids": [], "label": 2}))

@@ -94,6 +94,7 @@ def make_run(
             "row": row,
             "id": ids[part],
             "tokens": np.full(len(row), 12, np.int32),
+            "tokens_cut": np.where(row % 4 == 0, 5, 0).astype(np.int32),
             "loss": pa.array(draw.uniform(0.5, 3, len(row)), pa.float32(), mask=missing[part]),
             "sqnorm": pa.array(draw.uniform(1, 9, len(row)), pa.float32(), mask=missing[part]),
             "status": status[part],

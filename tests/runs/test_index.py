@@ -58,6 +58,7 @@ def made(rows: int = 9, scale: float = 1.0, seed: int = 0) -> Part:
         pa.array(np.arange(rows) + 100),
         pa.array([f"a#{k}" for k in range(rows)]),
         pa.array(np.full(rows, 5, np.int32)),
+        pa.array(np.arange(rows) % 3, pa.int32()),
         pa.array(np.linspace(1, 2, rows, dtype=np.float32), mask=~fine),
         pa.array(np.minimum(sqnorms.sum(1), 1e38), pa.float32(), mask=~fine),
         pa.array(np.where(fine, "ok", "nonfinite")),

@@ -38,6 +38,7 @@ def _chunk(number: int, first: int, rows: int, queries: int = 2, blocks: int = 2
         "row": np.arange(first, first + rows),
         "id": [f"a.jsonl#{row}" for row in range(first, first + rows)],
         "tokens": draw.integers(1, 99, rows),
+        "tokens_cut": draw.integers(0, 2, rows),
         "loss": pa.array(draw.uniform(0.5, 3, rows), pa.float32(), mask=missing),
         "sqnorm": pa.array(draw.uniform(1, 9, rows), pa.float32(), mask=missing),
         "status": np.where(missing, "nonfinite", "ok"),
@@ -158,6 +159,7 @@ def test_what_a_row_takes_is_what_files_have(tmp_path: Path) -> None:
     base = {
         "row": np.arange(rows),
         "tokens": draw.integers(1, 2000, rows),
+        "tokens_cut": np.zeros(rows, np.int32),
         "loss": draw.uniform(0.5, 3, rows),
         "sqnorm": draw.lognormal(size=rows),
         "status": ["ok"] * rows,

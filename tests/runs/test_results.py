@@ -69,7 +69,7 @@ def test_beyond_the_listed_rows_without_scores_is_refused(made: Callable[..., Ma
         run.top(0, 6)
     with pytest.raises(RequestError, match=r"stored no scores \(results.scores: false\)"):
         run.scores()
-    assert run.examples().schema.names == ["row", "id", "tokens", "loss", "sqnorm", "status"]
+    assert run.examples().schema.names == ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status"]
     with pytest.raises(RequestError, match=r"^columns: influence: is not in .*, which has row, id, .*, status$"):
         run.examples(["row", "influence"])
 
@@ -125,7 +125,7 @@ def test_examples_are_sorted_by_row_whatever_the_parts_are_called(made: Callable
     (folder / "part-000000.done").write_bytes(b"")
     table = run.examples()
     assert table["row"].to_pylist() == list(range(200))
-    assert table.schema.names == ["row", "id", "tokens", "loss", "sqnorm", "status", "influence"]
+    assert table.schema.names == ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "influence"]
     assert run.examples(["status"]).schema.names == ["status"]
     assert run.examples(["status"])["status"].to_pylist() == table["status"].to_pylist()
 
@@ -311,7 +311,7 @@ def test_a_notebook_takes_the_first_query_that_could_be_used(made: Callable[...,
 
 def test_a_folder_that_looks_like_a_partition_adds_no_column(made: Callable[..., Made], tmp_path: Path) -> None:
     run = made(url=str(tmp_path / "rank=3" / "_run")).run
-    assert run.examples().schema.names == ["row", "id", "tokens", "loss", "sqnorm", "status", "influence"]
+    assert run.examples().schema.names == ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "influence"]
     assert run.top(0, 3)["rank"].to_pylist() == [1, 2, 3]
 
 

@@ -24,6 +24,7 @@ def test_examples_hold_the_contracts_columns() -> None:
         "row": pa.int64(),
         "id": pa.string(),
         "tokens": pa.int32(),
+        "tokens_cut": pa.int32(),
         "loss": pa.float32(),
         "sqnorm": pa.float32(),
         "status": pa.string(),
