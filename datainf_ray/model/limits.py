@@ -27,8 +27,13 @@ def longest_row(config: Any, base: Any = None) -> int | None:
 
 
 def is_rotary(config: Any) -> bool:
-    """Whether the model turns its positions into angles, so that there are more of them than it says."""
-    return any(getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling", "rotary_dim"))
+    """Whether the model turns its positions into angles as it needs them, so that there are more than it says.
+
+    GPT-J and its kin have a table of angles (`rotary_dim`), which ends.
+    """
+    if getattr(config, "position_embedding_type", None) not in (None, "rotary", "rope"):
+        return False
+    return any(getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
 
 
 def traces(folder: str | Path, tokenizer: Any) -> tuple[tuple[str, int], ...]:

@@ -135,13 +135,8 @@ def test_transport_that_takes_long_is_said_with_what_would_be_better(config):
 
 
 def test_rows_that_cannot_be_used_or_are_cut_are_told(tmp_path, config):
-    assert plan(config).model_dump()["looked"]["train"] == {
-        "rows": 40,
-        "unusable": 0,
-        "cut": 0,
-        "problem": None,
-        "merged": 0,
-    }
+    fine = {"rows": 40, "unusable": 0, "cut": 0, "problem": None, "merged": 0, "hints": ()}
+    assert plan(config).model_dump()["looked"]["train"] == fine
     assert "rows seen" not in render(plan(config))
     with (tmp_path / "queries.jsonl").open("a") as file:
         file.write('{"prompt": "w1", "completion": null}\n')

@@ -14,6 +14,7 @@ import torch
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.influence.block import Block
+from datainf_ray.runs.checksums import table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import (
     DType,
@@ -238,3 +239,14 @@ def test_an_index_in_a_bucket(bucket: str) -> None:
             assert_close(g, part.gradients[name], "bfloat16")
     with pytest.raises(RequestError, match="holds no gradient index"):
         open_index(RunDirectory(f"{bucket}/elsewhere"), 9)
+
+
+def test_facts_of_an_earlier_version_have_nulls_for_what_it_did_not_write(directory: RunDirectory) -> None:
+    part = made()
+    write_part(directory, 0, *part, "float32", OWNER)
+    name = "part-000000.parquet"
+    directory.write(name, table_file(part.facts.drop_columns("tokens_cut"), OWNER, name))
+    facts = read_part(directory, 0, OWNER).facts
+    assert facts.schema.equals(facts_schema())
+    assert facts["tokens_cut"].null_count == len(facts)
+    assert facts.drop_columns("tokens_cut").equals(part.facts.drop_columns("tokens_cut"))

@@ -14,11 +14,13 @@ import pytest
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.checkpoints import remove_checkpoints
+from datainf_ray.runs.checksums import table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.lease import DRIVER_FILE
-from datainf_ray.runs.parts import chunk_name, consolidate
+from datainf_ray.runs.parts import chunk_name, consolidate, part_name
+from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
-from datainf_ray.runs.schemas import matrix
+from datainf_ray.runs.schemas import matrix, read_parquet
 from tests.runs_of import write_table
 
 if TYPE_CHECKING:
@@ -341,3 +343,29 @@ def test_a_program_that_reads_a_run_and_ends_is_not_aborted(made: Callable[..., 
     for _ in range(30):
         done = subprocess.run([sys.executable, "-c", read, url], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_run_of_a_version_that_did_not_count_what_is_cut_can_be_read(made: Callable[..., Made]) -> None:
+    it = made(results={"top_k": 5})
+    for name in it.run.part_names():
+        write_table(it.run.directory, name, read_parquet(it.run.directory.read(name)).drop_columns("tokens_cut"))
+    _change(it.run, files={})
+    run = open_run(it.run.url)
+    table = run.examples()
+    assert table["tokens_cut"].null_count == len(table) == 200
+    np.testing.assert_array_equal(matrix(table["influence"]), it.influence)
+    assert run.examples(["tokens_cut", "id"]).schema.names == ["tokens_cut", "id"]
+    assert run.top(0, 50)["row"].to_pylist() == _best(it, 0, 50, False)
+    assert run.summary()["rows_cut"] is None
+    write_report(run)
+
+
+def test_a_run_begun_by_a_version_that_did_not_count_what_is_cut_can_be_ended(made: Callable[..., Made]) -> None:
+    it = made(state="running")
+    directory, names = it.run.directory, it.run.part_names()
+    table = read_parquet(directory.read(names[0]))
+    directory.write(names[0], table_file(table.drop_columns("tokens_cut"), it.run.record.fingerprint, names[0]))
+    consolidate(directory, 0, range(len(names)), it.run.record.fingerprint)
+    cut = read_parquet(directory.read(part_name(0)))["tokens_cut"].to_pylist()
+    assert cut[:64] == [None] * 64
+    assert cut[64:66] == [5, 0]
