@@ -149,14 +149,17 @@ def words(generator: torch.Generator, count: int) -> str:
 
 
 def write_rows(path: Path, count: int, seed: int, labels: int | None = None, longest: int = 20) -> Path:
-    """JSONL rows of 2 to `longest` random words, with prompt and completion or with text and label."""
+    """JSONL rows of 2 to `longest` random words, with prompt and completion or with text and label.
+
+    A completion begins with a space, so that the tokens of both together are those of each.
+    """
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, longest, (count,), generator=generator).tolist()
     lines = []
     for k, length in enumerate(lengths):
         row: dict[str, Any] = {"name": f"row-{k}"}
         if labels is None:
-            row |= {"prompt": words(generator, 2), "completion": words(generator, length)}
+            row |= {"prompt": words(generator, 2), "completion": " " + words(generator, length)}
         else:
             row |= {"text": words(generator, length), "label": k % labels}
         lines.append(json.dumps(row) + "\n")
