@@ -69,7 +69,7 @@ class ChunkReport:
     facts: pa.Table | None = None  # queries only
     recomputed: bool = False  # its gradients had been kept, and were lost
     batch_tokens: int | None = None  # where the device had no room for batches as large as planned
-    cut: int = 0  # rows with more tokens than max_length
+    cut: int | None = 0  # rows with more tokens than max_length; None where that is not known
 
 
 class Recorder(Protocol):
@@ -272,6 +272,7 @@ def report_of(
     bad = [k for k, s in enumerate(status) if s != OK]
     problems = [(facts["id"][k].as_py(), status[k], facts["detail"][k].as_py()) for k in bad[:3]]
     tokens = facts["tokens"].to_numpy()[_fine(facts)].sum()
+    beyond = facts["tokens_cut"]
     return ChunkReport(
         chunk.number,
         len(facts),
@@ -282,5 +283,5 @@ def report_of(
         facts if whole else None,
         recomputed,
         batch_tokens,
-        sum(cut > 0 for cut in facts["tokens_cut"].to_pylist() if cut is not None),
+        None if beyond.null_count else int((beyond.to_numpy() > 0).sum()),
     )

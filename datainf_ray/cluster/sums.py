@@ -53,7 +53,7 @@ class Tally:
     problems: tuple[tuple[str, str, str], ...] = ()  # (id, status, detail) of some bad rows, the first ones
     recomputed: int = 0  # chunks whose gradients had been kept, and were lost
     smaller: dict[int, int] = field(default_factory=dict)  # chunk: batch_tokens, where there was no room for more
-    cut: int = 0  # rows with more tokens than max_length
+    cut: int | None = 0  # rows with more tokens than max_length; None where that is not known of all
 
     @classmethod
     def of(cls, report: ChunkReport) -> Tally:
@@ -75,7 +75,7 @@ class Tally:
             (self.problems + other.problems)[:_PROBLEMS],
             self.recomputed + other.recomputed,
             self.smaller | other.smaller,
-            self.cut + other.cut,
+            None if self.cut is None or other.cut is None else self.cut + other.cut,
         )
 
 

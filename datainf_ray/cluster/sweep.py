@@ -70,7 +70,7 @@ class ClusterSweeps(States):
         self.top: Top | None = None
         self.status: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
-        self.cut = 0  # rows with more tokens than max_length
+        self.cut: int | None = None  # rows with more tokens than max_length
         self.tables: list[pa.Table] = []
         self.recorded, self.pulse = recorded, pulse
         self._runs: Counter[str] = Counter()
