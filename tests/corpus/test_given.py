@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import EncoderSpec, Example
 from tests import tiny
+from tests.styles import by_trl, style
 
 
 def encode(fields: dict[str, Any], max_length: int | None = None, task: str = "causal-lm", **spec: Any) -> Example:
@@ -80,3 +82,14 @@ def test_what_cannot_be_honoured_is_named(beside: dict[str, Any], says: str) -> 
 def test_a_source_goes_without_its_padding() -> None:
     row = {"input_ids": [5, 6, 0, 0], "attention_mask": [1, 1, 0, 0], "labels": [7, -100, 8]}
     assert encode(row, task="seq2seq-lm").values == {"input_ids": [5, 6], "labels": [7, -100, 8]}
+
+
+def test_masks_are_read_as_trl_reads_them() -> None:
+    """With completion_only_loss, as it is where a row has a completion; else TRL leaves completion_mask out."""
+    draw = np.random.default_rng(0)
+    rows = [{"input_ids": draw.integers(3, 60, 9).tolist()} for _ in range(20)]
+    for row in rows:
+        row |= {role: draw.integers(0, 2, 9).tolist() for role in ("completion_mask", "assistant_masks")}
+    for row, expected in zip(rows, by_trl(style("gpt2"), rows), strict=True):
+        example = encode(row)
+        assert example.values == {"input_ids": row["input_ids"], "labels": [-100, *expected["labels"][1:]]}
