@@ -155,6 +155,7 @@ class Job:
     @property
     def looked(self) -> dict[str, Looked]:
         """What was seen of `examples`, by corpus."""
+
         def told(name: str, examples: list[Example]) -> tuple[str, ...]:
             return hints(name, rows_of(self.config, name), self.facts, self.traces, examples)
 
