@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datainf_ray.session.checkup import check
     from datainf_ray.session.front import attribute, query
     from datainf_ray.session.plan import plan
+    from datainf_ray.session.tokens import tokens
 
 __all__ = [
     "RequestError",
@@ -30,6 +31,7 @@ __all__ = [
     "open_run",
     "plan",
     "query",
+    "tokens",
 ]
 
 # Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
@@ -44,6 +46,7 @@ _HOMES = {
     "open_run": "runs.results",
     "plan": "session.plan",
     "query": "session.front",
+    "tokens": "session.tokens",
 }
 
 

@@ -23,6 +23,7 @@ from datainf_ray.common.leaving import leaving_by
 from datainf_ray.common.words import LENGTH, escaped, printable, visible
 
 if TYPE_CHECKING:
+    from datainf_ray.request.seen import SeenRows
     from datainf_ray.session.checkup import Finding
 
 app = typer.Typer(
@@ -105,6 +106,30 @@ def check(
     else:
         _show_findings(findings)
     sys.exit(next((finding.status for finding in findings if not finding.ok), 0))
+
+
+@app.command()
+def tokens(
+    config: Config,
+    assignments: Assignments = [],  # noqa: B006
+    queries: Annotated[
+        bool, typer.Option("--queries", help="Rows of the queries, instead of the training rows.")
+    ] = False,
+    row: Annotated[
+        list[int],
+        typer.Option("--row", metavar="N", help="A row's number, from 0; may be repeated. Default: the first 3."),
+    ] = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """What the model sees of a row: its tokens, with those marked that have a loss, and what was cut."""
+    from datainf_ray.session.tokens import tokens as look
+
+    with _terminable():
+        rows = look(config, queries=queries, rows=row or None, **_overrides(assignments))
+    if as_json:
+        typer.echo(json.dumps([one.model_dump() for one in rows], indent=1, ensure_ascii=False))
+    else:
+        _show_rows(rows)
 
 
 @app.command()
@@ -247,6 +272,23 @@ def _show_findings(findings: list[Finding]) -> None:
         mark, style = marks.get(finding.status, ("✗", "bold red"))
         table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), Text(escaped(finding.detail)))
     Console().print(table)
+
+
+def _show_rows(rows: SeenRows) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    coloured = console.is_terminal and not console.no_color
+    for row in rows:
+        console.print(Text(row.heading, style="bold"), soft_wrap=True)
+        if coloured:
+            console.print(
+                Text.assemble(*((text, "green on grey15" if target else "") for text, target in row.pieces()))
+            )
+        else:
+            console.out(str(row).partition("\n")[2], highlight=False)
+        console.print()
 
 
 def _show(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bool) -> None:

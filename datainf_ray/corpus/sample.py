@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,6 +35,11 @@ def spread_chunk(corpus: Corpus, first: int, places: int, rows: int) -> Chunk:
     numbers = np.unique((starts[:, None] + np.arange(rows)).reshape(-1))
     numbers = numbers[numbers < corpus.rows]
     return _chunks(corpus, numbers, len(numbers))[0]
+
+
+def rows_chunk(corpus: Corpus, numbers: Sequence[int]) -> Chunk:
+    """The rows of these ascending numbers, as one chunk."""
+    return _chunks(corpus, np.array(numbers, np.int64), len(numbers))[0]
 
 
 def _draw(population: int, count: int, random: np.random.Generator) -> np.ndarray:

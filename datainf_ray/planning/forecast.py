@@ -40,6 +40,7 @@ from datainf_ray.planning.sizing import (
 )
 from datainf_ray.request.job import Job
 from datainf_ray.request.sampled import Looked, describe
+from datainf_ray.request.seen import SeenRow
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
@@ -61,6 +62,7 @@ class Plan(BaseModel):
     queries: int
     tokens: int = Field(description="of the training rows, estimated from some of them")
     query_tokens: int
+    row: SeenRow | None = Field(description="a training row as the model sees it; null where a query run has none")
     looked: dict[str, Looked] = Field(description="rows of each corpus that were looked at: unusable ones, cut ones")
     blocks: int
     parameters: int = Field(description="trainable, in all blocks")
@@ -141,6 +143,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         queries=m,
         tokens=tokens["train"],
         query_tokens=tokens["queries"],
+        row=job.row,
         looked=job.looked,
         blocks=len(facts.blocks),
         parameters=facts.parameters,
@@ -297,4 +300,7 @@ def render(expected: Plan) -> str:
         "time": f"about {estimate(p.seconds)}: {p.assumption}",
     }
     wrapped = textwrap.TextWrapper(100, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text)
+    told = [wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text]
+    if p.row is not None:
+        told += [f"{'a row':<13} {p.row.heading}", textwrap.indent(wrapped.fill(p.row.short()), " " * 14)]
+    return "\n".join(told)

@@ -32,6 +32,7 @@ from datainf_ray.request.identity import base_digest, folder_digest, settings
 from datainf_ray.request.output import check_output
 from datainf_ray.request.places import check_places, model_places, place_of
 from datainf_ray.request.sampled import Looked, first_examples, looked_at
+from datainf_ray.request.seen import SeenRow, seen
 from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
@@ -56,6 +57,7 @@ class Job:
     groups: np.ndarray  # for every row of the queries, the number of its query
     names: list[str] | None  # of the queries; None: they are called by their rows' ids
     traces: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)  # see `model.limits`
+    row: SeenRow | None = field(default=None, kw_only=True)  # a training row as the model sees it
 
     source: ClassVar[Source] = "backward"
 
@@ -285,7 +287,9 @@ def complete(request: Request, writable: bool = True) -> Job:
         task.check(corpus, facts.task, name)
         examples[name] = _first(config, name, corpus, facts, tokenizer)
     groups, names = query_groups(config, corpora["queries"])
-    job = Job(config, request.directory, facts, corpora, examples, groups, names, traces=limits)
+    usable = next(example for example in examples["train"] if example.status == OK)
+    row = seen(usable, tokenizer, "train")
+    job = Job(config, request.directory, facts, corpora, examples, groups, names, traces=limits, row=row)
     if writable:
         job.check_output()
     return job
