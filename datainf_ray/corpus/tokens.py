@@ -87,9 +87,9 @@ class ForeignTokenError(ValueError):
 
 def require_known(spec: EncoderSpec, ids: Any, role: str) -> None:
     """Raises `ForeignTokenError` where one of the tokens that the tokenizer made is none of the model's."""
-    if spec.vocabulary is None or not isinstance(ids, list):  # a task of the user's own may call anything so
-        return
-    worst = max((token for token in ids if isinstance(token, int)), default=0)
+    if spec.vocabulary is None or not ids or not isinstance(ids, list) or not isinstance(ids[0], int):
+        return  # a task of the user's own may call anything so
+    worst = max(ids)
     if worst >= spec.vocabulary:
         called = "" if spec.tokenizer is None else f" ({spec.tokenizer.convert_ids_to_tokens(worst)!r})"
         there = f"and the model's vocabulary has {spec.vocabulary:,} tokens"

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from datainf_ray.model.objective import Values
 
+#: What embeddings have that derive positions from the padding, and count from another number: RoBERTa's, MPNet's, …
+_OWN_POSITIONS = ("create_position_ids_from_input_ids", "create_position_ids_from_inputs_embeds")
+
 _TAKEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
@@ -25,11 +28,15 @@ def taken(model: nn.Module) -> frozenset[str]:
     if known is None:
         base = base_of(model)
         known = frozenset(inspect.signature(base.forward).parameters)
-        # RoBERTa and its kin derive positions from the padding themselves, and count from another number
-        if any(hasattr(module, "create_position_ids_from_input_ids") for module in base.modules()):
+        if own_positions(base):
             known -= {"position_ids"}
         _TAKEN[model] = known
     return known
+
+
+def own_positions(model: nn.Module) -> list[nn.Module]:
+    """The modules that derive positions from the padding by themselves, and begin behind its own, as RoBERTa's does."""
+    return [module for module in model.modules() if any(hasattr(module, name) for name in _OWN_POSITIONS)]
 
 
 def token_arguments(model: nn.Module, values: Values, masked: bool = True) -> dict[str, Tensor]:

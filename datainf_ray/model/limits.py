@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from datainf_ray.model.forward import own_positions
+
 _SILLY = 10**9  # tokenizers say 10^30 where they have no limit
 _READ = 2**16  # bytes of a file
 _KEYS = "sequence_len|cutoff_len|max_seq_length|max_seq_len|max_length"  # axolotl, LLaMA-Factory, TRL
@@ -20,8 +22,8 @@ def longest_row(config: Any, base: Any = None) -> int | None:
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if not isinstance(limit, int) or not 0 < limit < _SILLY:
         return None
-    behind = base is not None and any(hasattr(m, "create_position_ids_from_input_ids") for m in base.modules())
-    if behind or "roberta" in str(config.model_type):
+    tables = [hasattr(module, "position_embeddings") for module in ([] if base is None else own_positions(base))]
+    if any(tables) or "roberta" in str(config.model_type):
         limit -= (config.pad_token_id or 0) + 1
     return limit
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from datainf_ray.model.forward import token_arguments
 from datainf_ray.model.limits import is_rotary, longest_row, traces
 from tests import tiny
 
@@ -34,11 +35,17 @@ def test_what_a_model_takes_is_what_it_has_positions_for(config: Any, tokens: in
     assert is_rotary(config) == rotary
 
 
-def test_positions_that_begin_behind_the_paddings_are_fewer() -> None:
-    config = transformers.CamembertConfig(max_position_embeddings=514)
-    with torch.device("meta"):
-        base = transformers.AutoModel.from_config(config)
-    assert longest_row(config, base) == 512
+@pytest.mark.parametrize("kind", ["Camembert", "MPNet", "Longformer"])
+def test_positions_that_begin_behind_the_paddings_are_fewer_and_the_models_own(kind: str) -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    more = {"attention_window": 4} if kind == "Longformer" else {}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=50, max_position_embeddings=20, **sizes, **more)
+    base = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    assert longest_row(config, base) == 18
+    ids = torch.tensor([list(range(5, 5 + 18))])
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(18)[None]}
+    with torch.no_grad():
+        torch.testing.assert_close(base(**token_arguments(base, given)).logits, base(ids).logits, rtol=1e-5, atol=1e-6)
 
 
 def test_traces_of_the_trainings_limit(tmp_path: Path) -> None:

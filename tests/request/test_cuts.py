@@ -69,6 +69,8 @@ def test_rows_cut_where_other_positions_end_are_counted(tmp_path: Path) -> None:
 
 def test_a_limit_that_the_training_may_have_had_is_told_and_not_applied(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, "llama")
+    (tmp_path / "adapter" / "README.md").write_text("---\nsequence_len: 64\n---\n")  # as many as the model takes
+    assert describe(job(tmp_path, model, 5).looked["train"], "train") is None
     (tmp_path / "adapter" / "README.md").write_text("---\nsequence_len: 4\n---\n")
     made = job(tmp_path, model, 5)
     assert [example.tokens for example in made.examples["train"]] == [7, 3]

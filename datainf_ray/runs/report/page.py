@@ -81,6 +81,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         remarks.append(f"Answered from the gradient index of {answers['run']}: the corpus was not gone through again.")
     if summary["sizes"]:
         remarks.append(_of_sizes(**summary["sizes"]))
+    if cut := summary["rows_cut"]:
+        remarks.append(f"{_many(cut, 'row')} had more tokens than max_length; the model saw no more of them than that.")
     if lost := sum(sweep.get("recomputed") or 0 for sweep in summary["sweeps"]):
         remarks.append(f"The kept gradients of {_many(lost, 'chunk')} were lost and had to be computed again.")
     if summary["curvature"]:
