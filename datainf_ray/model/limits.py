@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datainf_ray.model.forward import own_positions
 
@@ -12,6 +12,18 @@ _SILLY = 10**9  # tokenizers say 10^30 where they have no limit
 _READ = 2**16  # bytes of a file
 _KEYS = "sequence_len|cutoff_len|max_seq_length|max_seq_len|max_length"  # axolotl, LLaMA-Factory, TRL
 _SETTING = re.compile(rf"^[ \t]*({_KEYS})[ \t]*[:=][ \t]*(\d{{1,9}})[ \t]*(?:#.*)?$", re.MULTILINE)
+
+
+#: The tags of a README.md that TRL's `SFTTrainer` has part in, and its max_length where nobody sets another.
+_TRL, _TRL_DEFAULT = (re.compile(r"^- trl$", re.MULTILINE), re.compile(r"^- sft$", re.MULTILINE)), 1024
+
+
+class Trace(NamedTuple):
+    """What tells a limit that the training had; where it is not `certain`, one that it had unless told otherwise."""
+
+    what: str
+    tokens: int
+    certain: bool = True
 
 
 def longest_row(config: Any, base: Any = None) -> int | None:
@@ -38,14 +50,16 @@ def is_rotary(config: Any) -> bool:
     return any(getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
 
 
-def traces(folder: str | Path, tokenizer: Any) -> tuple[tuple[str, int], ...]:
-    """What tells the training's own limit, and that limit in tokens, least first.
+def traces(folder: str | Path, tokenizer: Any) -> tuple[Trace, ...]:
+    """What tells the training's own limit, least first.
 
     The tokenizer's model_max_length, and the truncation that a tokenizer.json keeps of the call it was last used with,
     so it must be a tokenizer that has cut nothing yet; and the settings in README.md and the YAML files of the
-    adapter's `folder`, as axolotl and LLaMA-Factory write them.
+    adapter's `folder`, as axolotl and LLaMA-Factory write them. A README.md that names TRL's `SFTTrainer` tells its
+    default.
     """
     found: dict[str, int] = {}
+    guessed = []
     if tokenizer is not None:
         found["the tokenizer's model_max_length"] = tokenizer.model_max_length
         kept = getattr(getattr(tokenizer, "backend_tokenizer", None), "truncation", None)
@@ -57,5 +71,9 @@ def traces(folder: str | Path, tokenizer: Any) -> tuple[tuple[str, int], ...]:
                 text = file.read(_READ).decode(errors="replace")
             for key, value in _SETTING.findall(text):
                 found.setdefault(f"{key} in the adapter's {path.name}", int(value))
-    known = ((what, limit) for what, limit in found.items() if isinstance(limit, int) and 0 < limit < _SILLY)
-    return tuple(sorted(known, key=lambda pair: pair[1]))
+            if all(tag.search(text) for tag in _TRL):
+                guessed.append(
+                    Trace(f"the default of TRL, which the adapter's {path.name} names,", _TRL_DEFAULT, certain=False)
+                )
+    known = [Trace(what, limit) for what, limit in found.items() if isinstance(limit, int) and 0 < limit < _SILLY]
+    return tuple(sorted([*known, *guessed], key=lambda trace: trace.tokens))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datainf_ray.config import RowsConfig
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.model.inspect import ModelFacts
+from datainf_ray.model.limits import Trace
 
 
 def limit_of(asked: RowsConfig, facts: ModelFacts) -> int | None:
@@ -21,12 +22,12 @@ def limit_of(asked: RowsConfig, facts: ModelFacts) -> int | None:
 
 
 def hints(
-    key: str, asked: RowsConfig, facts: ModelFacts, traces: Sequence[tuple[str, int]], examples: Sequence[Example]
+    key: str, asked: RowsConfig, facts: ModelFacts, traces: Sequence[Trace], examples: Sequence[Example]
 ) -> tuple[str, ...]:
     """What is to be said where the limit is none that the user has set, of the examples that were looked at.
 
     `key` is "train" or "queries". That rows are cut though the positions are rotary; and what of `traces` says that the
-    training had a lower limit, which is not applied.
+    training had a lower limit, which is not applied; if that is not certain, only where a row is longer.
     """
     if asked.max_length is not None:
         return ()
@@ -37,12 +38,12 @@ def hints(
             f"they are cut at the model's max_position_embeddings, {limit:,}, though its positions are rotary and go "
             f"on: set {key}.max_length where the training had longer rows"
         )
-    lower = [(what, tokens) for what, tokens in traces if limit is None or tokens < limit]
-    if lower:
-        what, tokens = lower[0]
-        longer = sum(example.tokens + example.tokens_cut > tokens for example in examples)
-        said.append(
-            f"{what} is {tokens:,}, and the training may have cut its rows there: {longer:,} of these are longer, and "
-            f"{key}.max_length: {tokens} would cut them"
-        )
+    for trace in traces:
+        longer = sum(example.tokens + example.tokens_cut > trace.tokens for example in examples)
+        if (limit is None or trace.tokens < limit) and (trace.certain or longer):
+            said.append(
+                f"{trace.what} is {trace.tokens:,}, and the training may have cut its rows there: {longer:,} of these "
+                f"are longer, and {key}.max_length: {trace.tokens} would cut them"
+            )
+            break
     return tuple(said)

@@ -25,7 +25,7 @@ from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
-from datainf_ray.model.limits import traces
+from datainf_ray.model.limits import Trace, traces
 from datainf_ray.request.cuts import hints, limit_of
 from datainf_ray.request.groups import query_groups
 from datainf_ray.request.identity import base_digest, folder_digest, settings
@@ -56,7 +56,7 @@ class Job:
     examples: dict[str, list[Example]]  # some rows of each, the first ones as a rule
     groups: np.ndarray  # for every row of the queries, the number of its query
     names: list[str] | None  # of the queries; None: they are called by their rows' ids
-    traces: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)  # see `model.limits`
+    traces: tuple[Trace, ...] = field(default=(), kw_only=True)  # of the limit that the training had for its rows
     row: SeenRow | None = field(default=None, kw_only=True)  # a training row as the model sees it
 
     source: ClassVar[Source] = "backward"

@@ -56,11 +56,14 @@ def test_traces_of_the_trainings_limit(tmp_path: Path) -> None:
     tokenizer.model_max_length = 9
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    assert traces(tmp_path, again) == (("the truncation in tokenizer.json", 7), ("the tokenizer's model_max_length", 9))
+    assert traces(tmp_path, again) == (
+        ("the truncation in tokenizer.json", 7, True),
+        ("the tokenizer's model_max_length", 9, True),
+    )
     (tmp_path / "README.md").write_text("```yaml\nbase_model: b\nsequence_len: 5  # tokens\n```\nmax_length: none\n")
     (tmp_path / "training_args.yaml").write_bytes(b"\xff\ncutoff_len: 6\nmy_max_length: 3\nmax_length: 99999999999\n")
     (tmp_path / "other.txt").write_text("max_length: 1\n")
     assert traces(tmp_path, None) == (
-        ("sequence_len in the adapter's README.md", 5),
-        ("cutoff_len in the adapter's training_args.yaml", 6),
+        ("sequence_len in the adapter's README.md", 5, True),
+        ("cutoff_len in the adapter's training_args.yaml", 6, True),
     )

@@ -109,3 +109,15 @@ def test_a_tokenizer_with_tokens_that_the_model_has_not_is_a_wrong_request(
         f"token {tiny.VOCABULARY} ('<|im_start|>') of the tokenizer, and the model's vocabulary has {tiny.VOCABULARY} "
         "tokens; use the tokenizer and the base that the adapter was trained with"
     )
+
+
+def test_the_default_of_trl_is_told_where_a_row_is_longer(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path, "llama", settings={"max_position_embeddings": 2048})
+    readme = tmp_path / "adapter" / "README.md"
+    readme.write_text("---\ntags:\n- lora\n- sft\n- trl\n---\n")
+    assert describe(job(tmp_path, model, 1000).looked["train"], "train") is None
+    assert str(describe(job(tmp_path, model, 1100).looked["train"], "train")).startswith(
+        "2 training rows were looked at; the default of TRL, which the adapter's README.md names, is 1,024, and"
+    )
+    readme.write_text("---\ntags:\n- lora\n- dpo\n- trl\n---\n")
+    assert describe(job(tmp_path, model, 1100).looked["train"], "train") is None
