@@ -86,7 +86,7 @@ def scene(folder: Path) -> Path:
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:
-    return {"name": f"row-{number}", "prompt": f"w{number % 50} w1", "completion": f"w{number % 40} w2 w3", **more}
+    return {"name": f"row-{number}", "prompt": f"w{number % 50} w1", "completion": f" w{number % 40} w2 w3", **more}
 
 
 def write_rows(path: Path, rows: list[Any]) -> None:

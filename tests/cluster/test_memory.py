@@ -45,7 +45,7 @@ def hungry(tmp_path: Path) -> dict[str, Any]:
     """A run of 16 rows of 13 tokens, in batches of four of them."""
     for name, count in (("train", 16), ("queries", 1)):
         rows = [
-            {"name": f"row-{k}", "prompt": "w1 w2", "completion": " ".join(f"w{(k * j) % 60}" for j in range(10))}
+            {"name": f"row-{k}", "prompt": "w1 w2", "completion": " " + " ".join(f"w{(k * j) % 60}" for j in range(10))}
             for k in range(count)
         ]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -132,7 +132,7 @@ def test_a_run_that_scores_no_row_has_failed(tmp_path: Path, config: dict[str, A
     weights["model.embed_tokens.weight"][len(tiny.SPECIAL) + 7] = float("nan")
     save_file(weights, file, {"format": "pt"})
     for name, word in (("train", "w7"), ("queries", "w8")):
-        rows = [{"name": str(k), "prompt": word, "completion": f"{word} w9"} for k in range(20)]
+        rows = [{"name": str(k), "prompt": word, "completion": f" {word} w9"} for k in range(20)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for _ in range(2):  # and has again
         with pytest.raises(RunFailedError, match=r"^none of the 20 rows has a score: 0: nonfinite"):
