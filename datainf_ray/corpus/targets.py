@@ -16,6 +16,8 @@ TAKES: Mapping[str, tuple[str, ...]] = {
     "messages": ("auto", "all", "assistant", "last-assistant"),
     "tokens": ("auto", "all", "completion", "assistant", "last-assistant"),
 }
+#: Roles of masks that say which of a row's tokens are targets.
+MASK_ROLES = ("completion_mask", "assistant_masks")
 #: The role that a row of tokens must have for what `targets` says.
 MASKS = {"completion": "completion_mask", "assistant": "assistant_masks", "last-assistant": "assistant_masks"}
 
@@ -57,7 +59,7 @@ def labels_of(fields: Mapping[str, Any], ids: Sequence[int], targets: str = "aut
         return list(ids), "every token"
     if targets == "auto" and "labels" in fields:
         return list(fields["labels"]), "labels"
-    names = [MASKS[targets]] if targets in MASKS else [name for name in dict.fromkeys(MASKS.values()) if name in fields]
+    names = [MASKS[targets]] if targets in MASKS else [role for role in MASK_ROLES if role in fields]
     masks = [mask_of(fields, name, len(ids)) for name in names]
     if targets == "last-assistant":
         masks = [_last_run(mask) for mask in masks]

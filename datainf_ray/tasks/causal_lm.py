@@ -23,7 +23,7 @@ from datainf_ray.corpus.chat import ChatTemplate, fold_messages
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.given import BESIDE, token_types, unpadded
 from datainf_ray.corpus.preview import fold_pair
-from datainf_ray.corpus.targets import IGNORED, check_targets, labels_of
+from datainf_ray.corpus.targets import IGNORED, MASK_ROLES, check_targets, labels_of
 from datainf_ray.corpus.texts import begin_of_completion, closed, tokenized
 from datainf_ray.corpus.tokens import (
     Encode,
@@ -44,9 +44,6 @@ if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is 
 
     from datainf_ray.model.objective import Reduction, Values
     from datainf_ray.model.shortcut import LanguageShortcut
-
-
-MASKS = ("completion_mask", "assistant_masks")
 
 
 def encoder(spec: EncoderSpec) -> Encode:
@@ -98,7 +95,7 @@ def _messages(spec: EncoderSpec) -> Encode:
 
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
-    row = unpadded(fields, (*BESIDE, "labels", *MASKS))
+    row = unpadded(fields, (*BESIDE, "labels", *MASK_ROLES))
     ids = given_ids(spec, row["input_ids"], "input_ids")
     if "labels" in row:
         row["labels"] = given_ids(spec, row["labels"], "labels")
@@ -184,7 +181,7 @@ TASK = Task(
     kinds=(
         Combination("messages", ("messages",)),
         Combination("prompt-completion", ("prompt", "completion")),
-        Combination("tokens", ("input_ids",), ("labels", *MASKS, *BESIDE)),
+        Combination("tokens", ("input_ids",), ("labels", *MASK_ROLES, *BESIDE)),
         Combination("text", ("text",)),
     ),
     model_class=model_class,
