@@ -91,7 +91,7 @@ def test_no_flipped_bit_of_a_part_changes_what_is_read_of_it(directory: RunDirec
     missing = np.arange(rows) % 7 == 3
     draw = np.random.default_rng(0)
     columns = [
-        np.arange(rows), [f"a#{k}" for k in range(rows)], np.full(rows, 3, np.int32),
+        np.arange(rows), [f"a#{k}" for k in range(rows)], np.full(rows, 3, np.int32), np.zeros(rows, np.int32),
         pa.array(draw.random(rows), pa.float32(), mask=missing),
         pa.array(draw.random(rows), pa.float32(), mask=missing),
         np.where(missing, "nonfinite", "ok"), vectors(draw.normal(size=(rows, 2)), missing),
