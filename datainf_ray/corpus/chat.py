@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.slots import Masked
 from datainf_ray.corpus.talks import Message, other_arguments, trained
-from datainf_ray.corpus.today import KEY, pinned
+from datainf_ray.corpus.today import KEY, asks_today, pinned
 from datainf_ray.corpus.turns import Turn, Turns
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class ChatTemplate:
         """`keywords` are what the template is given for every talk; `date` among them is today's date for it."""
         self._tokenizer: Any = tokenizer
         self._template, self._keywords = template, dict(keywords or {})
+        self._day = self._keywords.get(KEY)
         self._fast = bool(getattr(tokenizer, "is_fast", False))  # knows which characters a token stands for
         self._turns: dict[str, Turns] = {}
         self.text()
@@ -72,7 +73,7 @@ class ChatTemplate:
                 f"the tokenizer of {name} has no chat template, which rows of messages need",
                 "give one as model.chat_template, or use columns prompt and completion, or text",
             ) from None
-        return pinned(str(text), str(self._keywords[KEY])) if KEY in self._keywords else str(text)
+        return str(text) if self._day is None else pinned(str(text), str(self._day))
 
     def encode(
         self,
@@ -129,7 +130,7 @@ class ChatTemplate:
         completions = range(len(prompt), len(whole))
         flags = {number: trained(number, whole[number]) for number in completions}
         alone = self._ids(self._rendered(prompt, tools, keywords, reply=True))
-        begin = next((k for k, (a, b) in enumerate(zip(alone, talk.ids)) if a != b), min(len(alone), len(talk.ids)))
+        begin = _shared(alone, talk.ids)
         told = FLAGS if any(flag is not None for flag in flags.values()) else ""
         if targets in ("assistant", "last-assistant"):
             usual = [n for n in completions if whole[n]["role"] == "assistant"]
@@ -161,6 +162,10 @@ class ChatTemplate:
         made = self._tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=self._fast)
         return _Talk(messages, tools, keywords, text, list(made["input_ids"]), made.get("offset_mapping"))
 
+    def _variables(self, template: str, keywords: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a template is given by name. The day is not: it is in the template."""
+        return {k: v for k, v in {**self._keywords, **(keywords or {})}.items() if k != KEY or not asks_today(template)}
+
     def _rendered(
         self,
         messages: Sequence[Message],
@@ -169,16 +174,16 @@ class ChatTemplate:
         reply: bool = False,
     ) -> str:
         """The talk as the template writes it; with `reply`, up to where the assistant begins to speak."""
-        return str(
-            self._tokenizer.apply_chat_template(
-                [list(messages)],  # a batch of one: an empty talk by itself is refused
-                tools=tools,
-                chat_template=self.text(tools),
-                add_generation_prompt=reply,
-                tokenize=False,
-                **{**self._keywords, **(keywords or {})},
-            )[0]
+        template = self.text(tools)
+        made = self._tokenizer.apply_chat_template(
+            [list(messages)],  # a batch of one: an empty talk by itself is refused
+            tools=tools,
+            chat_template=template,
+            add_generation_prompt=reply,
+            tokenize=False,
+            **self._variables(template, keywords),
         )
+        return str(made[0])
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -203,14 +208,15 @@ class ChatTemplate:
             return None
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, marks = render_jinja_template(
+        made: Any = render_jinja_template(
             [talk.messages],
-            tools=talk.tools,
+            tools=[*talk.tools] if talk.tools else None,
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **{**self._tokenizer.special_tokens_map, **self._keywords, **(talk.keywords or {})},
+            **{**self._tokenizer.special_tokens_map, **self._variables(template, talk.keywords)},
         )
-        spans = [(start, stop) for start, stop in marks[0] if start < stop]
+        texts, marks = made
+        spans: list[Span] = [(start, stop) for start, stop in marks[0] if start < stop]
         if texts[0] != talk.text or any(stop > len(talk.text) for _, stop in spans):
             return None
         held = "\0".join(talk.text[start:stop] for start, stop in spans)
@@ -232,7 +238,7 @@ class ChatTemplate:
     def _position(self, beginning: str, ids: list[int]) -> int:
         """The first token that is not of `beginning` alone, where no offsets tell."""
         own = self._ids(beginning)
-        return next((i for i, (a, b) in enumerate(zip(own, ids, strict=False)) if a != b), min(len(own), len(ids)))
+        return _shared(own, ids)
 
 
 class _Talk:
@@ -267,6 +273,11 @@ class _Talk:
     def first_from(self, position: int) -> int:
         """The first token that begins at a character or behind it."""
         return bisect.bisect_left(self._edges[0], position)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two lists have in common at their beginning."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _within(spans: Sequence[Span], turns: Sequence[Turn]) -> list[Span]:

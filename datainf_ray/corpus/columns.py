@@ -17,6 +17,9 @@ ROLES = {
     "prompt": "text",
     "completion": "text",
     "messages": "list",
+    "tools": "any",
+    "system": "text",
+    "chat_template_kwargs": "any",
     "input_ids": "list",
     "labels": "list",
     "label": "any",
@@ -27,6 +30,7 @@ ROLES = {
 USUAL = (
     (("text", "label"), "sequence-classification"),
     (("messages",), "causal-lm"),
+    (("conversations",), "causal-lm"),
     (("prompt", "completion"), "causal-lm"),
     (("input_ids",), "causal-lm"),
     (("text",), "causal-lm"),
@@ -74,7 +78,8 @@ def choose_columns(
     """The kind of row, and role → column, for files that have rows.
 
     `asked` is the request's `columns`. Left empty, the columns that bear the roles' own names are taken; required
-    roles that it leaves out are, too. Where the task takes a label it may be called `label` or `labels`. Raises
+    roles that it leaves out are, too. Where the task takes a label it may be called `label` or `labels`,
+    and messages may be called `conversations`. Raises
     `RequestError`.
     """
     asked = dict(asked)
@@ -92,6 +97,10 @@ def choose_columns(
     known = {name: name for name in common}
     if alias and "label" not in known and "labels" in known:
         known["label"] = "labels"
+    if "messages" in roles and "messages" not in known and "conversations" in known:
+        known["messages"] = "conversations"  # as ShareGPT calls them
+    elif "messages" in roles:
+        known.pop("system", None)  # a column beside conversations; what else is called so is no message
     for combination in task.kinds:
         if not set(asked) <= set(combination.roles):
             continue

@@ -12,6 +12,10 @@ from datainf_ray.common.storage import persistently
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.records import Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
+from datainf_ray.corpus.talks import without_nulls
+
+SPARE = ("tools", "system", "chat_template_kwargs")  #: roles that a row may lack, or have null
+_TALKS = ("messages", "prompt", "completion", *SPARE)
 
 
 @dataclass
@@ -55,7 +59,10 @@ class RowReader:
         file = self._corpus.files[index]
         try:
             for number, parsed in enumerate(self._source(index).read(start, stop), start):
-                yield self._row(self._starts[index] + number, f"{file.name}#{number}", parsed)
+                row = self._row(self._starts[index] + number, f"{file.name}#{number}", parsed)
+                if file.format in ("parquet", "arrow"):  # whose structs have null where a dict had nothing
+                    row.fields |= {role: without_nulls(row.fields[role]) for role in _TALKS if role in row.fields}
+                yield row
         except Exception:
             self.close()  # a second attempt begins with a connection of its own
             raise
@@ -75,7 +82,7 @@ class RowReader:
             if column in values:
                 fields[role], wrong = _checked(role, values[column], corpus.types.get(role, "any"))
                 problem = problem or wrong
-            else:
+            elif role not in SPARE:
                 problem = problem or f"row has no column {column!r}"
         group = _name(values, corpus.group_column)
         if group is None and corpus.group_column is not None:
@@ -92,7 +99,7 @@ def _name(values: dict[str, Any], column: str | None) -> str | None:
 def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
     """The value as its role wants it (text, list or any), and what is wrong with it."""
     if value is None:
-        return None, f"{role} is null"
+        return None, None if role in SPARE else f"{role} is null"
     if not _encodable(value):
         return value, f"{role} is not UTF-8"
     if wanted == "list" and isinstance(value, str):  # as CSV, which has no lists, must write them

@@ -35,7 +35,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a slot is in the talk as it is, and what the template writes before it, from the slot before, and behind."""
+    """Where a slot is in the talk as it is; and what the template writes around it, as far as the next slots."""
 
     slot: Slot
     start: int
@@ -90,7 +90,9 @@ class Masked:
         if isinstance(part, str):
             return self._text(number, part, "content")
         kinds = {"text": "content", "thinking": "think", "reasoning": "think"}
-        texts = {key: self._text(number, part[key], kind) for key, kind in kinds.items() if isinstance(part.get(key), str)}
+        texts = {
+            key: self._text(number, part[key], kind) for key, kind in kinds.items() if isinstance(part.get(key), str)
+        }
         return {**part, **texts}
 
     def _call(self, number: int, call: Any) -> Any:
@@ -140,9 +142,10 @@ def place(talk: str, masked: Masked, rendered: str) -> list[Placed] | None:
 def _stop(talk: str, at: int, text: str, behind: str, last: bool) -> int | None:
     """Where the slot that begins at `at`, with this text and with `behind` behind it, ends."""
     for form in _forms(text):
-        if talk.startswith(form, at) and talk.startswith(behind, at + len(form)):
-            if not last or at + len(form) + len(behind) == len(talk):
-                return at + len(form)
+        stop = at + len(form)
+        whole = not last or stop + len(behind) == len(talk)
+        if whole and talk.startswith(form, at) and talk.startswith(behind, stop):
+            return stop
     if last:
         stop = len(talk) - len(behind)
         return stop if stop >= at and talk.endswith(behind) else None

@@ -7,10 +7,12 @@ template as it is.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datainf_ray.common.keywords import checked
 from datainf_ray.corpus.preview import fold, fold_pair
 
 Message = dict[str, Any]
@@ -34,12 +36,6 @@ SPEAKERS = {
 #: Keys by which a message says whether it was trained on: OpenAI's and axolotl's weight, axolotl's train and training,
 #: LLaMA-Factory's trainable and loss_weight, ms-swift's loss.
 TRAINED = ("weight", "train", "training", "trainable", "loss", "loss_weight")
-#: What is given to templates by a name of its own, and so by no keyword of the user's.
-RESERVED = (
-    "conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
-    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-    "tokenizer_kwargs", "sanitize_control_tokens",
-)  # fmt: skip
 _PARTS = ("text", "thinking", "reasoning")  # kinds of parts that are text
 
 
@@ -89,9 +85,7 @@ def keywords_of(value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise ValueError("chat_template_kwargs is no object")
-    if taken := [name for name in value if name in RESERVED]:
-        raise ValueError(f"chat_template_kwargs has {taken[0]}, which is no variable of a template")
-    return {name: each for name, each in value.items() if each is not None}
+    return checked({name: each for name, each in value.items() if each is not None})
 
 
 def trained(number: int, message: Mapping[str, Any]) -> bool | None:
@@ -127,10 +121,8 @@ def other_arguments(messages: Sequence[Message]) -> list[Message]:
 def _message(number: int, given: Any) -> Message:
     message = given
     if isinstance(given, str):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # then it is no message, which is said below
             message = json.loads(given)
-        except (ValueError, RecursionError):
-            pass  # it is no message, which is said below
     if isinstance(message, dict) and "from" in message and "role" not in message:
         message = _spoken(message)
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -217,7 +209,8 @@ def fold_messages(messages: Any) -> str:
 
 def fold_talks(prompt: Any, completion: Any) -> str:
     """A prompt and its completion, each a list of messages, on one short line; of anything at all."""
-    return fold_pair(*(" ".join(map(_line, _listed(messages))) for messages in (prompt, completion)))
+    first, second = (" ".join(map(_line, _listed(messages))) for messages in (prompt, completion))
+    return fold_pair(first, second)
 
 
 def _listed(messages: Any) -> list[Message]:

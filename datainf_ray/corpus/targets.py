@@ -12,7 +12,7 @@ IGNORED = -100  #: a label that is no target, as everywhere in PyTorch
 #: What `targets` may be for each kind of row of a causal language model.
 TAKES: Mapping[str, tuple[str, ...]] = {
     "text": ("auto", "all"),
-    "prompt-completion": ("auto", "all", "completion"),
+    "prompt-completion": ("auto", "all", "completion", "assistant", "last-assistant"),
     "messages": ("auto", "all", "assistant", "last-assistant"),
     "tokens": ("auto", "all", "completion", "assistant", "last-assistant"),
 }

@@ -34,6 +34,8 @@ class EncoderSpec:
     vocabulary: int | None = None  #: token ids that the model has, where that is not the tokenizer's number
     facts: Mapping[str, Any] = field(default_factory=dict)  #: what the task knows of the model; see `Task.facts`
     targets: str = "auto"  #: which tokens have a loss, as the corpus' `targets` says
+    chat_template: str | None = None  #: the text of one to use for the tokenizer's own
+    chat_keywords: Mapping[str, Any] = field(default_factory=dict)  #: what the template is given for every row
 
 
 @dataclass

@@ -24,7 +24,9 @@ _EMPTY_THOUGHT = re.compile(
 )
 _THOUGHT = re.compile(r"<[^<>]*think[^<>]*>|<\|channel>|\[THINK\]", re.I)
 _CALL_TAG = re.compile(r"<[^<>/]*(?:tool|call|function|action)[^<>]*>|\[TOOL_CALLS\]", re.I)
-_AROUND = " \t\r\n\"'}])"  # what may stand between a text and the closing token: templates write lists of parts as JSON, too
+_AROUND = (
+    " \t\r\n\"'}])"  # what may stand between a text and the closing token: templates write lists of parts as JSON, too
+)
 _FAR = 2000  # characters around a slot that are looked at where other messages may stand in them
 _DEAREST = 50_000_000  # characters that may be rendered for one talk, one turn at a time
 
@@ -58,7 +60,9 @@ class Turns:
             if placed is not None:
                 return self._turns(messages, placed, wanted)
         if len(wanted) * len(talk) > _DEAREST:
-            raise ValueError("the chat template gives no sign of where messages begin and end in a talk as long as this")
+            raise ValueError(
+                "the chat template gives no sign of where messages begin and end in a talk as long as this"
+            )
         return [turn for k in sorted(wanted) for turn in self._alone(talk, messages, k, render)]
 
     def _placed(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -26,10 +26,11 @@ from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.identity import base_digest, folder_digest, settings
+from datainf_ray.request.identity import base_digest, folder_digest, settings, text_digest
 from datainf_ray.request.output import check_output
 from datainf_ray.request.places import check_places, model_places, place_of
 from datainf_ray.request.sampled import Looked, first_examples, looked_at
+from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
@@ -167,6 +168,7 @@ class Job:
         model, options = self.config.model, self.config.storage_options
         return {
             **({} if self.task_code is None else {"task": self.task_code.digest}),
+            **({} if model.chat_template is None else {"chat_template": text_digest(model.chat_template)}),
             "settings": settings(self.config),
             "adapter": folder_digest(adapter_folder(model, options)),
             "base": base_digest(model.base, options),
@@ -264,11 +266,12 @@ def prepare(config: RunConfig, writable: bool = True) -> Job:
 
 def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
-    config, corpora = request.config, request.corpora
+    config, corpora = with_template(request.config), request.corpora
     _check_method(config)
     task = task_of(config.model)
     facts = inspect_model(config.model, task, config.storage_options)
     tokenizer = load_tokenizer(config.model, config.storage_options)
+    config = with_day(config, tokenizer, corpora, request.directory)
     examples = {}
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
@@ -308,7 +311,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         name = run.config["method"]["name"]
         raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")
     directory = RunDirectory(config.output, options=options)
-    config = absolute(config)
+    config = with_template(absolute(config))
     task = task_of(config.model)
     queries = plan_corpus(config.queries, task, "queries", options)
     read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
@@ -320,6 +323,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if facts.blocks != index.blocks:
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)
+    config = with_day(config, tokenizer, {"queries": queries}, directory)
     task.check(queries, facts.task, "queries")
     examples = {"queries": _first(config, "queries", queries, facts, tokenizer)}
     groups, names = query_groups(config, queries)
@@ -353,6 +357,7 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
     if tokenizer is None and corpus.kind != "tokens":
         raise RequestError("model.base", config.model.base, f"has no tokenizer, and {name}.columns are not input_ids")
     spec = EncoderSpec(corpus.kind, tokenizer, limit, facts.vocabulary or None, facts.task, asked.targets)
+    spec = replace(spec, chat_template=config.model.chat_template, chat_keywords=config.model.chat_template_kwargs)
     return task_of(config.model).encoder_for(spec)
 
 

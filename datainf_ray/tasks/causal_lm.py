@@ -6,6 +6,7 @@ How rows become tokens (all are cut from the right at `max_length`):
 - prompt and completion: tokenized separately, so that the prompt's tokens never depend on the completion; the prompt
   with the special tokens that begin a text, then the completion, then EOS. The completion and EOS are targets.
 - messages: what the chat template gives, token for token; the assistant's turns are targets (see `corpus.chat`).
+- prompt and completion as lists of messages: what the template gives for both; all behind the prompt are targets.
 - input_ids and labels: as they are. Without labels every token is a target.
 
 The first token of a row is never a target: nothing predicts it. The loss is the cross-entropy of the targets.
@@ -16,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.corpus.chat import ChatTemplate, fold_messages
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.preview import fold_pair
+from datainf_ray.corpus.talk_rows import messages_encoder, pairs_encoder
+from datainf_ray.corpus.talks import fold_messages, fold_talks
 from datainf_ray.corpus.tokens import (
     IGNORED,
     Encode,
@@ -48,9 +50,9 @@ def encoder(spec: EncoderSpec) -> Encode:
     if spec.kind == "text":
         return _texts(spec)
     if spec.kind == "prompt-completion":
-        return _pairs(spec)
+        return pairs_encoder(spec, _pairs(spec), _encoded)
     if spec.kind == "messages":
-        return _messages(spec)
+        return messages_encoder(spec, _encoded)
     return each(lambda fields: _given(spec, fields))
 
 
@@ -78,19 +80,6 @@ def _pairs(spec: EncoderSpec) -> Encode:
     return encode
 
 
-def _messages(spec: EncoderSpec) -> Encode:
-    template = ChatTemplate(spec.tokenizer)
-
-    def encode(fields: Fields) -> Encoded:
-        ids, spans = template.encode(fields["messages"])
-        labels = [IGNORED] * len(ids)
-        for start, stop in spans:
-            labels[start:stop] = ids[start:stop]
-        return _encoded(spec, ids, labels)
-
-    return each(encode)
-
-
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
     ids = given_ids(spec, fields["input_ids"], "input_ids")
     labels = given_ids(spec, fields["labels"], "labels") if "labels" in fields else ids
@@ -110,6 +99,8 @@ def _encoded(spec: EncoderSpec, ids: Sequence[int], labels: Sequence[int]) -> En
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
     texts = texts_of(fields)
+    if spec.kind == "prompt-completion" and not {"prompt", "completion"} & set(texts):
+        return fold_talks(fields.get("prompt"), fields.get("completion"))
     if spec.kind == "prompt-completion":
         return fold_pair(texts.get("prompt", ""), texts.get("completion", ""))
     if spec.kind == "messages":
@@ -166,11 +157,13 @@ def cost(tokens: float, vocabulary: int, on_gpu: bool) -> float:
     return logits_bytes(tokens, vocabulary, on_gpu)
 
 
+_TALKS_TOO = {"prompt": "any", "completion": "any"}  # texts, or lists of messages
+
 TASK = Task(
     name="causal-lm",
     kinds=(
-        Combination("messages", ("messages",)),
-        Combination("prompt-completion", ("prompt", "completion")),
+        Combination("messages", ("messages",), ("tools", "system", "chat_template_kwargs")),
+        Combination("prompt-completion", ("prompt", "completion"), ("tools", "chat_template_kwargs"), _TALKS_TOO),
         Combination("tokens", ("input_ids",), ("labels",)),
         Combination("text", ("text",)),
     ),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.chat import ChatTemplate
+from datainf_ray.corpus.chat import MARKS, ChatTemplate
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from tests import tiny
@@ -69,10 +69,11 @@ def test_tokens_are_those_of_the_chat_template(make_tokenizer, post, template, t
 
 
 def test_targets_are_what_the_assistant_said(tokenizer):
-    # Without marks a turn is all that the template adds: with the line break that closes it.
-    assert said(tokenizer, encode(tokenizer, TALK)) == ["Paris<|im_end|>\n", "\n Paris again<|im_end|>\n"]
-    tokenizer.chat_template = MARKED
-    assert said(tokenizer, encode(tokenizer, TALK)) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
+    for template, rule in ((CHATML, "the assistant's turns, as the template renders them"), (MARKED, MARKS)):
+        tokenizer.chat_template = template
+        example = encode(tokenizer, TALK)
+        assert said(tokenizer, example) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
+        assert example.rule == rule
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -81,10 +82,11 @@ def test_turns_are_found_to_the_token_with_and_without_character_offsets(tokeniz
     talk = [TALK[2], TALK[1], {"role": "assistant", "content": reply}, TALK[3], {"role": "assistant", "content": reply}]
     template = ChatTemplate(tokenizer)
     template._fast = fast
-    ids, spans = template.encode(talk)
+    made = template.encode(talk)
+    ids, spans = made.ids, made.spans
     assert ids == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
     texts = [tokenizer.decode(ids[start:stop]) for start, stop in spans]
-    assert texts == [f"{message['content']}<|im_end|>\n" for message in talk[::2]]
+    assert texts == [f"{message['content']}<|im_end|>" for message in talk[::2]]
 
 
 def test_a_reply_that_melts_into_what_stands_before_it_is_found(tokenizer):
@@ -102,15 +104,12 @@ def test_a_talk_in_which_the_assistant_says_nothing_has_no_targets(tokenizer):
     assert encode(tokenizer, TALK[:3], max_length=5).detail == "all of them lie beyond max_length 5"
 
 
-def test_a_template_that_changes_what_came_before_is_reported(tokenizer):
+def test_a_template_may_change_what_came_before(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] }}: "
         "{{ m['content'] if loop.last else m['content'] | upper }}\n{% endfor %}"
     )
-    example = encode(tokenizer, TALK)
-    assert example.status == "unreadable"
-    assert example.detail == "the chat template renders the talk up to message 2 differently on its own"
-    assert (example.values, example.tokens) == ({}, 0)
+    assert said(tokenizer, encode(tokenizer, TALK)) == ["PARIS", "\n Paris again"]
 
 
 @pytest.mark.parametrize(
