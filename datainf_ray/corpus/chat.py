@@ -100,7 +100,7 @@ class ChatTemplate:
             rule = MARKS
             spans = marked
             if wanted != set(assistants):  # marks do not say whose they are
-                own = [turn for turn in self._found(talk, sorted(wanted | set(assistants)))]
+                own = self._found(talk, wanted | set(assistants))
                 spans = _within(marked, [turn for turn in own if turn.message in wanted])
                 spans += [(t.start, t.stop) for t in own if t.message in wanted and t.message not in assistants]
         else:
