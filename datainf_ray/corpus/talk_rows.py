@@ -32,9 +32,7 @@ def pairs_encoder(spec: EncoderSpec, plain: Encode, finish: Finish) -> Encode:
     def talk(fields: Fields) -> Encoded:
         prompt, completion = fields["prompt"], fields["completion"]
         if not (is_talk(prompt) and is_talk(completion)):
-            kinds = {"prompt": prompt, "completion": completion}
-            wrong = next(role for role, value in kinds.items() if not isinstance(value, str) and not is_talk(value))
-            raise ValueError(f"{wrong} is neither a text nor a list of messages")
+            raise ValueError("prompt and completion are neither two texts nor two lists of messages")
         asked = messages_of(prompt, "prompt", fields.get("system"))
         said = template().encode_pair(asked, messages_of(completion, "completion"), spec.targets, *_beside(fields))
         return _encoded(spec, finish, said)

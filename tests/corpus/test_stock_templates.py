@@ -99,7 +99,7 @@ def test_targets_are_those_of_trls_training_templates_but_for_what_is_known(
                 more.append(tokenizer.decode(run))
                 run = []
         assert all(re.fullmatch(f"(?:{MORE.pattern})+", text) for text in more), (kind, more)
-    assert compared or name == "glm4moe"  # whose training template writes line breaks that the stock one does not
+    assert compared or name == "glm4moe"  # whose training template ends with <|user|>
 
 
 def test_the_marks_of_a_training_template_are_taken_as_they_are(tokenizer: PreTrainedTokenizerFast) -> None:
