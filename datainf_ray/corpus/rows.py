@@ -15,6 +15,7 @@ from datainf_ray.corpus.tables import TableSource
 from datainf_ray.corpus.talks import without_nulls
 
 SPARE = ("tools", "system", "chat_template_kwargs")  #: roles that a row may lack, or have null
+_TALK_KINDS = ("messages", "prompt-completion")
 _TALKS = ("messages", "prompt", "completion", *SPARE)
 
 
@@ -78,11 +79,14 @@ class RowReader:
     def _row(self, number: int, default: str, parsed: Parsed) -> Row:
         corpus, values, problem = self._corpus, parsed.values, parsed.problem
         fields: dict[str, Any] = {}
+        spare = SPARE if corpus.kind in _TALK_KINDS else ()
         for role, column in corpus.columns.items():
-            if column in values:
+            if role in spare and values.get(column) is None:
+                fields[role] = None
+            elif column in values:
                 fields[role], wrong = _checked(role, values[column], corpus.types.get(role, "any"))
                 problem = problem or wrong
-            elif role not in SPARE:
+            else:
                 problem = problem or f"row has no column {column!r}"
         group = _name(values, corpus.group_column)
         if group is None and corpus.group_column is not None:
@@ -99,7 +103,7 @@ def _name(values: dict[str, Any], column: str | None) -> str | None:
 def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
     """The value as its role wants it (text, list or any), and what is wrong with it."""
     if value is None:
-        return None, None if role in SPARE else f"{role} is null"
+        return None, f"{role} is null"
     if not _encodable(value):
         return value, f"{role} is not UTF-8"
     if wanted == "list" and isinstance(value, str):  # as CSV, which has no lists, must write them

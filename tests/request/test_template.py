@@ -111,7 +111,7 @@ def test_today_is_the_day_on_which_the_run_began(tmp_path: Path, model: dict[str
     again = prepare(asked(tmp_path, model, chat_template=DATED))  # which compares it with the run that is there
     assert again.config.model.chat_template_kwargs == {"date": "2001-02-03"}
     assert again.fingerprint == given.fingerprint
-    with pytest.raises(RequestError, match="holds another run: model.chat_template_kwargs is"):
+    with pytest.raises(RequestError, match=r"holds another run: model\.chat_template_kwargs is"):
         prepare(asked(tmp_path, model, chat_template=DATED, chat_template_kwargs={"date": "2001-02-04"}))
     with pytest.raises(RequestError, match=r"^model.chat_template_kwargs.date: tomorrow: is no day"):
         prepared(tmp_path, model, chat_template=DATED, chat_template_kwargs={"date": "tomorrow"})
