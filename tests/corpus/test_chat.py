@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import processors
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.chat import MARKS, ChatTemplate
+from datainf_ray.corpus.chat import MARKS, TURNS, ChatTemplate
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from tests import tiny
@@ -69,7 +70,7 @@ def test_tokens_are_those_of_the_chat_template(make_tokenizer, post, template, t
 
 
 def test_targets_are_what_the_assistant_said(tokenizer):
-    for template, rule in ((CHATML, "the assistant's turns, as the template renders them"), (MARKED, MARKS)):
+    for template, rule in ((CHATML, TURNS), (MARKED, MARKS)):
         tokenizer.chat_template = template
         example = encode(tokenizer, TALK)
         assert said(tokenizer, example) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
@@ -150,3 +151,54 @@ def test_the_preview_shows_the_last_reply(tokenizer):
     assert (
         encode(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "in parts"}]}]).preview == "in parts"
     )
+
+
+def test_marks_that_are_counted_from_the_wrong_place_are_not_believed(tokenizer):
+    # transformers counts the characters before a mark in what was written so far: within a macro that is less.
+    tokenizer.chat_template = (
+        "{% macro said(m) %}<|im_start|>{{ m['role'] }}\n{% generation %}{{ m['content'] }}<|im_end|>"
+        "{% endgeneration %}{% endmacro %}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ said(m) }}{% else %}"
+        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    example = encode(tokenizer, TALK)
+    assert said(tokenizer, example) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
+    assert example.rule == TURNS
+
+
+def test_marks_are_found_where_offsets_leave_out_whitespace(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.chat_template = MARKED.replace("{{ bos_token }}", "")
+    talk = [TALK[1], {"role": "assistant", "content": " Paris"}, TALK[1], TALK[2]]
+    example = encode(tokenizer, talk)
+    assert said(tokenizer, example) == [" Paris<|im_end|>", "Paris<|im_end|>"]
+    theirs = tokenizer.apply_chat_template(talk, return_assistant_tokens_mask=True, return_dict=True)
+    assert sum(theirs["assistant_masks"]) == 0  # transformers gives up at the first one
+    assert example.rule == MARKS
+
+
+def test_a_marked_template_takes_messages_at_their_word(tokenizer):
+    tokenizer.chat_template = MARKED
+    talk = [TALK[0], {**TALK[1], "train": True}, {**TALK[2], "train": False}, *TALK[3:]]
+    example = encode(tokenizer, talk)
+    assert said(tokenizer, example) == ["Paris?<|im_end|>", "\n Paris again<|im_end|>"]
+    assert example.rule == MARKS + ", where messages say so"
+
+
+def test_the_same_words_again_and_again_are_each_turns_own(tokenizer):
+    for content in ("a", "assistant", "<|im_end|>", "\n", "im", "0"):
+        talk = [{"role": role, "content": content} for role in ("user", "assistant") * 4]
+        talk[3] = {**talk[3], "weight": 0}
+        want = [f"{content}<|im_end|>"] * 3 if content.strip() else []
+        assert said(tokenizer, encode(tokenizer, talk)) == want
+
+
+def test_a_turn_that_can_only_be_found_alone(tokenizer):
+    # Nothing stands between the turns, and the template changes what they say: one at a time they are found.
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    talk = [
+        {"role": "user", "content": "who? "},
+        {"role": "assistant", "content": "fox. ", "weight": 0},
+        {"role": "assistant", "content": "dog."},
+    ]
+    assert said(tokenizer, encode(tokenizer, talk)) == ["DOG."]
