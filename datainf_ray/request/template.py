@@ -49,14 +49,12 @@ def with_template(config: RunConfig) -> RunConfig:
 def with_day(config: RunConfig, tokenizer: Any, corpora: dict[str, Corpus], directory: RunDirectory) -> RunConfig:
     """The request with the day that is today for its chat template, where that asks for it.
 
-    It is `model.chat_template_kwargs.date`; else the one of the run that `directory` has already; else today. Raises
-    `RequestError` where the one that is given is no day.
+    It is `model.chat_template_kwargs.date`; else the one of the run that `directory` has already; else today.
     """
     given = config.model.chat_template_kwargs.get(KEY)
     if not any(map(asks_today, _templates(config, tokenizer))) or not any(map(_are_talks, corpora.values())):
         return config
     if given is not None:
-        parsed(given)
         return config
     day = _day_of(directory) or datetime.now().date().isoformat()
     return _changed(config, chat_template_kwargs={**config.model.chat_template_kwargs, KEY: day})

@@ -157,8 +157,8 @@ def test_marks_that_are_counted_from_the_wrong_place_are_not_believed(tokenizer)
     # transformers counts the characters before a mark in what was written so far: within a macro that is less.
     tokenizer.chat_template = (
         "{% macro said(m) %}<|im_start|>{{ m['role'] }}\n{% generation %}{{ m['content'] }}<|im_end|>"
-        "{% endgeneration %}{% endmacro %}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ said(m) }}{% else %}"
-        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+        "{% endgeneration %}{% endmacro %}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ said(m) }}"
+        "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     example = encode(tokenizer, TALK)
@@ -202,3 +202,36 @@ def test_a_turn_that_can_only_be_found_alone(tokenizer):
         {"role": "assistant", "content": "dog."},
     ]
     assert said(tokenizer, encode(tokenizer, talk)) == ["DOG."]
+
+
+def test_an_empty_thought_is_the_assistants_where_the_row_has_it(tokenizer):
+    for content in ("<think>\n\n</think>\n\nParis", "<think></think>Paris"):
+        assert said(tokenizer, encode(tokenizer, [TALK[1], {"role": "assistant", "content": content}])) == [
+            f"{content}<|im_end|>"
+        ]
+
+
+def test_what_divides_messages_may_stand_in_one_that_the_template_changes(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}|{% endfor %}"
+    talk = [TALK[1], {"role": "assistant", "content": "fox|dog"}, TALK[1], {"role": "assistant", "content": "a|b"}]
+    assert said(tokenizer, encode(tokenizer, talk)) == ["FOX|DOG", "A|B"]
+
+
+def test_marks_may_leave_out_thoughts(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}"
+        "{{ m['content'].split('</think>')[0] }}</think>{% generation %}{{ m['content'].split('</think>')[1] }}{% endgeneration %}{% else %}{{ m['content'] }}"
+        "{% endif %}\n{% endfor %}"
+    )
+    example = encode(tokenizer, [TALK[1], {"role": "assistant", "content": "<think>hm, lazy</think>Paris"}])
+    assert (said(tokenizer, example), example.rule) == (["Paris"], MARKS)
+
+
+def test_whitespace_that_offsets_leave_out_is_the_turns_own(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "{% else %}{{ m['content'] }}{% endif %}<|im_end|>{% endfor %}"
+    )
+    example = encode(tokenizer, [TALK[1], {"role": "assistant", "content": "Paris  "}, TALK[1]])
+    assert said(tokenizer, example) == ["Paris  "]

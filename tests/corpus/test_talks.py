@@ -303,22 +303,30 @@ def test_variables_of_a_rows_own(write: Any) -> None:
     assert example.detail == "tokenize is no variable of a template"
 
 
-def test_a_talk_of_many_turns_is_rendered_a_few_times(tokenizer: Any, write: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1_distill", "gptoss", "llama3_2", "phi3"])
+def test_a_talk_of_many_turns_is_rendered_a_few_times(write: Any, monkeypatch: Any, name: str) -> None:
     own = chats.tokenizer()
     calls = []
     plain = type(own).apply_chat_template
     monkeypatch.setattr(type(own), "apply_chat_template", lambda *a, **k: calls.append(1) or plain(*a, **k))
-    for name in ("qwen3", "deepseek_r1_distill", "gptoss", "llama3_2", "phi3"):
-        own.chat_template = TEMPLATES[name]
-        talk = [
-            message
-            for k in range(300)
-            for message in (user(f"Which one {k % 7}?"), assistant(f"<think>hm</think>No {k}."))
-        ]
+    own.chat_template = TEMPLATES[name]
+    for asked in ("Which one?", "<tool_response>this</tool_response>"):  # Qwen3's template looks for this
+        turns = ((user(asked), assistant(f"<think>hm</think>No {k}.")) for k in range(300))
+        talk = [user("Which one?"), assistant("This."), *(message for turn in turns for message in turn)]
         calls.clear()
         (example,) = encode(own, write, {"messages": talk})
-        assert len(said(own, example)) == 300
+        assert len(said(own, example)) == 301
         assert len(calls) <= 8
+
+
+def test_a_column_called_system_is_read_beside_conversations_alone(tokenizer: Any, write: Any) -> None:
+    (example,) = encode(tokenizer, write, {"messages": PAIR, "system": "Be kind."})
+    assert example.values["input_ids"] == ids(tokenizer, PAIR)
+    (example,) = encode(tokenizer, write, {"conversations": SHAREGPT, "system": "Be kind."})
+    assert example.values["input_ids"] == ids(tokenizer, [chats.system("Be kind."), *PAIR])
+    roles = {"messages": "messages", "system": "system"}
+    (example,) = encode(tokenizer, write, {"messages": PAIR, "system": "Be kind."}, columns=roles)
+    assert example.values["input_ids"] == ids(tokenizer, [chats.system("Be kind."), *PAIR])
 
 
 def test_a_template_that_raises_is_the_rows_own_trouble(write: Any) -> None:

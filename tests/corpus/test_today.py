@@ -57,3 +57,11 @@ def test_a_template_that_does_not_ask_is_left_alone() -> None:
     assert pinned(TEMPLATES["qwen3"], "nonsense") == TEMPLATES["qwen3"]
     with pytest.raises(RequestError, match=r"^model.chat_template_kwargs.date: nonsense: is no day; an example"):
         pinned(TEMPLATES["llama3_2"], "nonsense")
+
+
+def test_the_day_is_no_variable_of_a_template_that_asks_for_it() -> None:
+    tokenizer = chats.tokenizer()
+    ends = "{% if date is defined %}{{ date }}{% endif %}"
+    for template, shown in ((TEMPLATES["llama3_2"] + ends, False), (TEMPLATES["qwen3"] + ends, True)):
+        made = ChatTemplate(tokenizer, template, {"date": "2001-02-03"}).encode(TALKS["one turn"])
+        assert tokenizer.decode(made.ids).endswith("2001-02-03") == shown
