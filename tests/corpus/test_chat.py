@@ -220,7 +220,8 @@ def test_what_divides_messages_may_stand_in_one_that_the_template_changes(tokeni
 def test_marks_may_leave_out_thoughts(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}"
-        "{{ m['content'].split('</think>')[0] }}</think>{% generation %}{{ m['content'].split('</think>')[1] }}{% endgeneration %}{% else %}{{ m['content'] }}"
+        "{{ m['content'].split('</think>')[0] }}</think>{% generation %}"
+        "{{ m['content'].split('</think>')[1] }}{% endgeneration %}{% else %}{{ m['content'] }}"
         "{% endif %}\n{% endfor %}"
     )
     example = encode(tokenizer, [TALK[1], {"role": "assistant", "content": "<think>hm, lazy</think>Paris"}])

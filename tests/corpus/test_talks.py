@@ -303,13 +303,17 @@ def test_variables_of_a_rows_own(write: Any) -> None:
     assert example.detail == "tokenize is no variable of a template"
 
 
-@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1_distill", "gptoss", "llama3_2", "phi3"])
+#: It writes more before a message that says a certain word.
+HUSH = "{% for m in messages %}{{ '<hush>' if 'this' in m.content }}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1_distill", "gptoss", "llama3_2", "phi3", "hush"])
 def test_a_talk_of_many_turns_is_rendered_a_few_times(write: Any, monkeypatch: Any, name: str) -> None:
     own = chats.tokenizer()
     calls = []
     plain = type(own).apply_chat_template
     monkeypatch.setattr(type(own), "apply_chat_template", lambda *a, **k: calls.append(1) or plain(*a, **k))
-    own.chat_template = TEMPLATES[name]
+    own.chat_template = {**TEMPLATES, "hush": HUSH}[name]
     for asked in ("Which one?", "<tool_response>this</tool_response>"):  # Qwen3's template looks for this
         turns = ((user(asked), assistant(f"<think>hm</think>No {k}.")) for k in range(300))
         talk = [user("Which one?"), assistant("This."), *(message for turn in turns for message in turn)]
