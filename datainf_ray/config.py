@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.common.keywords import Keywords
 from datainf_ray.common.plain_yaml import MOST_CHARACTERS, PlainYAMLError, read_yaml
 from datainf_ray.common.possible import below, kinds, possible
 from datainf_ray.common.redaction import keep_secret, names_secret
@@ -76,6 +77,8 @@ class ModelConfig(_Part):
         None, description="bitsandbytes quantization of the base; needs a GPU"
     )
     trust_remote_code: bool = Field(False, description="run the Python code of the base model, or of a task of yours")
+    chat_template: str | None = Place(None, min_length=1, description="a file, or a text; null: the tokenizer's own")
+    chat_template_kwargs: Keywords = Field(default_factory=dict, description="variables for it; date: what today is")
 
 
 class RowsConfig(_Part):

@@ -27,6 +27,7 @@ MINIMAL = {
 #: Another value for every key that can have one in this version.
 OTHER: dict[str, Any] = {
     "model.task": "sequence-classification", "model.dtype": "bfloat16", "model.quantization": "8bit",
+    "model.chat_template_kwargs": {"enable_thinking": False},
     "model.trust_remote_code": True, "train.columns": {"text": "body"}, "train.id": "name", "train.max_length": 9,
     "train.quoting": "none", "queries.quoting": "none", "train.targets": "all", "queries.targets": "completion",
     "queries.columns": {"text": "body"}, "queries.id": "name", "queries.max_length": 9, "queries.group": "all",

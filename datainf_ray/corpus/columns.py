@@ -20,6 +20,9 @@ ROLES = {
     "prompt": "text",
     "completion": "text",
     "messages": "list",
+    "tools": "any",
+    "system": "text",
+    "chat_template_kwargs": "any",
     "input_ids": "list",
     "labels": "list",
     "attention_mask": "list",
@@ -37,6 +40,7 @@ MISSING = {"text_pair": ""}
 USUAL = (
     (("text", "label"), "sequence-classification"),
     (("messages",), "causal-lm"),
+    (("conversations",), "causal-lm"),
     (("prompt", "completion"), "causal-lm"),
     (("input_ids",), "causal-lm"),
     (("text",), "causal-lm"),
@@ -89,7 +93,8 @@ def choose_columns(
 
     `asked` is the request's `columns`: names of columns, of what lies within them or in the names of folders, or Jinja
     texts. Left empty, the columns that bear the roles' own names are taken; required roles that it leaves out are, too.
-    Where the task takes a label it may be called `label` or `labels`. Raises `RequestError`.
+    Where the task takes a label it may be called `label` or `labels`, and messages may be called `conversations`.
+    Raises `RequestError`.
     """
     asked = dict(asked)
     roles = _roles(task)
@@ -106,6 +111,10 @@ def choose_columns(
     known = {name: name for name in common}
     if alias and "label" not in known and "labels" in known:
         known["label"] = "labels"
+    if "messages" in roles and "messages" not in known and "conversations" in known:
+        known["messages"] = "conversations"  # as ShareGPT calls them
+    elif "messages" in roles:
+        known.pop("system", None)  # a column beside conversations; what else is called so is no message
     for combination in task.kinds:
         if not set(asked) <= set(combination.roles):
             continue

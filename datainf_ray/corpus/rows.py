@@ -15,7 +15,12 @@ from datainf_ray.corpus.columns import MISSING
 from datainf_ray.corpus.lookup import Lookup
 from datainf_ray.corpus.records import TEXT_FORMATS, Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
+from datainf_ray.corpus.talks import without_nulls
 from datainf_ray.corpus.templates import TemplateError
+
+SPARE = ("tools", "system", "chat_template_kwargs")  #: roles that a row may lack, or have null
+_TALK_KINDS = ("messages", "prompt-completion")
+_TALKS = ("messages", "prompt", "completion", *SPARE)
 
 
 @dataclass
@@ -60,7 +65,10 @@ class RowReader:
         try:
             source, lookup = self._source(index)
             for number, parsed in enumerate(source.read(start, stop), start):
-                yield self._row(self._starts[index] + number, f"{file.name}#{number}", parsed, lookup)
+                row = self._row(self._starts[index] + number, f"{file.name}#{number}", parsed, lookup)
+                if file.format in ("parquet", "arrow"):  # whose structs have null where a dict had nothing
+                    row.fields |= {role: without_nulls(row.fields[role]) for role in _TALKS if role in row.fields}
+                yield row
         except Exception:
             self.close()  # a second attempt begins with a connection of its own
             raise
@@ -77,18 +85,19 @@ class RowReader:
     def _row(self, number: int, default: str, parsed: Parsed, lookup: Lookup) -> Row:
         corpus, values, problem = self._corpus, parsed.values, parsed.problem
         fields: dict[str, Any] = {}
+        spare = MISSING | (dict.fromkeys(SPARE) if corpus.kind in _TALK_KINDS else {})
         for role, column in corpus.columns.items():
             try:
                 value = lookup.find(column, values)
-            except KeyError as error:
-                if role in MISSING:
-                    fields[role] = MISSING[role]
-                else:
+            except (KeyError, TemplateError) as error:
+                value = None
+                if isinstance(error, TemplateError):
+                    problem = problem or f"{role}: {error}"
+                elif role not in spare:
                     problem = problem or f"row has no column {error.args[0]!r}"
-            except TemplateError as error:
-                problem = problem or f"{role}: {error}"
+            if value is None and role in spare:
+                fields[role] = spare[role]
             else:
-                value = MISSING.get(role) if value is None else value
                 fields[role], wrong = _checked(role, value, corpus.types.get(role, "any"))
                 problem = problem or wrong
         group = _name(values, corpus.group_column, lookup)

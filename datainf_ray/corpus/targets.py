@@ -12,7 +12,7 @@ IGNORED = -100  #: a label that is no target, as everywhere in PyTorch
 #: What `targets` may be for each kind of row of a causal language model.
 TAKES: Mapping[str, tuple[str, ...]] = {
     "text": ("auto", "all"),
-    "prompt-completion": ("auto", "all", "completion"),
+    "prompt-completion": ("auto", "all", "completion", "assistant", "last-assistant"),
     "messages": ("auto", "all", "assistant", "last-assistant"),
     "tokens": ("auto", "all", "completion", "assistant", "last-assistant"),
 }
@@ -71,7 +71,7 @@ def mask_of(fields: Mapping[str, Any], role: str, length: int) -> list[int]:
     """The row's mask of `length` zeros and ones. Raises ValueError where it is none."""
     mask = fields[role]
     if len(mask) != length:
-        raise ValueError(f"{length} input_ids but {len(mask)} {role}")
+        raise ValueError(f"{length} input_ids but {len(mask)} in {role}")
     for bit in mask:
         if not isinstance(bit, int) or bit not in (0, 1):  # True and False are 1 and 0
             raise ValueError(f"{role} holds {bit!r}, which is neither 0 nor 1")

@@ -37,6 +37,8 @@ class EncoderSpec:
     key: str = "train"  #: what the configuration calls the corpus, for errors
     roles: tuple[str, ...] = ()  #: those that the corpus has columns for
     token_types: int | None = None  #: token types that the model has; None where it does not say
+    chat_template: str | None = None  #: the text of one to use for the tokenizer's own
+    chat_keywords: Mapping[str, Any] = field(default_factory=dict)  #: what the template is given for every row
 
 
 @dataclass

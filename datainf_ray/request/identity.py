@@ -87,6 +87,11 @@ def folder_digest(folder: str) -> str:
     return total.hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """The digest of a text that a setting has."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
     """The first thing in which two identities differ, in words; None where they are the same run's.
 
@@ -103,4 +108,6 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
             return f"the {part}{' model' if part == 'base' else ''}'s {what} are others"
     if there.get("task") != here.get("task"):
         return "the task's code is another"
+    if there.get("chat_template") != here.get("chat_template"):
+        return "model.chat_template holds another template"
     return None

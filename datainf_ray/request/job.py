@@ -28,11 +28,12 @@ from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.model.limits import Trace, traces
 from datainf_ray.request.cuts import hints, limit_of
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.identity import base_digest, folder_digest, settings
+from datainf_ray.request.identity import base_digest, folder_digest, settings, text_digest
 from datainf_ray.request.output import check_output
 from datainf_ray.request.places import check_places, model_places, place_of
 from datainf_ray.request.sampled import Looked, first_examples, looked_at
 from datainf_ray.request.seen import SeenRow, seen
+from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
@@ -179,6 +180,7 @@ class Job:
         model, options = self.config.model, self.config.storage_options
         return {
             **({} if self.task_code is None else {"task": self.task_code.digest}),
+            **({} if model.chat_template is None else {"chat_template": text_digest(model.chat_template)}),
             "settings": settings(self.config),
             "adapter": folder_digest(adapter_folder(model, options)),
             "base": base_digest(model.base, options),
@@ -276,12 +278,13 @@ def prepare(config: RunConfig, writable: bool = True) -> Job:
 
 def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
-    config, corpora = request.config, request.corpora
+    config, corpora = with_template(request.config), request.corpora
     _check_method(config)
     task = task_of(config.model)
     facts = inspect_model(config.model, task, config.storage_options)
     tokenizer = load_tokenizer(config.model, config.storage_options)
     limits = traces(adapter_folder(config.model, config.storage_options), tokenizer)
+    config = with_day(config, tokenizer, corpora, request.directory)
     examples = {}
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
@@ -323,7 +326,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         name = run.config["method"]["name"]
         raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")
     directory = RunDirectory(config.output, options=options)
-    config = absolute(config)
+    config = with_template(absolute(config))
     task = task_of(config.model)
     queries = plan_corpus(config.queries, task, "queries", options)
     read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
@@ -336,6 +339,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)
     limits = traces(adapter_folder(config.model, options), tokenizer)
+    config = with_day(config, tokenizer, {"queries": queries}, directory)
     task.check(queries, facts.task, "queries")
     examples = {"queries": _first(config, "queries", queries, facts, tokenizer)}
     groups, names = query_groups(config, queries)
@@ -378,6 +382,8 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
         key=name,
         roles=tuple(corpus.columns),
         token_types=facts.token_types,
+        chat_template=config.model.chat_template,
+        chat_keywords=config.model.chat_template_kwargs,
     )
     return task_of(config.model).encoder_for(spec)
 

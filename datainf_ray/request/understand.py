@@ -11,6 +11,7 @@ from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.request.places import check_places, model_places
+from datainf_ray.request.template import with_template
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.tasks.register import task_of
 
@@ -66,7 +67,7 @@ def portable(config: RunConfig) -> RunConfig:
     for name in ("train", "queries"):
         rows = getattr(config, name)
         changed[name] = rows.model_copy(update={"path": tuple(map(resolved, rows.paths))})
-    return absolute(config).model_copy(update=changed)
+    return with_template(absolute(config)).model_copy(update=changed)
 
 
 def absolute(config: RunConfig) -> RunConfig:

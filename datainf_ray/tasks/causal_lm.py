@@ -7,6 +7,7 @@ How rows become tokens (all are cut from the right at `max_length`):
 - prompt and completion: tokenized as one text, with EOS spelt out at its end, as TRL does. The completion begins where
   the tokens of the prompt alone end or are others; it and EOS are targets (see `corpus.texts`).
 - messages: what the chat template gives, token for token; the assistant's turns are targets (see `corpus.chat`).
+- prompt and completion as lists of messages: what the template gives for both; all behind the prompt are targets.
 - input_ids: as they are, less the padding that attention_mask tells. The targets are those of labels, or else of
   completion_mask and assistant_masks; without any of them every token is one (see `corpus.given`).
 
@@ -19,10 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.corpus.chat import ChatTemplate, fold_messages
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.given import BESIDE, token_types, unpadded
 from datainf_ray.corpus.preview import fold_pair
+from datainf_ray.corpus.talk_rows import messages_encoder, pairs_encoder
+from datainf_ray.corpus.talks import fold_messages, fold_talks
 from datainf_ray.corpus.targets import IGNORED, MASK_ROLES, check_targets, labels_of
 from datainf_ray.corpus.texts import begin_of_completion, closed, tokenized
 from datainf_ray.corpus.tokens import (
@@ -51,9 +53,9 @@ def encoder(spec: EncoderSpec) -> Encode:
     if spec.kind == "text":
         return _texts(spec)
     if spec.kind == "prompt-completion":
-        return _pairs(spec)
+        return pairs_encoder(spec, _pairs(spec), _encoded)
     if spec.kind == "messages":
-        return _messages(spec)
+        return messages_encoder(spec, _encoded)
     return each(lambda fields: _given(spec, fields))
 
 
@@ -79,19 +81,6 @@ def _pairs(spec: EncoderSpec) -> Encode:
         return _encoded(spec, whole, [IGNORED] * begin + whole[begin:], "everything behind the prompt")
 
     return encode
-
-
-def _messages(spec: EncoderSpec) -> Encode:
-    template = ChatTemplate(spec.tokenizer)
-
-    def encode(fields: Fields) -> Encoded:
-        ids, spans = template.encode(fields["messages"])
-        labels = [IGNORED] * len(ids)
-        for start, stop in spans:
-            labels[start:stop] = ids[start:stop]
-        return _encoded(spec, ids, labels)
-
-    return each(encode)
 
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
@@ -120,6 +109,8 @@ def _encoded(
 
 def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
     texts = texts_of(fields)
+    if spec.kind == "prompt-completion" and not {"prompt", "completion"} & set(texts):
+        return fold_talks(fields.get("prompt"), fields.get("completion"))
     if spec.kind == "prompt-completion":
         return fold_pair(texts.get("prompt", ""), texts.get("completion", ""))
     if spec.kind == "messages":
@@ -176,11 +167,13 @@ def cost(tokens: float, vocabulary: int, on_gpu: bool) -> float:
     return logits_bytes(tokens, vocabulary, on_gpu)
 
 
+_TALKS_TOO = {"prompt": "any", "completion": "any"}  # texts, or lists of messages
+
 TASK = Task(
     name="causal-lm",
     kinds=(
-        Combination("messages", ("messages",)),
-        Combination("prompt-completion", ("prompt", "completion")),
+        Combination("messages", ("messages",), ("tools", "system", "chat_template_kwargs")),
+        Combination("prompt-completion", ("prompt", "completion"), ("tools", "chat_template_kwargs"), _TALKS_TOO),
         Combination("tokens", ("input_ids",), ("labels", *MASK_ROLES, *BESIDE)),
         Combination("text", ("text",)),
     ),

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import processors
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.chat import ChatTemplate
+from datainf_ray.corpus.chat import MARKS, TURNS, ChatTemplate
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from tests import tiny
@@ -69,10 +70,11 @@ def test_tokens_are_those_of_the_chat_template(make_tokenizer, post, template, t
 
 
 def test_targets_are_what_the_assistant_said(tokenizer):
-    # Without marks a turn is all that the template adds: with the line break that closes it.
-    assert said(tokenizer, encode(tokenizer, TALK)) == ["Paris<|im_end|>\n", "\n Paris again<|im_end|>\n"]
-    tokenizer.chat_template = MARKED
-    assert said(tokenizer, encode(tokenizer, TALK)) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
+    for template, rule in ((CHATML, TURNS), (MARKED, MARKS)):
+        tokenizer.chat_template = template
+        example = encode(tokenizer, TALK)
+        assert said(tokenizer, example) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
+        assert example.rule == rule
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -81,10 +83,11 @@ def test_turns_are_found_to_the_token_with_and_without_character_offsets(tokeniz
     talk = [TALK[2], TALK[1], {"role": "assistant", "content": reply}, TALK[3], {"role": "assistant", "content": reply}]
     template = ChatTemplate(tokenizer)
     template._fast = fast
-    ids, spans = template.encode(talk)
+    made = template.encode(talk)
+    ids, spans = made.ids, made.spans
     assert ids == tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
     texts = [tokenizer.decode(ids[start:stop]) for start, stop in spans]
-    assert texts == [f"{message['content']}<|im_end|>\n" for message in talk[::2]]
+    assert texts == [f"{message['content']}<|im_end|>" for message in talk[::2]]
 
 
 def test_a_reply_that_melts_into_what_stands_before_it_is_found(tokenizer):
@@ -102,15 +105,12 @@ def test_a_talk_in_which_the_assistant_says_nothing_has_no_targets(tokenizer):
     assert encode(tokenizer, TALK[:3], max_length=5).detail == "all of them lie beyond max_length 5"
 
 
-def test_a_template_that_changes_what_came_before_is_reported(tokenizer):
+def test_a_template_may_change_what_came_before(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] }}: "
         "{{ m['content'] if loop.last else m['content'] | upper }}\n{% endfor %}"
     )
-    example = encode(tokenizer, TALK)
-    assert example.status == "unreadable"
-    assert example.detail == "the chat template renders the talk up to message 2 differently on its own"
-    assert (example.values, example.tokens) == ({}, 0)
+    assert said(tokenizer, encode(tokenizer, TALK)) == ["PARIS", "\n Paris again"]
 
 
 @pytest.mark.parametrize(
@@ -151,3 +151,88 @@ def test_the_preview_shows_the_last_reply(tokenizer):
     assert (
         encode(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "in parts"}]}]).preview == "in parts"
     )
+
+
+def test_marks_that_are_counted_from_the_wrong_place_are_not_believed(tokenizer):
+    # transformers counts the characters before a mark in what was written so far: within a macro that is less.
+    tokenizer.chat_template = (
+        "{% macro said(m) %}<|im_start|>{{ m['role'] }}\n{% generation %}{{ m['content'] }}<|im_end|>"
+        "{% endgeneration %}{% endmacro %}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ said(m) }}"
+        "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    example = encode(tokenizer, TALK)
+    assert said(tokenizer, example) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
+    assert example.rule == TURNS
+
+
+def test_marks_are_found_where_offsets_leave_out_whitespace(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.chat_template = MARKED.replace("{{ bos_token }}", "")
+    talk = [TALK[1], {"role": "assistant", "content": " Paris"}, TALK[1], TALK[2]]
+    example = encode(tokenizer, talk)
+    assert said(tokenizer, example) == [" Paris<|im_end|>", "Paris<|im_end|>"]
+    theirs = tokenizer.apply_chat_template(talk, return_assistant_tokens_mask=True, return_dict=True)
+    assert sum(theirs["assistant_masks"]) == 0  # transformers gives up at the first one
+    assert example.rule == MARKS
+
+
+def test_a_marked_template_takes_messages_at_their_word(tokenizer):
+    tokenizer.chat_template = MARKED
+    talk = [TALK[0], {**TALK[1], "train": True}, {**TALK[2], "train": False}, *TALK[3:]]
+    example = encode(tokenizer, talk)
+    assert said(tokenizer, example) == ["Paris?<|im_end|>", "\n Paris again<|im_end|>"]
+    assert example.rule == MARKS + ", where messages say so"
+
+
+def test_the_same_words_again_and_again_are_each_turns_own(tokenizer):
+    for content in ("a", "assistant", "<|im_end|>", "\n", "im", "0"):
+        talk = [{"role": role, "content": content} for role in ("user", "assistant") * 4]
+        talk[3] = {**talk[3], "weight": 0}
+        want = [f"{content}<|im_end|>"] * 3 if content.strip() else []
+        assert said(tokenizer, encode(tokenizer, talk)) == want
+
+
+def test_a_turn_that_can_only_be_found_alone(tokenizer):
+    # Nothing stands between the turns, and the template changes what they say: one at a time they are found.
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    talk = [
+        {"role": "user", "content": "who? "},
+        {"role": "assistant", "content": "fox. ", "weight": 0},
+        {"role": "assistant", "content": "dog."},
+    ]
+    assert said(tokenizer, encode(tokenizer, talk)) == ["DOG."]
+
+
+def test_an_empty_thought_is_the_assistants_where_the_row_has_it(tokenizer):
+    for content in ("<think>\n\n</think>\n\nParis", "<think></think>Paris"):
+        assert said(tokenizer, encode(tokenizer, [TALK[1], {"role": "assistant", "content": content}])) == [
+            f"{content}<|im_end|>"
+        ]
+
+
+def test_what_divides_messages_may_stand_in_one_that_the_template_changes(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}|{% endfor %}"
+    talk = [TALK[1], {"role": "assistant", "content": "fox|dog"}, TALK[1], {"role": "assistant", "content": "a|b"}]
+    assert said(tokenizer, encode(tokenizer, talk)) == ["FOX|DOG", "A|B"]
+
+
+def test_marks_may_leave_out_thoughts(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}"
+        "{{ m['content'].split('</think>')[0] }}</think>{% generation %}"
+        "{{ m['content'].split('</think>')[1] }}{% endgeneration %}{% else %}{{ m['content'] }}"
+        "{% endif %}\n{% endfor %}"
+    )
+    example = encode(tokenizer, [TALK[1], {"role": "assistant", "content": "<think>hm, lazy</think>Paris"}])
+    assert (said(tokenizer, example), example.rule) == (["Paris"], MARKS)
+
+
+def test_whitespace_that_offsets_leave_out_is_the_turns_own(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
+        "{% else %}{{ m['content'] }}{% endif %}<|im_end|>{% endfor %}"
+    )
+    example = encode(tokenizer, [TALK[1], {"role": "assistant", "content": "Paris  "}, TALK[1]])
+    assert said(tokenizer, example) == ["Paris  "]

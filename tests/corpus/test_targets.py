@@ -35,7 +35,7 @@ def test_what_a_row_of_tokens_says_of_its_targets(fields, targets, labels, rule)
 @pytest.mark.parametrize(
     ("mask", "says"),
     [
-        ([1, 1], "5 input_ids but 2 assistant_masks"),
+        ([1, 1], "5 input_ids but 2 in assistant_masks"),
         ([0, 1, 2, 0, 0], "assistant_masks holds 2, which is neither 0 nor 1"),
     ],
 )
@@ -48,7 +48,6 @@ def test_a_mask_that_is_none_is_refused(mask, says):
     ("task", "kind", "targets", "roles", "says"),
     [
         ("causal-lm", "text", "completion", (), "has no meaning for rows of text; use auto or all"),
-        ("causal-lm", "prompt-completion", "assistant", (), "rows of prompt-completion; use auto or all or completion"),
         ("causal-lm", "tokens", "completion", ("input_ids", "labels"), "rows of tokens need completion_mask for it"),
         ("causal-lm", "tokens", "last-assistant", ("input_ids", "completion_mask"), "need assistant_masks for it"),
         ("causal-lm", "messages", "completion", (), "has no meaning for rows of messages"),

@@ -1,0 +1,79 @@
+"""Rows that are talks, as tokens with targets: messages, or a prompt and a completion of messages."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datainf_ray.corpus.chat import ChatTemplate, Said
+from datainf_ray.corpus.talks import is_talk, keywords_of, messages_of, tools_of
+from datainf_ray.corpus.targets import IGNORED
+from datainf_ray.corpus.tokens import OK, Encode, Encoded, EncoderSpec, Fields, each
+
+#: What makes an `Encoded` of a row's token ids and labels.
+Finish = Callable[[EncoderSpec, Sequence[int], Sequence[int]], Encoded]
+
+
+def messages_encoder(spec: EncoderSpec, finish: Finish) -> Encode:
+    """What encodes rows of messages. Raises `RequestError` where there is no chat template."""
+    template = _template(spec)
+
+    def encode(fields: Fields) -> Encoded:
+        messages = messages_of(fields["messages"], system=fields.get("system"))
+        return _encoded(spec, finish, template.encode(messages, spec.targets, *_beside(fields)))
+
+    return each(encode)
+
+
+def pairs_encoder(spec: EncoderSpec, plain: Encode, finish: Finish) -> Encode:
+    """What encodes rows of prompt and completion: two texts, which `plain` encodes, or two lists of messages."""
+    template = functools.lru_cache(maxsize=1)(lambda: _template(spec))  # texts need none
+
+    def talk(fields: Fields) -> Encoded:
+        prompt, completion = fields["prompt"], fields["completion"]
+        if not (is_talk(prompt) and is_talk(completion)):
+            raise ValueError("prompt and completion are neither two texts nor two lists of messages")
+        asked = messages_of(prompt, "prompt", fields.get("system"))
+        said = template().encode_pair(asked, messages_of(completion, "completion"), spec.targets, *_beside(fields))
+        return _encoded(spec, finish, said)
+
+    def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
+        texts = [row for row in rows if _are_texts(row)]
+        if texts and spec.targets in ("assistant", "last-assistant"):
+            of_texts: list[Encoded | Exception] = [_no_turns(spec.targets) for _ in texts]
+        else:
+            of_texts = list(plain(texts)) if texts else []
+        of_talks = each(talk)([row for row in rows if not _are_texts(row)])
+        first, second = iter(of_texts), iter(of_talks)
+        return [next(first if _are_texts(row) else second) for row in rows]
+
+    return encode
+
+
+def _are_texts(row: Fields) -> bool:
+    return isinstance(row["prompt"], str) and isinstance(row["completion"], str)
+
+
+def _no_turns(targets: str) -> ValueError:
+    return ValueError(f"targets is {targets}, and a prompt and completion of text have no turns: use completion or all")
+
+
+def _template(spec: EncoderSpec) -> ChatTemplate:
+    return ChatTemplate(spec.tokenizer, spec.chat_template, spec.chat_keywords)
+
+
+def _beside(fields: Fields) -> tuple[list[dict[str, Any]] | None, dict[str, Any]]:
+    """The tools of a row, and what its template is given besides."""
+    return tools_of(fields.get("tools")), keywords_of(fields.get("chat_template_kwargs"))
+
+
+def _encoded(spec: EncoderSpec, finish: Finish, said: Said) -> Encoded:
+    labels = [IGNORED] * len(said.ids)
+    for start, stop in said.spans:
+        labels[start:stop] = said.ids[start:stop]
+    made = finish(spec, said.ids, labels)
+    made.rule = said.rule
+    if made.status != OK and said.why_none:
+        made.detail = said.why_none
+    return made

@@ -1,0 +1,174 @@
+"""Which of a rendered talk a message is: from behind the header that asks for it to the token that closes it.
+
+What the assistant says begins behind the generation prompt, so its thoughts and the wrapping of its tool calls are its
+own. An empty think block that the template puts there is not. It ends with the closing token (<|im_end|>, </s>, …),
+where the template writes one; the line break behind that is not part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from datainf_ray.corpus.slots import Masked, Placed, place
+from datainf_ray.corpus.talks import Message
+
+#: Renders messages; with `reply` up to where the assistant begins to speak. Raises what the template raises.
+Render = Callable[..., str]
+
+_TAG = re.compile(r"<[|｜]?/?[A-Za-z][^<>\s]{0,60}>|\[/?[A-Z_]{2,24}\]")
+_ENDS = re.compile(r"(?<![a-z])(?:end|eo[tmsd]|return|stop)")
+_EMPTY_THOUGHT = re.compile(
+    r"\s*(?:<[^<>]*think[^<>]*>\s*<[^<>]*think[^<>]*>|<\|channel>thought\s*<channel\|>|\[THINK\]\s*\[/THINK\])\s*", re.I
+)
+_THOUGHT = re.compile(r"<[^<>]*think[^<>]*>|<\|channel>|\[THINK\]", re.I)
+_CALL_TAG = re.compile(r"<[^<>/]*(?:tool|call|function|action)[^<>]*>|\[TOOL_CALLS\]", re.I)
+_AROUND = (
+    " \t\r\n\"'}])"  # what may stand between a text and the closing token: templates write lists of parts as JSON, too
+)
+_FAR = 2000  # characters around a slot that are looked at where other messages may stand in them
+_DEAREST = 50_000_000  # characters that may be rendered for one talk, one turn at a time
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The characters start..stop-1 of a rendered talk, which are a message's."""
+
+    message: int
+    start: int
+    stop: int
+
+
+class Turns:
+    """Finds messages in what one chat template renders."""
+
+    def __init__(self, render: Render, eos: str | None) -> None:
+        """`render` must raise nothing but what the template raises; `eos` is the tokenizer's EOS."""
+        self._header, self._closing = _probed(render)
+        self._closing |= {eos} if eos else set()
+        others = sorted((tag for tag in self._closing if not _TAG.fullmatch(tag)), key=len, reverse=True)
+        self._tag = re.compile("|".join([*map(re.escape, others), _TAG.pattern]))
+
+    def find(self, talk: str, messages: Sequence[Message], wanted: Collection[int], render: Render) -> list[Turn]:
+        """Where the `wanted` messages are in a talk, from front to back, as far as the template renders them.
+
+        `render` renders other messages as `talk` was. Raises ValueError where a message cannot be found.
+        """
+        for numbers in (range(len(messages)), sorted(wanted)):
+            placed = self._placed(talk, messages, numbers, render)
+            if placed is not None:
+                return self._turns(messages, placed, wanted)
+        if len(wanted) * len(talk) > _DEAREST:
+            raise ValueError(
+                "the chat template gives no sign of where messages begin and end in a talk as long as this"
+            )
+        return [turn for k in sorted(wanted) for turn in self._alone(talk, messages, k, render)]
+
+    def _placed(
+        self, talk: str, messages: Sequence[Message], numbers: Collection[int], render: Render
+    ) -> list[Placed] | None:
+        masked = Masked(messages, numbers, talk)
+        try:
+            rendered = render(masked.messages)
+        except Exception:  # whatever a template does not like about the marks; there are other ways
+            return None
+        return place(talk, masked, rendered)
+
+    def _alone(self, talk: str, messages: Sequence[Message], number: int, render: Render) -> list[Turn]:
+        """One message, from what changes in the talk where its texts are others."""
+        masked = Masked(messages, [number], talk)
+        try:
+            rendered = render(masked.messages)
+        except Exception as error:
+            raise ValueError(f"message {number} cannot be found in what the chat template gives: {error}") from None
+        pieces, numbers = masked.pieces(rendered)
+        if not numbers:
+            return []
+        start = min(_common(talk, rendered), len(pieces[0]))
+        stop = len(talk) - min(_common(talk[::-1], rendered[::-1]), len(pieces[-1]), len(talk) - start)
+        first, last = masked.slots[numbers[0]], masked.slots[numbers[-1]]
+        before, behind = talk[max(start - _FAR, 0) : start], talk[stop : stop + _FAR]
+        ends = [Placed(first, start, stop, before, ""), Placed(last, start, stop, before, behind)]
+        return self._turns(messages, ends, [number])
+
+    def _turns(self, messages: Sequence[Message], placed: Sequence[Placed], wanted: Collection[int]) -> list[Turn]:
+        """The turns of the `wanted` messages: slots of one message with none of another between."""
+        seen: set[int] = set()
+        groups: list[list[Placed]] = []
+        for each in placed:
+            if id(each.slot) in seen:
+                continue  # the name of a tool, which the template says again with the tool's answer
+            seen.add(id(each.slot))
+            if groups and groups[-1][0].slot.message == each.slot.message:
+                groups[-1].append(each)
+            else:
+                groups.append([each])
+        turns: list[Turn] = []
+        for group in groups:
+            number = group[0].slot.message
+            if number in wanted:
+                start = self._start(messages[number], group[0])
+                turns.append(Turn(number, max(start, turns[-1].stop if turns else 0), self._stop(group[-1])))
+        return turns
+
+    def _start(self, message: Message, first: Placed) -> int:
+        before, slot = first.before, first.slot
+        header = before.rfind(self._header) if self._header and message["role"] == "assistant" else -1
+        if header < 0:
+            if slot.kind == "call" and (tags := list(_CALL_TAG.finditer(before))):
+                return first.start - (len(before) - tags[-1].start())
+            own = slot.before if slot.before and before.endswith(slot.before) else ""
+            return first.start - len(own)
+        begin = header + len(self._header)
+        content = message.get("content")
+        own_block = isinstance(content, str) and _EMPTY_THOUGHT.match(content)
+        inserted = None if own_block else _EMPTY_THOUGHT.match(before, begin)
+        return first.start - len(before) + (begin if inserted is None else inserted.end())
+
+    def _stop(self, last: Placed) -> int:
+        """Behind the closing tokens that follow, with what stands between: the end of a tool call."""
+        behind, end, at = last.behind, 0, 0
+        while (tag := self._tag.search(behind, at)) is not None:
+            between = behind[at : tag.start()]
+            if not self._closes(tag[0]) or (last.slot.kind != "call" and between.strip(_AROUND)):
+                break
+            end = at = tag.end()
+        if end == 0 and last.slot.kind == "call":
+            end = len(behind.split("\n", 1)[0])
+        if end == 0 and last.slot.behind and behind.startswith(last.slot.behind):
+            end = len(last.slot.behind)
+        return last.stop + end
+
+    def _closes(self, tag: str) -> bool:
+        """Whether a token ends something rather than beginning it, by the template's own example and by its name."""
+        name = tag.strip("<>[]|｜").lower()
+        if tag in self._closing or tag.startswith(("</", "[/")):
+            return True
+        return bool(_ENDS.search(name)) or name == "call" or bool(re.fullmatch(r"<[^|｜].*\|>", tag))
+
+
+def _probed(render: Render) -> tuple[str, set[str]]:
+    """The header that asks for the assistant's turn, and the tokens that close one; empty where there are none."""
+    asked, said = {"role": "user", "content": "\ue000"}, {"role": "assistant", "content": "\ue001"}
+    try:
+        bare, open_ = render([asked]), render([asked], reply=True)
+        header = open_[_common(bare, open_) :]
+    except Exception:  # a template may want more of a talk than this
+        header = ""
+    thought = _THOUGHT.search(header)
+    header = header[: thought.start()] if thought else header
+    try:
+        tail = render([asked, said]).rpartition("\ue001")[2]
+    except Exception:
+        tail = ""
+    return header if header.strip() else "", set(_TAG.findall(tail))
+
+
+def _common(one: str, other: str) -> int:
+    """The number of characters that two texts have in common at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
