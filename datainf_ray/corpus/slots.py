@@ -120,6 +120,11 @@ class Masked:
         return f"{before}{self._mark}{len(self.slots) - 1}{self._mark}{behind}"
 
 
+def texts_of(messages: Sequence[Message], number: int) -> list[str]:
+    """The texts of one message."""
+    return [slot.text for slot in Masked(messages, [number], "").slots]
+
+
 def place(talk: str, masked: Masked, rendered: str) -> list[Placed] | None:
     """The slots in the talk, from front to back, as far as the template renders them; None where they cannot be found.
 

@@ -135,6 +135,8 @@ def _message(number: int, given: Any) -> Message:
             del message["tool_calls"]
     if message.get("content") is None and not message.get("tool_calls"):
         raise ValueError(f"message {number} has no content")
+    if message["role"] == "assistant" and not isinstance(message.get("content", ""), (str, list)):
+        raise ValueError(f"message {number} has a content that is neither a text nor a list of parts")
     if isinstance(message.get("content"), list):
         message["content"] = [_part(number, part) for part in message["content"]]
     return message

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from datainf_ray.corpus.slots import Masked, Placed, place
+from datainf_ray.common.errors import one_line
+from datainf_ray.corpus.slots import Masked, Placed, place, texts_of
 from datainf_ray.corpus.talks import Message
 
 #: Renders messages; with `reply` up to where the assistant begins to speak. Raises what the template raises.
@@ -27,7 +28,6 @@ _CALL_TAG = re.compile(r"<[^<>/]*(?:tool|call|function|action)[^<>]*>|\[TOOL_CAL
 _AROUND = (
     " \t\r\n\"'}])"  # what may stand between a text and the closing token: templates write lists of parts as JSON, too
 )
-_FAR = 2000  # characters around a slot that are looked at where other messages may stand in them
 _DEAREST = 50_000_000  # characters that may be rendered for one talk, one turn at a time
 
 
@@ -58,7 +58,7 @@ class Turns:
         for numbers in (range(len(messages)), sorted(wanted)):
             placed = self._placed(talk, messages, numbers, render)
             if placed is not None:
-                return self._turns(messages, placed, wanted)
+                return self._turns(messages, placed, wanted, numbers)
         if len(wanted) * len(talk) > _DEAREST:
             raise ValueError(
                 "the chat template gives no sign of where messages begin and end in a talk as long as this"
@@ -76,24 +76,31 @@ class Turns:
         return place(talk, masked, rendered)
 
     def _alone(self, talk: str, messages: Sequence[Message], number: int, render: Render) -> list[Turn]:
-        """One message, from what changes in the talk where its texts are others."""
+        """One message, from what stays as it is in the talk where its texts alone are others."""
         masked = Masked(messages, [number], talk)
         try:
             rendered = render(masked.messages)
         except Exception as error:
-            raise ValueError(f"message {number} cannot be found in what the chat template gives: {error}") from None
+            raise _not_found(number, f": {one_line(error)}") from None
+        placed = place(talk, masked, rendered)
+        if placed is not None:
+            return self._turns(messages, placed, [number], [number])
         pieces, numbers = masked.pieces(rendered)
-        if not numbers:
-            return []
-        start = min(_common(talk, rendered), len(pieces[0]))
-        stop = len(talk) - min(_common(talk[::-1], rendered[::-1]), len(pieces[-1]), len(talk) - start)
-        first, last = masked.slots[numbers[0]], masked.slots[numbers[-1]]
-        before, behind = talk[max(start - _FAR, 0) : start], talk[stop : stop + _FAR]
-        ends = [Placed(first, start, stop, before, ""), Placed(last, start, stop, before, behind)]
-        return self._turns(messages, ends, [number])
+        first, last = pieces[0], pieces[-1]
+        stop = len(talk) - len(last)
+        around = talk.startswith(first) and talk.endswith(last) and len(first) <= stop
+        if not around or len(set(numbers)) < len(numbers):
+            raise _not_found(number)
+        ends = (Placed(masked.slots[k], len(first), stop, first, last) for k in (numbers[0], numbers[-1]))
+        return [Turn(number, self._start(messages, next(ends), [number]), self._stop(next(ends)))]
 
-    def _turns(self, messages: Sequence[Message], placed: Sequence[Placed], wanted: Collection[int]) -> list[Turn]:
-        """The turns of the `wanted` messages: slots of one message with none of another between."""
+    def _turns(
+        self, messages: Sequence[Message], placed: Sequence[Placed], wanted: Collection[int], masked: Collection[int]
+    ) -> list[Turn]:
+        """The turns of the `wanted` messages: slots of one message with none of another between.
+
+        Texts of messages that are not `masked` stand in what is before and behind the slots.
+        """
         seen: set[int] = set()
         groups: list[list[Placed]] = []
         for each in placed:
@@ -108,19 +115,22 @@ class Turns:
         for group in groups:
             number = group[0].slot.message
             if number in wanted:
-                start = self._start(messages[number], group[0])
+                start = self._start(messages, group[0], masked)
                 turns.append(Turn(number, max(start, turns[-1].stop if turns else 0), self._stop(group[-1])))
         return turns
 
-    def _start(self, message: Message, first: Placed) -> int:
+    def _start(self, messages: Sequence[Message], first: Placed, masked: Collection[int]) -> int:
         before, slot = first.before, first.slot
+        message, last = messages[slot.message], slot.message - 1
         header = before.rfind(self._header) if self._header and message["role"] == "assistant" else -1
+        begin = header + len(self._header)
+        if last >= 0 and last not in masked and any(text in before[begin:] for text in texts_of(messages, last)):
+            header = -1  # it is another message's
         if header < 0:
             if slot.kind == "call" and (tags := list(_CALL_TAG.finditer(before))):
                 return first.start - (len(before) - tags[-1].start())
             own = slot.before if slot.before and before.endswith(slot.before) else ""
             return first.start - len(own)
-        begin = header + len(self._header)
         content = message.get("content")
         own_block = isinstance(content, str) and _EMPTY_THOUGHT.match(content)
         inserted = None if own_block else _EMPTY_THOUGHT.match(before, begin)
@@ -146,6 +156,10 @@ class Turns:
         if tag in self._closing or tag.startswith(("</", "[/")):
             return True
         return bool(_ENDS.search(name)) or name == "call" or bool(re.fullmatch(r"<[^|｜].*\|>", tag))
+
+
+def _not_found(number: int, why: str = "") -> ValueError:
+    return ValueError(f"message {number} cannot be found in what the chat template gives{why}")
 
 
 def _probed(render: Render) -> tuple[str, set[str]]:

@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from datainf_ray.corpus.chat import MARKS, ChatTemplate, Said
+from datainf_ray.corpus.turns import Turns
 from tests.corpus import chats
 from tests.corpus.chats import STOCK, TALKS, TEMPLATES, TRAINING
 
@@ -154,3 +155,18 @@ def test_what_looks_like_the_template_in_a_message_is_the_messages(
         talk = [{**message, "content": swapped[message["content"]]} for message in plain]
         expected = [[each.replace("XA", t).replace("XB", t) for each in want] for t in (text, text.strip())]
         assert texts(tokenizer, template.encode(talk)) in expected, text
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_turns_are_found_one_at_a_time_where_they_cannot_be_found_at_once(
+    tokenizer: PreTrainedTokenizerFast, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, talk in TALKS.items():
+        tools = chats.tools_for(kind)
+        try:
+            want = ChatTemplate(tokenizer, TEMPLATES[name]).encode(talk, tools=tools)
+        except Exception:  # what a template does not take is another test's
+            continue
+        with monkeypatch.context() as without:
+            without.setattr(Turns, "_placed", lambda *_: None)
+            assert ChatTemplate(tokenizer, TEMPLATES[name]).encode(talk, tools=tools).spans == want.spans, kind

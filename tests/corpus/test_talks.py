@@ -289,6 +289,12 @@ def test_what_a_template_leaves_out_is_told(write: Any) -> None:
     )
 
 
+def test_an_assistant_that_says_nothing_has_no_targets(tokenizer: Any, write: Any) -> None:
+    empty, number = encode(tokenizer, write, *({"messages": [PAIR[0], assistant(said_)]} for said_ in (" ", 5)))  # type: ignore[arg-type]
+    assert (empty.status, empty.detail) == ("no_target_tokens", "the assistant says nothing")
+    assert number.detail == "message 1 has a content that is neither a text nor a list of parts"
+
+
 def test_variables_of_a_rows_own(write: Any) -> None:
     tokenizer = chats.tokenizer()
     tokenizer.chat_template = TEMPLATES["qwen3"] + "{{ mood }}"
