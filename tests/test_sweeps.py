@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,12 @@ def test_hessian_free_keeps_an_index_too(tmp_path: Path, config: dict[str, Any])
         datainf_ray.query(
             made.url, queries=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "b"), **{"method.name": "datainf"}
         )
+    record = Path(made.url) / "run.json"
+    earlier = json.loads(record.read_text())
+    del earlier["identity"]["encoding"]  # as the version wrote it that made other tokens of a prompt and its completion
+    earlier["fingerprint"] = "0" * 64
+    record.write_text(json.dumps(earlier))
+    with pytest.raises(RequestError, match="made by an earlier version, which made other tokens of the same rows"):
+        datainf_ray.query(made.url, queries=str(tmp_path / "queries.jsonl"), output=str(tmp_path / "b"))
+    with pytest.raises(RequestError, match="an earlier version made it, and other tokens of the same rows"):
+        attribute(config, index=True, index_dtype="bfloat16", method={"name": "hessian-free"})

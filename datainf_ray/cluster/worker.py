@@ -49,6 +49,7 @@ from datainf_ray.common.redaction import keep_secret, redacted
 from datainf_ray.corpus.batches import Batch
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
+from datainf_ray.corpus.sample import rows_chunk
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Curvature, Fold
 from datainf_ray.influence.projection import Projector
@@ -58,7 +59,7 @@ from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.forward import base_of
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.replica import load_replica
-from datainf_ray.request.job import encoder_for
+from datainf_ray.request.encoding import encoder_for
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
 from datainf_ray.tasks.own import unpack
@@ -170,7 +171,7 @@ class Worker:
         for directory in {self.spec.directory, *([self.spec.index] if self.spec.index else [])}:
             directory.check_writable()
         return sum(
-            len(self.readers[name].read(corpus.chunks(min(_TRIED, corpus.rows))[0]))
+            len(self.readers[name].read(rows_chunk(corpus, range(min(_TRIED, corpus.rows)))))
             for name, corpus in self.spec.corpora.items()
         )
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 OK = "ok"  # as in `runs.schemas`
 
+#: Which way rows become tokens: another number where a change makes other tokens, or other targets, of the same rows.
+#: 1: prompt and completion each by itself, a turn by what stands before it. 2: as one text, by its place in the talk.
+ENCODING = 2
+
 #: A row's fields, by role.
 Fields = Mapping[str, Any]
 

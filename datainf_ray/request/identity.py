@@ -106,6 +106,8 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
         if there.get(part) != here[part]:
             what = "files" if part in ("adapter", "base") else "rows"
             return f"the {part}{' model' if part == 'base' else ''}'s {what} are others"
+    if there.get("encoding", 1) != here["encoding"]:
+        return "an earlier version made it, and other tokens of the same rows"
     if there.get("task") != here.get("task"):
         return "the task's code is another"
     if there.get("chat_template") != here.get("chat_template"):

@@ -7,37 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.config import RowsConfig, RunConfig, load_config
-from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
-from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
+from datainf_ray.config import RunConfig
+from datainf_ray.corpus.chunks import Chunk, Corpus
+from datainf_ray.corpus.tokens import ENCODING, Example
 from datainf_ray.influence.folds import Statistics
 from datainf_ray.influence.method import Extent, Method, Settings
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.model.limits import Trace, traces
-from datainf_ray.request.cuts import hints, limit_of
+from datainf_ray.request.cuts import hints
+from datainf_ray.request.encoding import first_rows, rows_of
 from datainf_ray.request.groups import query_groups
 from datainf_ray.request.identity import base_digest, folder_digest, settings, text_digest
 from datainf_ray.request.output import check_output
-from datainf_ray.request.places import check_places, model_places, place_of
-from datainf_ray.request.sampled import Looked, first_examples, looked_at
+from datainf_ray.request.sampled import Looked, looked_at
 from datainf_ray.request.seen import SeenRow, seen
 from datainf_ray.request.template import with_day, with_template
-from datainf_ray.request.understand import Request, absolute, begun, index_directory, understand
+from datainf_ray.request.understand import Request, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.index import Index, open_index
-from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
 from datainf_ray.tasks.register import own_code, task_of
@@ -181,6 +178,7 @@ class Job:
         return {
             **({} if self.task_code is None else {"task": self.task_code.digest}),
             **({} if model.chat_template is None else {"chat_template": text_digest(model.chat_template)}),
+            "encoding": ENCODING,
             "settings": settings(self.config),
             "adapter": folder_digest(adapter_folder(model, options)),
             "base": base_digest(model.base, options),
@@ -195,77 +193,6 @@ class Job:
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class IndexJob(Job):
-    """New queries, answered from the gradient index of a finished run: no training row is looked at."""
-
-    run: str  # the run's URL
-    held: Index  # what the index holds
-    place: RunDirectory  # where it lies
-    part_rows: int  # rows in each of its parts, but for the last one
-    made: pa.Table  # the run's blocks.parquet
-
-    source: ClassVar[Source] = "index"
-
-    @property
-    def rows(self) -> int:
-        return self.held.rows
-
-    @property
-    def train_digest(self) -> str:
-        return self.held.fingerprint
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.part_rows
-
-    def chunks(self, chunk_rows: int) -> list[Chunk]:
-        """The index's parts; their rows are not looked for in any file."""
-        rows, step = self.rows, self.part_rows
-        return [
-            Chunk(number, first, (Segment(0, first, min(first + step, rows)),))
-            for number, first in enumerate(range(0, rows, step))
-        ]
-
-    @property
-    def sampled_rows(self) -> None:
-        return None
-
-    @property
-    def index(self) -> RunDirectory:
-        return self.place
-
-    @property
-    def written_index(self) -> None:
-        return None
-
-    @property
-    def index_owner(self) -> str | None:
-        return self.held.owner
-
-    @property
-    def projection(self) -> tuple[int, int] | None:
-        return None if self.held.projection is None else (self.held.projection, self.held.seed)
-
-    @property
-    def known(self) -> Statistics:
-        """The run's own; no block has one where its method had none."""
-        dampings = self.held.damping or {}
-        return {block: {"damping": torch.tensor(value, dtype=torch.float64)} for block, value in dampings.items()}
-
-    @property
-    def blocks(self) -> pa.Table:
-        return self.made
-
-    @property
-    def not_kept(self) -> str:
-        return "gradients are read from the index"
-
-    @property
-    def earlier(self) -> dict[str, str]:
-        return {"run": self.run, "index": self.place.url}
 
 
 def prepare(config: RunConfig, writable: bool = True) -> Job:
@@ -288,7 +215,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     examples = {}
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
-        examples[name] = _first(config, name, corpus, facts, tokenizer)
+        examples[name] = first_rows(config, name, corpus, facts, tokenizer)
     groups, names = query_groups(config, corpora["queries"])
     usable = next(example for example in examples["train"] if example.status == OK)
     row = seen(usable, tokenizer, "train")
@@ -303,97 +230,3 @@ def _check_method(config: RunConfig) -> None:
     asked = config.method
     if asked.curvature_rows is not None and not method_named(asked.name).damped:
         raise RequestError("method.curvature_rows", asked.curvature_rows, f"{asked.name} has no curvature", "use null")
-
-
-def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = lambda: None) -> IndexJob:
-    """Understand a request to answer the queries of `config` from the gradient index of `run`.
-
-    `meanwhile` is called when the quick checks are done and the slow ones begin, unless the output holds a run. The
-    training rows need not be there any more. Raises `RequestError` where the run has no index, is not done, or
-    where its index was made by another model.
-    """
-    options = config.storage_options
-    made = load_config(run.config, output=run.url, storage_options=options)  # it may have been moved since
-    place = index_directory(made)
-    if place is None:
-        raise RequestError("run", run.url, "has no gradient index", "run it with index: true to ask it more queries")
-    made_by = run.record
-    sizes = made_by.sizes
-    if made_by.state != "done" or sizes is None:
-        raise RequestError("run", run.url, f"is {made_by.state!r}", "its gradient index is complete once it is done")
-    index = open_index(place, sizes.chunk_rows)
-    if method_named(config.method.name).damped and index.damping is None:
-        name = run.config["method"]["name"]
-        raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")
-    directory = RunDirectory(config.output, options=options)
-    config = with_template(absolute(config))
-    task = task_of(config.model)
-    queries = plan_corpus(config.queries, task, "queries", options)
-    read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
-    rows = {"queries": (config.queries.paths, queries)}
-    check_places(directory, None, [*read, *model_places(config.model, options)], rows)
-    if not begun(directory):
-        meanwhile()
-    facts = inspect_model(config.model, task, options)
-    if facts.blocks != index.blocks:
-        raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
-    tokenizer = load_tokenizer(config.model, options)
-    limits = traces(adapter_folder(config.model, options), tokenizer)
-    config = with_day(config, tokenizer, {"queries": queries}, directory)
-    task.check(queries, facts.task, "queries")
-    examples = {"queries": _first(config, "queries", queries, facts, tokenizer)}
-    groups, names = query_groups(config, queries)
-    job = IndexJob(
-        config,
-        directory,
-        facts,
-        {"queries": queries},
-        examples,
-        groups,
-        names,
-        run.url,
-        index,
-        place,
-        sizes.chunk_rows,
-        run.blocks(),
-        traces=limits,
-    )
-    for part in ("adapter", "base"):
-        if job.identity[part] != made_by.identity.get(part):
-            raise RequestError(f"model.{part}", getattr(config.model, part), f"has changed since {run.url} was made")
-    if job.identity.get("task") != made_by.identity.get("task"):
-        raise RequestError("model.task", config.model.task, f"its code has changed since {run.url} was made")
-    job.check_output()
-    return job
-
-
-def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> Encoder:
-    """What turns the rows of one of the two corpora into examples; the same on the driver and on every worker."""
-    asked = rows_of(config, name)
-    if tokenizer is None and corpus.kind != "tokens":
-        raise RequestError("model.base", config.model.base, f"has no tokenizer, and {name}.columns are not input_ids")
-    spec = EncoderSpec(
-        corpus.kind,
-        tokenizer,
-        limit_of(asked, facts),
-        facts.vocabulary or None,
-        facts.task,
-        asked.targets,
-        key=name,
-        roles=tuple(corpus.columns),
-        token_types=facts.token_types,
-        chat_template=config.model.chat_template,
-        chat_keywords=config.model.chat_template_kwargs,
-    )
-    return task_of(config.model).encoder_for(spec)
-
-
-def _first(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> list[Example]:
-    """Rows of one of the two corpora, as the model would see them. Raises `RequestError` where none can be used."""
-    encoder = encoder_for(config, name, corpus, facts, tokenizer)
-    return first_examples(encoder, corpus, rows_of(config, name), name, config.model.adapter)
-
-
-def rows_of(config: RunConfig, name: str) -> RowsConfig:
-    """What the configuration says of a corpus: "train" or "queries"."""
-    return config.train if name == "train" else config.queries

@@ -11,7 +11,7 @@ from datainf_ray.config import RowsConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.preview import fold
 from datainf_ray.corpus.rows import RowReader
-from datainf_ray.corpus.sample import spread_chunk
+from datainf_ray.corpus.sample import rows_chunk, spread_chunk
 from datainf_ray.corpus.tokens import OK, Encoder, Example
 
 ROWS = 64  #: the first rows of a corpus, that are always looked at
@@ -42,7 +42,7 @@ def first_examples(
     """
     reader = RowReader(corpus)
     try:
-        examples = encoder.encode(reader.read(corpus.chunks(min(ROWS, corpus.rows))[0]))
+        examples = encoder.encode(reader.read(rows_chunk(corpus, range(min(ROWS, corpus.rows)))))
         if not _any_usable(examples) and corpus.rows > ROWS:
             examples += encoder.encode(reader.read(spread_chunk(corpus, ROWS, PLACES, ROWS)))
     finally:

@@ -11,6 +11,7 @@ from datainf_ray.common.storage import reason, store_of
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.rows import RowReader
+from datainf_ray.corpus.sample import rows_chunk
 from datainf_ray.corpus.talks import is_talk
 from datainf_ray.corpus.today import KEY, asks_today, parsed
 from datainf_ray.runs.directory import RunDirectory
@@ -79,7 +80,7 @@ def _are_talks(corpus: Corpus) -> bool:
         return corpus.kind == "messages"
     reader = RowReader(corpus)
     try:
-        rows = reader.read(corpus.chunks(min(_ROWS, corpus.rows))[0])
+        rows = reader.read(rows_chunk(corpus, range(min(_ROWS, corpus.rows))))
     finally:
         reader.close()
     return any(is_talk(row.fields.get("prompt")) for row in rows)

@@ -90,7 +90,7 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)
     with failing(), Ahead(config.cluster) as ahead:
         with loading(), patience(AT_FIRST):
-            from datainf_ray.request.job import prepare_query
+            from datainf_ray.request.index_job import prepare_query
 
             job = prepare_query(earlier, config, meanwhile=ahead.begin)
             ahead.hire()

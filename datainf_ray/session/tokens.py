@@ -14,9 +14,11 @@ from datainf_ray.corpus.chunks import plan_corpus
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.sample import rows_chunk
 from datainf_ray.model.inspect import inspect_model, load_tokenizer
-from datainf_ray.request.job import encoder_for, rows_of
+from datainf_ray.request.encoding import encoder_for, rows_of
 from datainf_ray.request.seen import SeenRow, SeenRows, seen
+from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute
+from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.tasks.register import task_of
 
 FIRST = 3  #: rows that are shown where none is asked for
@@ -39,7 +41,7 @@ def tokens(
         >>> for row in datainf_ray.tokens("attribute.yaml", rows=[17]):
         ...     print(row)
     """
-    asked = absolute(load_config(config, **overrides))
+    asked = with_template(absolute(load_config(config, **overrides)))
     name = "queries" if queries else "train"
     task, options = task_of(asked.model), asked.storage_options
     corpus = plan_corpus(rows_of(asked, name), task, name, options)
@@ -50,6 +52,7 @@ def tokens(
             raise RequestError("--row", number, there, f"give one from 0 to {corpus.rows - 1}")
     facts = inspect_model(asked.model, task, options)
     tokenizer = load_tokenizer(asked.model, options)
+    asked = with_day(asked, tokenizer, {name: corpus}, RunDirectory(asked.output, options=options))
     task.check(corpus, facts.task, name)
     encoder = encoder_for(asked, name, corpus, facts, tokenizer)
     with closing(RowReader(corpus)) as reader:
