@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from tokenizers import processors
+from transformers import ByT5Tokenizer
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.chat import MARKS, TURNS, ChatTemplate
@@ -236,3 +237,13 @@ def test_whitespace_that_offsets_leave_out_is_the_turns_own(tokenizer):
     )
     example = encode(tokenizer, [TALK[1], {"role": "assistant", "content": "Paris  "}, TALK[1]])
     assert said(tokenizer, example) == ["Paris  "]
+
+
+def test_a_tokenizer_without_offsets_finds_the_same_turns():
+    tokenizer = ByT5Tokenizer()  # in Python, a byte a token
+    assert not tokenizer.is_fast
+    for template in (CHATML.replace("{{ bos_token }}", ""), MARKED.replace("{{ bos_token }}", "")):
+        tokenizer.chat_template = template
+        example = encode(tokenizer, TALK)
+        assert example.values["input_ids"] == tokenizer.apply_chat_template(TALK, return_dict=True)["input_ids"]
+        assert said(tokenizer, example) == ["Paris<|im_end|>", "\n Paris again<|im_end|>"]
