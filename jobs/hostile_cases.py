@@ -293,7 +293,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 def _cannot(name: str, kinds: set[str], key: str) -> bool:
     """Whether a key of these kinds cannot have the bad value of that name."""
     takes_text = "<class 'str'>" in kinds
-    if key.endswith(("columns", "selector", "storage_options")):
+    if key.endswith(("columns", "selector", "storage_options", "chat_template_kwargs")):
         return name != "a mapping"
     takes = {
         "text": takes_text,
@@ -447,6 +447,28 @@ def _rows() -> Iterator[Case]:
             yield Case(f"rows: {part} {name}", after(change, **{f"{part}__path": path}), says=says)
     for key, value in {"columns": {"prompt": "nowhere"}, "id": "nowhere", "max_length": 1}.items():
         yield Case(f"rows: {key} {value}", asking(**{f"train__{key}": value}), says="train")
+    for targets in ("assistant", "last-assistant", "nowhere", "completions", "", ["all"]):
+        yield Case(f"rows: targets {targets!r}", asking(train__targets=targets), says="train")
+    for text in (
+        "{{ prompt",
+        "{{ nowhere }}",
+        "{% include 'c.yaml' %}",
+        "{{ prompt.__class__ }}",
+        "{{ prompt | nowhere }}",
+        "{% for a in range(10**9) %}{{ a }}{% endfor %}",
+        "{{ 'x' * 10**9 }}",
+    ):
+        yield Case(f"rows: a column {text}", asking(train__columns={"prompt": text, "completion": "completion"}))
+    yield Case("rows: Jinja for a role of lists", asking(train__columns={"messages": "{{ prompt }}"}), says="messages")
+    for value in ("nowhere", 3, ["none"], ""):
+        yield Case(f"rows: quoting {value!r}", asking(train__quoting=value), says="train.quoting")
+    splits = in_turn(
+        lambda f: (f / "d").mkdir(), lambda f: made(good, "d/train.jsonl")(f), lambda f: made(good, "d/test.jsonl")(f)
+    )
+    yield Case("rows: a folder of two splits", after(splits, train__path="d"), says="train.path")
+    yield Case("rows: UTF-16", after(made(good.encode("utf-16")), train__path="x.jsonl"), says="train.path")
+    talks = made((json.dumps({"messages": [{"role": "user", "content": "w1"}]}) + "\n") * 9)
+    yield Case("rows: talks without an assistant", after(talks, train__path="x.jsonl"), says="chat template")
     yield Case("rows: an unknown role", asking(train__columns={"nonsense": "prompt"}), says="nonsense")
     yield Case("rows: max_length 2", asking(train__max_length=2), says="max_length")
     yield Case("rows: a group that is not there", asking(queries__group="nowhere"), says="queries.group")
@@ -564,6 +586,34 @@ def _models() -> Iterator[Case]:
         ),
     ):
         yield Case(f"model: {key} {value!r}", asking(**{f"model__{key}": value}), says=f"model.{key}")
+    talks = in_turn(
+        lambda f: write_rows(f / "x.jsonl", [{"messages": [{"role": "user", "content": "w1"}]}] * 9),
+        lambda f: (f / "t.jinja").write_text("{{ raise_exception('no \x1b[31m') }}"),
+        lambda f: (f / "t.bin").write_bytes(b"\xff{{"),
+        lambda f: (f / "large").write_text("{{ 1 }}" + "x" * 2**21),
+        lambda f: os.mkfifo(f / "fifo"),
+    )
+    for template in (
+        "nowhere",
+        "base",
+        "c.yaml",
+        "t.bin",
+        "large",
+        "fifo",
+        "/dev/zero",
+        "{{ 1",
+        "t.jinja",
+        "x://y",
+        "",
+    ):
+        yield Case(
+            f"model: chat_template {template!r}", after(talks, model__chat_template=template, train__path="x.jsonl")
+        )
+    for kwargs in ("x", ["a"], {"messages": 1}, {"tokenize": True}, {"date": "tomorrow"}, {"a-b": 1}, {3: 4}):
+        yield Case(
+            f"model: chat_template_kwargs {kwargs}",
+            after(talks, model__chat_template_kwargs=kwargs, train__path="x.jsonl"),
+        )
     yield Case("model: a classifier's task", asking(model__task="sequence-classification"))
     yield Case("model: a translator's task", asking(model__task="seq2seq-lm"))
 
@@ -606,9 +656,17 @@ def _commands() -> Iterator[Case]:
         ["top", "r", "--format", "x"],
         ["query", "r"],
         ["plan", "c.yaml", "more"],
+        ["tokens"],
+        ["tokens", "c.yaml", "--row", "x"],
+        ["tokens", "c.yaml", "--row"],
         ["--nothing"],
     ):
         yield Case(f"usage: {' '.join(words)}", asked_after(lambda f: None, words), usage=True)
+    for number in (30, -1, 2**70):
+        yield Case(f"tokens: row {number}", asking("tokens", "c.yaml", "--row", str(number)), says="--row")
+    for key in ("train.path=nowhere", "model.adapter=nowhere", "model.base=nowhere"):
+        yield Case(f"tokens: {key}", asking("tokens", "c.yaml", "--set", key))
+    yield Case("tokens: of no configuration", lambda f: ["tokens", "nowhere.yaml"])
     for value in ("x", "", "lines "):
         yield Case(f"--progress {value!r}", asking("run", "c.yaml", "--progress", value))
     for address in ("127.0.0.1:9", "ray://127.0.0.1:9", "nowhere.invalid:6379", "x", "http://127.0.0.1:9"):
