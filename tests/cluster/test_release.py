@@ -80,6 +80,7 @@ for last in (fail, interrupt, hold):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_no_reference_lives_when_ray_ends(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(json.dumps(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")))

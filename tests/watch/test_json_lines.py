@@ -163,6 +163,7 @@ def whole(*arguments: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_whole_run_and_a_query(config: Path) -> None:
     folder = config.parent
     found = whole("run", str(config), "--set", "index=true")
