@@ -129,7 +129,7 @@ class Turns:
         if header < 0:
             if slot.kind == "call" and (tags := list(_CALL_TAG.finditer(before))):
                 return first.start - (len(before) - tags[-1].start())
-            own = slot.before if slot.before and before.endswith(slot.before) else ""
+            own = next((own for own in (slot.before, slot.before.lstrip()) if own and before.endswith(own)), "")
             return first.start - len(own)
         content = message.get("content")
         own_block = isinstance(content, str) and _EMPTY_THOUGHT.match(content)
