@@ -174,7 +174,7 @@ def _no_combination(
     task: Takes,
     key: str,
 ) -> RequestError:
-    takes = f"task {task.name} takes {' or '.join(map(str, task.kinds))}"
+    takes = f"task {task.name} takes {' or '.join('+'.join(kind.required) for kind in task.kinds)}"
     if asked:
         return RequestError(f"{key}.columns", ", ".join(asked), takes)
     for combination in task.kinds:
@@ -187,12 +187,13 @@ def _no_combination(
     named = common | ({"label"} if "labels" in common else set())
     other = next((name for those, name in USUAL if set(those) <= named), task.name)
     problem = f"none of {there} is what the task needs"
-    hint = next((file.hint for file in files if file.hint is not None), None)
-    if hint is not None:
-        return RequestError(f"{key}.columns", None, f"{problem}: {hint[0]}", hint[1])
+    odd = next((file for file in files if file.hint is not None), None)
+    if odd is not None and odd.hint is not None:
+        return RequestError(f"{key}.path", odd.path, odd.hint[0], odd.hint[1])
     if other != task.name:
         problem += f", but they are what model.task {other} takes"
-    mapping = mapping_of(common, _roles(task))
+    within = [name for name in columns_of(files[0]) if name not in common]
+    mapping = mapping_of([*sorted(common), *within], _roles(task))
     if mapping is not None and other == task.name:
         return RequestError(f"{key}.columns", None, problem, f"{takes}: map them by {mapping}")
     return RequestError(f"{key}.columns", None, problem, f"{takes}: map them, as in {{text: body}}")
