@@ -28,6 +28,7 @@ ROLES = {
     "attention_mask": "list",
     "token_type_ids": "list",
     "position_ids": "list",
+    "seq_lengths": "list",
     "completion_mask": "list",
     "assistant_masks": "list",
     "label": "any",
