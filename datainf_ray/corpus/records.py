@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from datainf_ray.common.words import counted
 from datainf_ray.corpus.arrays import begins_array, split_array
 from datainf_ray.corpus.files import SourceFile, changed, open_file
 from datainf_ray.corpus.lookup import Path, add_paths, paths_within
@@ -107,7 +108,11 @@ def _header(records: Iterator[tuple[int, Record]]) -> dict[str, None]:
     if isinstance(header, csv.Error):
         raise ValueError(f"no CSV header: {header}")
     assert isinstance(header, list)  # as all records of a CSV file are
-    return dict.fromkeys(header)
+    twice = next((name for k, name in enumerate(header) if name and name in header[:k]), None)
+    if twice is not None:
+        raise ValueError(f"two of its columns are called {twice!r}")
+    # A spreadsheet leaves columns without a name.
+    return dict.fromkeys(name or (f"column {k}" if "" in header[:k] else "") for k, name in enumerate(header))
 
 
 def _check_encoding(head: bytes) -> None:
@@ -181,7 +186,7 @@ def parse_record(record: Record, file: SourceFile) -> Parsed:
         return Parsed({}, f"not CSV: {record}")
     if isinstance(record, list):
         if len(record) != len(file.columns):
-            return Parsed({}, f"{len(record)} fields where the header has {len(file.columns)}")
+            return Parsed({}, f"{counted(len(record), 'field')} where the header has {len(file.columns)}")
         return Parsed(dict(zip(file.columns, record, strict=True)))
     try:
         values = json.loads(decode(record))
