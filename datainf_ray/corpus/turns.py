@@ -104,10 +104,11 @@ class Turns:
         seen: set[int] = set()
         groups: list[list[Placed]] = []
         for each in placed:
-            if id(each.slot) in seen:
+            same = bool(groups) and groups[-1][0].slot.message == each.slot.message
+            if id(each.slot) in seen and not (same and each.slot.kind == "content"):
                 continue  # the name of a tool, which the template says again with the tool's answer
             seen.add(id(each.slot))
-            if groups and groups[-1][0].slot.message == each.slot.message:
+            if same:
                 groups[-1].append(each)
             else:
                 groups.append([each])
