@@ -92,8 +92,9 @@ def test_a_template_that_is_none_is_refused(tmp_path: Path, model: dict[str, Any
         RequestError, match=r"^model.base: the tokenizer of .* has no chat template.*model.chat_template"
     ):
         prepared(tmp_path, model)
-    with pytest.raises(RequestError, match=r"model.chat_template_kwargs: .*tokenize is no variable of a template"):
-        asked(tmp_path, model, chat_template_kwargs={"tokenize": False})
+    for name in ("tokenize", "messages", "conversations", "self"):
+        with pytest.raises(RequestError, match=rf"model.chat_template_kwargs: .*{name} is no variable of a template"):
+            asked(tmp_path, model, chat_template_kwargs={name: False})
 
 
 def test_variables_are_part_of_what_a_run_is(tmp_path: Path, model: dict[str, Any]) -> None:
