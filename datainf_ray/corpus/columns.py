@@ -126,13 +126,8 @@ def choose_columns(
             found = asked.get(role, None if asked else known.get(role))
             if found is not None:
                 taken[role] = found
-        if not asked and combination.required == ("text",) and "label" in common and task.name in dict(USUAL).values():
-            raise RequestError(
-                f"{key}.columns",
-                None,
-                f"there are text and label, and task {task.name} would not read label",
-                "set model.task: sequence-classification, or say that it is so by columns: {text: text}",
-            )
+        if not asked and "label" in common and task.name in dict(USUAL).values():
+            _require_no_label(combination, task, key)
         return combination, taken
     raise _no_combination(asked, files, common, task, key)
 
@@ -162,6 +157,19 @@ def _require(role: str, column: str, files: Sequence[SourceFile], task: Takes, k
         raise RequestError(key, column, str(error)) from None
     for name in names:
         require_column(name, files, key)
+
+
+def _require_no_label(combination: Combination, task: Takes, key: str) -> None:
+    """Raises `RequestError` where rows have a label that the task would not read, though it says what the row is."""
+    if combination.required == ("text",):
+        there, remedy = "text and label", "set model.task: sequence-classification, or "
+    elif combination.required == ("prompt", "completion"):
+        there, remedy = "prompt, completion and label, as KTO has them", ""
+    else:
+        return
+    mapping = ", ".join(f"{role}: {role}" for role in combination.required)
+    remedy += f"say that it is so by columns: {{{mapping}}}"
+    raise RequestError(f"{key}.columns", None, f"there are {there}, and task {task.name} would not read label", remedy)
 
 
 def _roles(task: Takes) -> dict[str, None]:
