@@ -10,6 +10,7 @@ _ASKED = ("instruction", "question", "query", "prompt", "input", "source", "mess
 _BESIDE = ("input", "context")
 _ANSWERED = ("output", "response", "answer", "completion", "chosen", "preferred_output", "target", "reply")
 _TALKS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "convo", "turns", "chosen")
+_BESIDE_TALKS = ("tools", "chat_template_kwargs")
 _TEXTS = ("text", "content", "sentence", "body", "document", "article", "review", "code")
 
 
@@ -26,18 +27,20 @@ def mapping_of(columns: Collection[str], roles: Collection[str]) -> str | None:
     for name in columns:
         if not any(other.startswith(f"{name}.") for other in columns):  # else it is no value, but has some
             known.setdefault(name.rpartition(".")[2].strip().lower(), name)
+    # A request that names a column takes no other by itself.
+    beside_talks = "".join(f", {name}: {name}" for name in _BESIDE_TALKS if name in columns and name in roles)
     asked, answered = _first(_ASKED, known), _first(_ANSWERED, known)
     if {"prompt", "completion"} <= set(roles) and asked and answered:
         beside = _first(_BESIDE, known) if asked in (known.get("instruction"), known.get("question")) else None
         if beside is None:
-            return f"columns: {{prompt: {_written(asked)}, completion: {_written(answered)}}}"
+            return f"columns: {{prompt: {_written(asked)}, completion: {_written(answered)}{beside_talks}}}"
         if not (asked.isidentifier() and beside.isidentifier()):  # a Jinja text has no way to write it
             return None
         text = f'"{{{{ {asked} }}}}{{% if {beside} %}}\\n\\n{{{{ {beside} }}}}{{% endif %}}"'
         return f"columns: {{prompt: {text}, completion: {_written(answered)}}}"
     talk, text_column = _first(_TALKS, known), _first(_TEXTS, known)
     if "messages" in roles and talk:
-        return f"columns: {{messages: {_written(talk)}}}"
+        return f"columns: {{messages: {_written(talk)}{beside_talks}}}"
     return f"columns: {{text: {_written(text_column)}}}" if "text" in roles and text_column in columns else None
 
 

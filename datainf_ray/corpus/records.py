@@ -29,6 +29,7 @@ _OFFSETS = 1 << 16  # at most so many are kept per file; the stride doubles when
 _PROBED = 100  # rows whose keys make up the columns of a JSON lines file
 _LONGEST_FIELD = 1 << 28
 _HEAD = 1 << 16  # bytes that show what a file is
+_TOOLS = (b"tools", b"functions")
 #: A key whose value is a list of objects, and the first of them up to where another begins or it ends.
 _WRAPPED = re.compile(rb'"([^"\\]{1,100})"\s*:\s*\[\s*\{([^{}]*)')
 #: What such objects have where they are messages or tools, and the object that holds them is a row.
@@ -126,7 +127,7 @@ def _hint(head: bytes, file: SourceFile) -> tuple[str, str] | None:
     """What may be wrong with a file that has not the columns that are needed, and what would be right."""
     name = shlex.quote(PurePosixPath(file.path).name)
     lists = _WRAPPED.finditer(head) if file.format == "jsonl" and head.lstrip(_BOM).lstrip()[:1] == b"{" else ()
-    wrapped = next((found for found in lists if not _OF_MESSAGES.search(found[2])), None)
+    wrapped = next((found for found in lists if not (found[1] in _TOOLS or _OF_MESSAGES.search(found[2]))), None)
     if wrapped is not None:
         within = decode(wrapped[1])
         key = f".{within}" if within.isidentifier() and within.isascii() else f'.["{within}"]'

@@ -47,11 +47,11 @@ def test_the_error_names_the_mapping_that_is_right(write: Callable[..., str], na
 
 @pytest.mark.parametrize("name", ["dialog", "Conversation", "chosen"])
 def test_the_error_names_the_messages(write: Callable[..., str], name: str) -> None:
-    path = write("a.jsonl", [{name: [USER, ASSISTANT], "rejected": [USER]}])
+    path = write("a.jsonl", [{name: [USER, ASSISTANT], "rejected": [USER], "tools": [{"name": "f"}]}])
     with pytest.raises(RequestError) as caught:
         plan(path)
     (made,) = read(plan(path, **read_yaml(str(caught.value).partition("map them by ")[2])))
-    assert made.fields == {"messages": [USER, ASSISTANT]}
+    assert made.fields == {"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]}
 
 
 def test_the_error_is_short_enough_to_be_whole(write: Callable[..., str]) -> None:
