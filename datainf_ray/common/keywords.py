@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 RESERVED = (
     "conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
     "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-    "tokenizer_kwargs", "sanitize_control_tokens",
+    "tokenizer_kwargs", "sanitize_control_tokens", "conversations", "self",
 )  # fmt: skip
 
 

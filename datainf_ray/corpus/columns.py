@@ -28,6 +28,7 @@ ROLES = {
     "attention_mask": "list",
     "token_type_ids": "list",
     "position_ids": "list",
+    "seq_lengths": "list",
     "completion_mask": "list",
     "assistant_masks": "list",
     "label": "any",
@@ -125,13 +126,8 @@ def choose_columns(
             found = asked.get(role, None if asked else known.get(role))
             if found is not None:
                 taken[role] = found
-        if not asked and combination.required == ("text",) and "label" in common and task.name in dict(USUAL).values():
-            raise RequestError(
-                f"{key}.columns",
-                None,
-                f"there are text and label, and task {task.name} would not read label",
-                "set model.task: sequence-classification, or say that it is so by columns: {text: text}",
-            )
+        if not asked and "label" in common and task.name in dict(USUAL).values():
+            _require_no_label(combination, task, key)
         return combination, taken
     raise _no_combination(asked, files, common, task, key)
 
@@ -163,6 +159,19 @@ def _require(role: str, column: str, files: Sequence[SourceFile], task: Takes, k
         require_column(name, files, key)
 
 
+def _require_no_label(combination: Combination, task: Takes, key: str) -> None:
+    """Raises `RequestError` where rows have a label that the task would not read, though it says what the row is."""
+    if combination.required == ("text",):
+        there, remedy = "text and label", "set model.task: sequence-classification, or "
+    elif combination.required == ("prompt", "completion"):
+        there, remedy = "prompt, completion and label, as KTO has them", ""
+    else:
+        return
+    mapping = ", ".join(f"{role}: {role}" for role in combination.required)
+    remedy += f"say that it is so by columns: {{{mapping}}}"
+    raise RequestError(f"{key}.columns", None, f"there are {there}, and task {task.name} would not read label", remedy)
+
+
 def _roles(task: Takes) -> dict[str, None]:
     return dict.fromkeys(role for combination in task.kinds for role in combination.roles)
 
@@ -174,7 +183,7 @@ def _no_combination(
     task: Takes,
     key: str,
 ) -> RequestError:
-    takes = f"task {task.name} takes {' or '.join(map(str, task.kinds))}"
+    takes = f"task {task.name} takes {' or '.join('+'.join(kind.required) for kind in task.kinds)}"
     if asked:
         return RequestError(f"{key}.columns", ", ".join(asked), takes)
     for combination in task.kinds:
@@ -187,12 +196,13 @@ def _no_combination(
     named = common | ({"label"} if "labels" in common else set())
     other = next((name for those, name in USUAL if set(those) <= named), task.name)
     problem = f"none of {there} is what the task needs"
-    hint = next((file.hint for file in files if file.hint is not None), None)
-    if hint is not None:
-        return RequestError(f"{key}.columns", None, f"{problem}: {hint[0]}", hint[1])
+    odd = next((file for file in files if file.hint is not None), None)
+    if odd is not None and odd.hint is not None:
+        return RequestError(f"{key}.path", odd.path, odd.hint[0], odd.hint[1])
     if other != task.name:
         problem += f", but they are what model.task {other} takes"
-    mapping = mapping_of(common, _roles(task))
+    within = [name for name in columns_of(files[0]) if name not in common]
+    mapping = mapping_of([*sorted(common), *within], _roles(task))
     if mapping is not None and other == task.name:
         return RequestError(f"{key}.columns", None, problem, f"{takes}: map them by {mapping}")
     return RequestError(f"{key}.columns", None, problem, f"{takes}: map them, as in {{text: body}}")

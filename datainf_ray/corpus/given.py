@@ -3,7 +3,8 @@
 attention_mask: tokens that it hides at either end are padding, and are dropped with all that is said of them; whatever
 the training's own padding was, the row's loss does not depend on it. token_type_ids go to a model that takes them.
 position_ids are those that the model counts by itself, 0, 1, 2 and so on, or the row cannot be used: what begins anew
-is several texts in one row, which have no influence of their own.
+is several texts in one row, which have no influence of their own. So are seq_lengths of more than one text, as TRL's
+packing has them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from datainf_ray.corpus.tokens import EncoderSpec, Fields
 
 #: Roles of what a row may say of each of its tokens, besides what its targets are.
 BESIDE = ("attention_mask", "token_type_ids", "position_ids")
+#: The role of the lengths of the texts that are packed into a row.
+LENGTHS = "seq_lengths"
 
 
 def unpadded(fields: Fields, beside: Sequence[str] = BESIDE) -> dict[str, Any]:
@@ -26,6 +29,9 @@ def unpadded(fields: Fields, beside: Sequence[str] = BESIDE) -> dict[str, Any]:
     Example: `unpadded({"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}) == {"input_ids": [5, 6]}`.
     """
     length = len(fields["input_ids"])
+    packed = fields.get(LENGTHS)
+    if packed is not None and len(packed) > 1:
+        raise ValueError(f"{LENGTHS} has {len(packed)} lengths: only one text in a row can be used")
     there = [role for role in ("input_ids", *beside) if role in fields]
     for role in there:
         if len(fields[role]) != length:
@@ -38,6 +44,7 @@ def unpadded(fields: Fields, beside: Sequence[str] = BESIDE) -> dict[str, Any]:
             raise ValueError("attention_mask hides tokens between others; only padding at an end can be left out")
     row = dict(fields) | {role: list(fields[role][kept.start : kept.stop]) for role in there}
     row.pop("attention_mask", None)
+    row.pop(LENGTHS, None)
     positions = row.pop("position_ids", None)
     if positions is not None:
         odd = next((k for k, position in enumerate(positions) if position != k or isinstance(position, bool)), None)

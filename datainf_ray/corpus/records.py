@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from datainf_ray.common.words import counted
 from datainf_ray.corpus.arrays import begins_array, split_array
 from datainf_ray.corpus.files import SourceFile, changed, open_file
 from datainf_ray.corpus.lookup import Path, add_paths, paths_within
@@ -28,8 +29,11 @@ _OFFSETS = 1 << 16  # at most so many are kept per file; the stride doubles when
 _PROBED = 100  # rows whose keys make up the columns of a JSON lines file
 _LONGEST_FIELD = 1 << 28
 _HEAD = 1 << 16  # bytes that show what a file is
-#: A key whose value is a list of objects.
-_WRAPPED = re.compile(rb'"([^"\\]{1,100})"\s*:\s*\[\s*\{')
+_TOOLS = (b"tools", b"functions")
+#: A key whose value is a list of objects, and the first of them up to where another begins or it ends.
+_WRAPPED = re.compile(rb'"([^"\\]{1,100})"\s*:\s*\[\s*\{([^{}]*)')
+#: What such objects have where they are messages or tools, and the object that holds them is a row.
+_OF_MESSAGES = re.compile(rb'"(?:role|from|speaker|human|function)"\s*:')
 
 #: A record as it was split off: a line of JSON, the fields of a CSV record, or the error that made it none.
 Record = bytes | list[str] | csv.Error
@@ -105,7 +109,11 @@ def _header(records: Iterator[tuple[int, Record]]) -> dict[str, None]:
     if isinstance(header, csv.Error):
         raise ValueError(f"no CSV header: {header}")
     assert isinstance(header, list)  # as all records of a CSV file are
-    return dict.fromkeys(header)
+    twice = next((name for k, name in enumerate(header) if name and name in header[:k]), None)
+    if twice is not None:
+        raise ValueError(f"two of its columns are called {twice!r}")
+    # A spreadsheet leaves columns without a name.
+    return dict.fromkeys(name or (f"column {k}" if "" in header[:k] else "") for k, name in enumerate(header))
 
 
 def _check_encoding(head: bytes) -> None:
@@ -118,7 +126,8 @@ def _check_encoding(head: bytes) -> None:
 def _hint(head: bytes, file: SourceFile) -> tuple[str, str] | None:
     """What may be wrong with a file that has not the columns that are needed, and what would be right."""
     name = shlex.quote(PurePosixPath(file.path).name)
-    wrapped = _WRAPPED.search(head) if file.format == "jsonl" and head.lstrip(_BOM).lstrip()[:1] == b"{" else None
+    lists = _WRAPPED.finditer(head) if file.format == "jsonl" and head.lstrip(_BOM).lstrip()[:1] == b"{" else ()
+    wrapped = next((found for found in lists if not (found[1] in _TOOLS or _OF_MESSAGES.search(found[2]))), None)
     if wrapped is not None:
         within = decode(wrapped[1])
         key = f".{within}" if within.isidentifier() and within.isascii() else f'.["{within}"]'
@@ -178,7 +187,7 @@ def parse_record(record: Record, file: SourceFile) -> Parsed:
         return Parsed({}, f"not CSV: {record}")
     if isinstance(record, list):
         if len(record) != len(file.columns):
-            return Parsed({}, f"{len(record)} fields where the header has {len(file.columns)}")
+            return Parsed({}, f"{counted(len(record), 'field')} where the header has {len(file.columns)}")
         return Parsed(dict(zip(file.columns, record, strict=True)))
     try:
         values = json.loads(decode(record))

@@ -133,9 +133,9 @@ def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
     if role == "label" and isinstance(value, Decimal):  # a class, or a number to be predicted
         value = int(value) if value == value.to_integral_value() else float(value)
     if wanted == "text" and not isinstance(value, str):
-        return value, f"{role} is {_called(value)}, not text"
+        return value, f"{role} is {called(value)}, not text"
     if wanted == "list" and not isinstance(value, list):
-        return value, f"{role} is {_called(value)}, not a list"
+        return value, f"{role} is {called(value)}, not a list"
     return value, None
 
 
@@ -153,7 +153,8 @@ def _encodable(value: Any) -> bool:
     return True
 
 
-def _called(value: Any) -> str:
+def called(value: Any) -> str:
+    """What a value is, in words."""
     numbers = {int: "a number", float: "a number", Decimal: "a number"}
     names = {**numbers, bool: "a boolean", str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)

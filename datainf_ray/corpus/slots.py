@@ -29,7 +29,7 @@ class Slot:
     message: int
     text: str
     kind: str  #: content, think or call
-    before: str = ""  #: the whitespace before it in the message
+    before: str = ""  #: what the message has before it, where that is whitespace, and tags of thoughts
     behind: str = ""
 
 
@@ -78,11 +78,13 @@ class Masked:
     def _content(self, number: int, content: str) -> str:
         tags = list(THINK_TAG.finditer(content))
         closing = max((tag.start() for tag in tags if "/" in tag[0]), default=-1)
-        pieces, at = [], 0
+        pieces, at, opening = [], 0, True
         for tag in [*tags, None]:
             stop = len(content) if tag is None else tag.start()
             kind = "think" if at <= closing else "content"
-            pieces += [self._text(number, content[at:stop], kind), "" if tag is None else tag[0]]
+            pieces.append(self._text(number, content[at:stop], kind, content[:at] if opening else ""))
+            pieces.append("" if tag is None else tag[0])
+            opening = opening and not content[at:stop].strip()  # nothing but tags and whitespace so far
             at = stop if tag is None else tag.end()
         return "".join(pieces)
 
@@ -110,13 +112,14 @@ class Masked:
             return {key: self._leaves(number, each) for key, each in value.items()}
         return [self._leaves(number, each) for each in value] if isinstance(value, list) else value
 
-    def _text(self, number: int, text: str, kind: str) -> str:
+    def _text(self, number: int, text: str, kind: str, opening: str = "") -> str:
+        """The text with a mark in its place; `opening` is what the message has before it, where that is tags alone."""
         core = text.strip()
         if not core:
             return text
         at = text.index(core)
         before, behind = text[:at], text[at + len(core) :]
-        self.slots.append(Slot(number, core, kind, before, behind))
+        self.slots.append(Slot(number, core, kind, opening + before, behind))
         return f"{before}{self._mark}{len(self.slots) - 1}{self._mark}{behind}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from datainf_ray.corpus.chat import ChatTemplate, Said
+from datainf_ray.corpus.rows import called
 from datainf_ray.corpus.talks import is_talk, keywords_of, messages_of, tools_of
 from datainf_ray.corpus.targets import IGNORED
 from datainf_ray.corpus.tokens import OK, Encode, Encoded, EncoderSpec, Fields, each
@@ -33,8 +34,9 @@ def pairs_encoder(spec: EncoderSpec, plain: Encode, finish: Finish) -> Encode:
     def talk(fields: Fields) -> Encoded:
         prompt, completion = fields["prompt"], fields["completion"]
         if not (is_talk(prompt) and is_talk(completion)):
-            raise ValueError("prompt and completion are neither two texts nor two lists of messages")
-        asked = messages_of(prompt, "prompt", fields.get("system"))
+            given = f"prompt is {called(prompt)} and completion is {called(completion)}"
+            raise ValueError(f"{given}: two texts are needed, or two lists of messages")
+        asked = messages_of(prompt, "prompt")
         said = template().encode_pair(asked, messages_of(completion, "completion"), spec.targets, *_beside(fields))
         return _encoded(spec, finish, said)
 

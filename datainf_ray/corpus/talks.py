@@ -56,7 +56,10 @@ def messages_of(value: Any, role: str = "messages", system: str | None = None) -
         raise ValueError(f"{role} is no list of messages")
     if not value:
         raise ValueError(f"{role} is empty")
-    found = [_message(number, message) for number, message in enumerate(value)]
+    try:
+        found = [_message(number, message) for number, message in enumerate(value)]
+    except ValueError as error:
+        raise error if role == "messages" else ValueError(f"{role}: {error}") from None
     return found if not system else [{"role": "system", "content": system}, *found]
 
 
@@ -134,6 +137,10 @@ def _message(number: int, given: Any) -> Message:
         if not message["tool_calls"]:
             del message["tool_calls"]
     if message.get("content") is None and not message.get("tool_calls"):
+        if "function_call" in message:
+            raise ValueError(
+                f"message {number} has function_call, the older form of tool_calls: write it as tool_calls"
+            )
         raise ValueError(f"message {number} has no content")
     if message["role"] == "assistant" and not isinstance(message.get("content", ""), (str, list)):
         raise ValueError(f"message {number} has a content that is neither a text nor a list of parts")

@@ -63,7 +63,9 @@ class Template:
             self.names = tuple(sorted(meta.find_undeclared_variables(tree) - {"range"}))
             self._template = environment.from_string(_Bounded().visit(tree))
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"is no Jinja text: {one_line(error.message)}, in line {error.lineno}") from None
+            raise TemplateError(
+                f"is no Jinja text: {one_line(error.message).rstrip('.')}, in line {error.lineno}"
+            ) from None
         except (RecursionError, SyntaxError, MemoryError):  # Python's compiler has limits of its own
             raise TemplateError("is no Jinja text: it is nested too deeply") from None
 

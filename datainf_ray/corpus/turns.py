@@ -104,10 +104,11 @@ class Turns:
         seen: set[int] = set()
         groups: list[list[Placed]] = []
         for each in placed:
-            if id(each.slot) in seen:
+            same = bool(groups) and groups[-1][0].slot.message == each.slot.message
+            if id(each.slot) in seen and not (same and each.slot.kind == "content"):
                 continue  # the name of a tool, which the template says again with the tool's answer
             seen.add(id(each.slot))
-            if groups and groups[-1][0].slot.message == each.slot.message:
+            if same:
                 groups[-1].append(each)
             else:
                 groups.append([each])
@@ -129,7 +130,7 @@ class Turns:
         if header < 0:
             if slot.kind == "call" and (tags := list(_CALL_TAG.finditer(before))):
                 return first.start - (len(before) - tags[-1].start())
-            own = slot.before if slot.before and before.endswith(slot.before) else ""
+            own = next((own for own in (slot.before, slot.before.lstrip()) if own and before.endswith(own)), "")
             return first.start - len(own)
         content = message.get("content")
         own_block = isinstance(content, str) and _EMPTY_THOUGHT.match(content)

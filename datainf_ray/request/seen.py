@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
-from datainf_ray.common.words import counted, escaped, printable, visible
+from datainf_ray.common.words import counted, escaped, printable
 from datainf_ray.corpus.targets import IGNORED
 from datainf_ray.corpus.tokens import OK, Example
 
 OPEN, CLOSE = "⟦", "⟧"  #: around targets, where there is no colour
 
+_BACK = (16, 256)  # tokens before a run that are decoded with it
+_BREAKS = re.compile(r"([\n\t])")
 _STYLE = "white-space:pre-wrap;font-family:monospace;margin:.3em 0 1em"
 _MARK = "background:#2e7d3240;border-bottom:2px solid #2e7d32"
 
@@ -82,7 +85,7 @@ class SeenRow(BaseModel):
         for k, sequence in enumerate(self.sequences):
             if k:
                 yield Run(f"\n── {escaped(sequence.name)} ──\n", False)
-            yield from (Run(visible(run.text), run.target) for run in sequence.runs)
+            yield from (Run(_shown(run.text), run.target) for run in sequence.runs)
 
     def __str__(self) -> str:
         marked = "".join(f"{OPEN}{text}{CLOSE}" if target else text for text, target in self.pieces())
@@ -156,16 +159,37 @@ def _runs(ids: Sequence[int], marks: Sequence[bool], tokenizer: Any) -> Iterator
     Tokens by themselves would not do: some lose their space, and some are half of a character.
     """
     edges = [k for k in range(1, len(ids)) if marks[k] != marks[k - 1]] + [len(ids)]
-    before, start = "", 0
+    start = 0
     for edge in edges:
         if edge == start:  # no tokens at all
             continue
-        text = _decoded(tokenizer, ids[:edge])
+        begin, before = _before(tokenizer, ids, start)
+        text = _decoded(tokenizer, ids[begin:edge])
         same = next(
             (k for k, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), min(len(before), len(text))
         )
         yield Run(text[same:], marks[start])
-        before, start = text, edge
+        start = edge
+
+
+def _before(tokenizer: Any, ids: Sequence[int], start: int) -> tuple[int, str]:
+    """Where to begin to decode what goes on at `start`, and the text from there to `start`.
+
+    Not so far back that a row of many runs would take long, but at no place within a character.
+    """
+    for count in _BACK:
+        begin = start - count
+        if begin <= 0:
+            break
+        text = _decoded(tokenizer, ids[begin:start])
+        if "\ufffd" not in text:
+            return begin, text
+    return 0, _decoded(tokenizer, ids[:start])
+
+
+def _shown(text: str) -> str:
+    """`text` with what cannot be seen written as \\u200b or \\r: the model sees it. Line breaks and tabs stay."""
+    return "".join(part if part in "\n\t" else escaped(part) for part in _BREAKS.split(text))
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from datainf_ray.common.errors import RequestError
+import jinja2
+
+from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.regular import local_path, regular
 from datainf_ray.common.storage import reason, store_of
 from datainf_ray.config import RunConfig
@@ -18,6 +20,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.record import RUN_FILE, read_record
 
 _LONGEST = 1 << 20  # characters of a template
+_REMEDY = "name a file of Jinja text, as chat_template.jinja beside a model is"
 _ROWS = 16  # of prompt and completion, looked at to see whether they are talks
 
 
@@ -27,9 +30,10 @@ def with_template(config: RunConfig) -> RunConfig:
     Raises `RequestError` where there is no such file, or where it holds no template.
     """
     named = config.model.chat_template
-    if named is None or _is_text(named):
-        return config
     key = "model.chat_template"
+    if named is None or _is_text(named):
+        _check(named, named, key)
+        return config
     try:
         if (local := local_path(named)) is not None:
             regular(local, key)
@@ -39,11 +43,16 @@ def with_template(config: RunConfig) -> RunConfig:
     except RequestError:
         raise
     except FileNotFoundError:
-        raise RequestError(key, named, "no such file") from None
+        raise RequestError(key, named, "no such file", _REMEDY) from None
+    except IsADirectoryError:
+        raise RequestError(key, named, "is a folder", _REMEDY) from None
     except Exception as error:  # every storage library has its own classes; or it is not UTF-8
         raise RequestError(key, named, f"cannot be read: {reason(error)}") from None
-    if not _is_text(text) or len(text) > _LONGEST:
-        raise RequestError(key, named, "holds no Jinja template", "chat_template.jinja beside a model is one")
+    if len(text) > _LONGEST:
+        raise RequestError(key, named, f"holds more than {_LONGEST:,} characters", _REMEDY)
+    if not _is_text(text):
+        raise RequestError(key, named, "holds no Jinja template", _REMEDY)
+    _check(text, named, key)
     return _changed(config, chat_template=text)
 
 
@@ -59,6 +68,20 @@ def with_day(config: RunConfig, tokenizer: Any, corpora: dict[str, Corpus], dire
         return config
     day = _day_of(directory) or datetime.now().date().isoformat()
     return _changed(config, chat_template_kwargs={**config.model.chat_template_kwargs, KEY: day})
+
+
+def _check(text: str | None, named: Any, key: str) -> None:
+    """Raises `RequestError` where a text is no template for transformers, which renders it without a talk."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        if text is not None:
+            render_jinja_template([[]], chat_template=text)
+    except jinja2.TemplateSyntaxError as error:
+        problem = f"is no chat template: {one_line(error.message).rstrip('.')}, in line {error.lineno}"
+        raise RequestError(key, named, problem) from None
+    except Exception:  # a template may want a talk, and more besides
+        return
 
 
 def _is_text(named: str) -> bool:

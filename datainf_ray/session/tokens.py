@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def tokens(
     name = "queries" if queries else "train"
     task, options = task_of(asked.model), asked.storage_options
     corpus = plan_corpus(rows_of(asked, name), task, name, options)
-    numbers = sorted(set(range(min(FIRST, corpus.rows)) if rows is None else rows))
+    numbers = list(range(min(FIRST, corpus.rows)) if rows is None else dict.fromkeys(rows))
     for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise RequestError("--row", number, "is no row's number", f"give one from 0 to {corpus.rows - 1}")
         if not 0 <= number < corpus.rows:
             there = f"{name} has {counted(corpus.rows, 'row')}"
             raise RequestError("--row", number, there, f"give one from 0 to {corpus.rows - 1}")
@@ -56,7 +59,7 @@ def tokens(
     task.check(corpus, facts.task, name)
     encoder = encoder_for(asked, name, corpus, facts, tokenizer)
     with closing(RowReader(corpus)) as reader:
-        examples = encoder.encode(reader.read(rows_chunk(corpus, numbers)))
+        examples = encoder.encode(reader.read(rows_chunk(corpus, sorted(numbers)))) if numbers else []
     return SeenRows(seen(example, tokenizer, name) for example in examples)
 
 

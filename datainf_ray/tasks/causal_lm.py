@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.corpus.columns import Combination
-from datainf_ray.corpus.given import BESIDE, token_types, unpadded
+from datainf_ray.corpus.given import BESIDE, LENGTHS, token_types, unpadded
 from datainf_ray.corpus.preview import fold_pair
 from datainf_ray.corpus.talk_rows import messages_encoder, pairs_encoder
 from datainf_ray.corpus.talks import fold_messages, fold_talks
@@ -174,7 +174,7 @@ TASK = Task(
     kinds=(
         Combination("messages", ("messages",), ("tools", "system", "chat_template_kwargs")),
         Combination("prompt-completion", ("prompt", "completion"), ("tools", "chat_template_kwargs"), _TALKS_TOO),
-        Combination("tokens", ("input_ids",), ("labels", *MASK_ROLES, *BESIDE)),
+        Combination("tokens", ("input_ids",), ("labels", *MASK_ROLES, *BESIDE, LENGTHS)),
         Combination("text", ("text",)),
     ),
     model_class=model_class,

@@ -135,6 +135,18 @@ def test_rows_under_a_key_are_refused_with_the_remedy(write: Callable[..., str])
     with pytest.raises(RequestError) as caught:  # nor are many lines
         plan(write("a.jsonl", '{"talk": [{"text": "a"}]}\n' * 2))
     assert "jq" not in str(caught.value)
-    # One row of a talk is no such file.
+    # One row of a talk is no such file, whatever its columns are called.
+    for row in (
+        {"dialog": [{"role": "user", "content": "a"}]},
+        {"prompt": [{"content": "a", "role": "user"}], "chosen": []},
+        {"chat": [{"from": "human", "value": "a"}]},
+        {"input": {"messages": [{"role": "user", "content": "a"}]}},
+    ):
+        with pytest.raises(RequestError, match="map them by columns") as caught:
+            plan(write("one.json", json.dumps(row)))
+        assert "jq" not in str(caught.value)
+    rows_of_talks = {"data": [{"messages": [{"role": "user", "content": "a"}]}]}
+    with pytest.raises(RequestError, match=r"whose data has the rows"):
+        plan(write("one.json", json.dumps(rows_of_talks)))
     talk = {"messages": [{"role": "user", "content": "a"}]}
     assert read(plan(write("one.json", json.dumps(talk))))[0].fields == talk

@@ -212,6 +212,29 @@ def test_an_empty_thought_is_the_assistants_where_the_row_has_it(tokenizer):
         ]
 
 
+@pytest.mark.parametrize(
+    "thought", ["<think>hm</think>", "<think>\n\n</think>\n\n", "\n<think>\nhm\n</think>\n\n", "[THINK]hm[/THINK]"]
+)
+def test_a_thoughts_own_tag_is_a_target_where_nothing_asks_for_the_turn(tokenizer, thought):
+    # As Llama 2's and Mistral's templates: without a header before what the assistant says.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+        " {{ m['content'] | trim }} </s>{% endif %}{% endfor %}"
+    )
+    talk = [TALK[1], {"role": "assistant", "content": f"{thought}Paris"}] * 2
+    assert [text.strip() for text in said(tokenizer, encode(tokenizer, talk))] == [f"{thought.lstrip()}Paris </s>"] * 2
+
+
+def test_a_turn_goes_on_where_the_template_says_its_text_again(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}, again {{ m['content'] }}{% endif %}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = said(tokenizer, encode(tokenizer, TALK[1:3] * 2))
+    assert [turn.lstrip() for turn in turns] == ["Paris, again Paris</s>"] * 2
+
+
 def test_what_divides_messages_may_stand_in_one_that_the_template_changes(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}|{% endfor %}"
     talk = [TALK[1], {"role": "assistant", "content": "fox|dog"}, TALK[1], {"role": "assistant", "content": "a|b"}]

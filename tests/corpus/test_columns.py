@@ -75,6 +75,11 @@ def test_rows_of_another_task_name_it():
     ):
         choose(("text", "label", "id"))
     assert choose(("text", "label"), text="text")[0] == "text"  # it was said
+    with pytest.raises(
+        RequestError, match=r"completion and label, as KTO has them, .* by columns: {prompt: prompt, comp"
+    ):
+        choose(("prompt", "completion", "label"))
+    assert choose(("prompt", "completion", "label"), prompt="prompt")[0] == "prompt-completion"
     assert choose(("messages", "text", "label"))[0] == "messages"
     with pytest.raises(
         RequestError, match=r"label: task causal-lm has no such role, model.task sequence-classification ha"

@@ -122,6 +122,13 @@ def test_another_delimiter_is_told(write: Callable[..., str], sign: str, said: s
         assert read(plan(f"{path}.jsonl"))[0].fields == {"prompt": "Who, me?", "completion": "You."}
 
 
+def test_a_spreadsheets_columns_without_a_name(write: Callable[..., str]) -> None:
+    path = write("a.csv", "\ufeffprompt,completion,,\r\nHi, yo,,\r\n")
+    assert [row.fields for row in read(plan(path))] == [{"prompt": "Hi", "completion": " yo"}]
+    with pytest.raises(RequestError, match=r"cannot be read as csv: two of its columns are called 'prompt'$"):
+        plan(write("b.csv", "prompt,prompt,completion\na,b,c\n"))
+
+
 def test_a_column_may_have_a_semicolon_in_its_name(write: Callable[..., str]) -> None:
     assert read(plan(write("a.csv", "a;b\ntext\n"), columns={"text": "a;b"}))[0].fields == {"text": "text"}
 

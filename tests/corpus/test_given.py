@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from trl import pack_dataset
 
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import EncoderSpec, Example
@@ -33,6 +35,21 @@ def test_padding_is_no_part_of_the_row_whatever_its_side(left: bool) -> None:
     labelled = {role: padded[role] for role in ("input_ids", "attention_mask")}
     labelled["labels"] = [2, 2, 2, 1, 30, 31, 2] if left else [1, 30, 31, 2, 2, 2, 2]  # as labels=input_ids has it
     assert encode(labelled).values["labels"] == [-100, 30, 31, 2]
+
+
+def test_packed_texts_are_refused_as_trl_packs_them() -> None:
+    rows = Dataset.from_dict({"input_ids": [[1, 30, 2], [1, 31, 32, 2]]})
+    (packed,) = pack_dataset(rows, seq_length=8, strategy="bfd").to_list()
+    assert set(packed) == {"input_ids", "seq_lengths"}
+    example = encode(packed)
+    assert (example.status, example.detail) == (
+        "unreadable",
+        "seq_lengths has 2 lengths: only one text in a row can be used",
+    )
+    alone = pack_dataset(rows.select([0]), seq_length=8, strategy="bfd").to_list()[0]
+    assert encode(alone) == encode({"input_ids": [1, 30, 2]})
+    (combination,) = (kind for kind in tiny.task("causal-lm").kinds if kind.kind == "tokens")
+    assert "seq_lengths" in combination.roles
 
 
 def test_types_are_cut_with_the_tokens() -> None:

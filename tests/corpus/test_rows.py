@@ -147,7 +147,7 @@ def test_bad_csv_records_keep_their_places_and_ids(write):
     assert [row.problem for row in rows[:4]] == [
         None,
         "3 fields where the header has 2",
-        "1 fields where the header has 2",
+        "1 field where the header has 2",
         "text is not UTF-8",
     ]
     assert rows[4].problem is not None

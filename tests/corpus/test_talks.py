@@ -175,8 +175,10 @@ def test_targets_of_a_prompt_and_completion_of_messages(tokenizer: Any, write: A
     talks, texts_, half, neither = encode(tokenizer, write, *mixed)
     assert (talks.status, texts_.status) == ("ok", "ok")
     assert said(tokenizer, texts_)[0].startswith(" b")
-    assert half.detail == neither.detail
-    assert neither.detail == "prompt and completion are neither two texts nor two lists of messages"
+    assert half.detail == "prompt is a list and completion is text: two texts are needed, or two lists of messages"
+    assert neither.detail.startswith("prompt is a number and completion is a list: two texts")
+    (odd,) = encode(tokenizer, write, {"prompt": two[:1], "completion": [{"role": "assistant"}]})
+    assert odd.detail == "completion: message 0 has no content"
     refused = encode(tokenizer, write, {"prompt": "a", "completion": " b"}, targets="assistant")[0]
     assert refused.detail.startswith("targets is assistant, and a prompt and completion of text have no turns")
 

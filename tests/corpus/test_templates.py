@@ -61,7 +61,7 @@ def test_which_texts_are_templates(text: str, is_one: bool) -> None:
 REFUSED = {
     "{{ a": "is no Jinja text: unexpected end of template",
     "{% if %}": "is no Jinja text: Expected an expression",
-    "a\n{{ a|format(1) }}": "No filter named 'format'., in line 2",
+    "a\n{{ a|format(1) }}": "No filter named 'format', in line 2",
     "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) }}{% endmacro %}{{ f(99) }}": "macro is not available in columns",
     "{% for x in l recursive %}{{ loop(l) }}{% endfor %}": "a recursive loop is not available in columns",
     "{% set x %}{{ a }}{% endset %}": "assignblock is not available",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -79,6 +80,44 @@ def test_hostile_text_stays_text(tokenizer):
     assert "<b>a" not in page
     assert "\x1b" not in page
     assert page.count("<span") == 1
+    # What a person cannot see the model does, so it is written out.
+    assert "\\x1b[31m\\u202e⟦ok" in str(shown[0])
+    assert "a\tb\n\\r\\u200bc" in str(seen(example(tokenizer, "a\tb\n\r\u200bc", ""), tokenizer, "train"))
+
+
+def test_a_row_of_many_runs_is_read_in_pieces(tokenizer):
+    ids = tokenizer("é漢😀 x" * 100)["input_ids"]
+    for every in (1, 3, 40, 300):  # runs that end within characters, and runs that do not
+        labels = [token if k // every % 2 else -100 for k, token in enumerate(ids)]
+        row = seen(
+            Example(0, "a", "ok", values={"input_ids": ids, "labels": labels}, lengths=(len(ids),)), tokenizer, "t"
+        )
+        runs = row.sequences[0].runs
+        assert len(runs) == -(-len(ids) // every)
+        before = ""
+        for k, run in enumerate(runs):  # what the tokens add to all that are before them
+            text = tokenizer.decode(ids[: (k + 1) * every])
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False)))
+            assert run == (text[same:], k % 2 == 1)
+            before = text
+
+
+def test_the_work_for_a_row_grows_with_its_length(tokenizer):
+    decoded = []
+
+    class Counting:
+        def decode(self, ids, **options):
+            decoded.append(len(ids))
+            return tokenizer.decode(ids, **options)
+
+        def convert_ids_to_tokens(self, ids):
+            return tokenizer.convert_ids_to_tokens(ids)
+
+    ids = tokenizer("ab " * 3000)["input_ids"]
+    labels = [token if k // 3 % 2 else -100 for k, token in enumerate(ids)]
+    row = seen(Example(0, "a", "ok", values={"input_ids": ids, "labels": labels}, lengths=(len(ids),)), Counting(), "t")
+    assert [run.text for run in row.sequences[0].runs] == ["ab "] * 3000
+    assert sum(decoded) < 20 * len(ids)
 
 
 def test_a_long_text_is_short_where_it_must_be(tokenizer):

@@ -69,8 +69,19 @@ def test_a_template_is_known_by_what_its_file_holds(tmp_path: Path, model: dict[
 
 
 def test_a_template_that_is_none_is_refused(tmp_path: Path, model: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match=r"^model.chat_template: .*no.jinja: no such file$"):
+    with pytest.raises(
+        RequestError, match=r"^model.chat_template: .*no.jinja: no such file; name a file of Jinja text"
+    ):
         prepared(tmp_path, model, chat_template=str(tmp_path / "no.jinja"))
+    with pytest.raises(RequestError, match=r"^model.chat_template: \S+: is a folder; name a file of Jinja text"):
+        prepared(tmp_path, model, chat_template=str(tmp_path))
+    (tmp_path / "long.jinja").write_text("{{ x }}" * 200_000)
+    with pytest.raises(RequestError, match=r"long.jinja: holds more than 1,048,576 characters"):
+        prepared(tmp_path, model, chat_template=str(tmp_path / "long.jinja"))
+    (tmp_path / "open.jinja").write_text("{{ bos_token }}\n{% if x %}")
+    for named in (str(tmp_path / "open.jinja"), "{{ bos_token }}\n{{ messages | nofilter }}"):
+        with pytest.raises(RequestError, match=r"^model.chat_template: .*is no chat template: .*, in line 2$"):
+            prepared(tmp_path, model, chat_template=named)
     (tmp_path / "empty.jinja").write_text("chatml")
     with pytest.raises(RequestError, match=r"empty.jinja: holds no Jinja template"):
         prepared(tmp_path, model, chat_template=str(tmp_path / "empty.jinja"))
@@ -81,8 +92,9 @@ def test_a_template_that_is_none_is_refused(tmp_path: Path, model: dict[str, Any
         RequestError, match=r"^model.base: the tokenizer of .* has no chat template.*model.chat_template"
     ):
         prepared(tmp_path, model)
-    with pytest.raises(RequestError, match=r"model.chat_template_kwargs: .*tokenize is no variable of a template"):
-        asked(tmp_path, model, chat_template_kwargs={"tokenize": False})
+    for name in ("tokenize", "messages", "conversations", "self"):
+        with pytest.raises(RequestError, match=rf"model.chat_template_kwargs: .*{name} is no variable of a template"):
+            asked(tmp_path, model, chat_template_kwargs={name: False})
 
 
 def test_variables_are_part_of_what_a_run_is(tmp_path: Path, model: dict[str, Any]) -> None:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 import datainf_ray
+from datainf_ray.common.errors import RequestError
 from datainf_ray.planning.forecast import render
 from tests import tiny
 from tests.runs_of import status_of
@@ -43,6 +45,13 @@ def test_any_row_can_be_asked_for_and_a_bad_one_says_why(config, monkeypatch, ca
     assert status_of(monkeypatch, "tokens", config, "--row", 6) == 2
     assert capsys.readouterr().err == "error: --row: 6: train has 6 rows; give one from 0 to 5\n"
     assert status_of(monkeypatch, "tokens", config, "--row", -1) == 2
+
+
+def test_rows_of_python_are_numbers(config):
+    with pytest.raises(RequestError, match=r"^--row: x: is no row's number; give one from 0 to 5$"):
+        datainf_ray.tokens(config, rows=["x"])  # type: ignore[list-item]
+    assert datainf_ray.tokens(config, rows=[]) == ()
+    assert [row.row for row in datainf_ray.tokens(config, rows=np.array([3, 1, 3]))] == [1, 3]  # as a table gives them
 
 
 def test_programs_get_every_token(config, monkeypatch, capsys):
