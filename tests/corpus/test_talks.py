@@ -166,6 +166,8 @@ def test_targets_of_a_prompt_and_completion_of_messages(tokenizer: Any, write: A
     for targets, texts in want.items():
         (example,) = encode(tokenizer, write, row, targets=targets)
         assert said(tokenizer, example) == texts
+    (none,) = encode(tokenizer, write, {"prompt": two[:2], "completion": two[2:3]}, targets="assistant")
+    assert none.detail == "no message has the role assistant, only user"
     mixed = [
         row,
         {"prompt": "a", "completion": " b"},
