@@ -33,7 +33,7 @@ TURNS = "the assistant's turns, as the template renders them"
 LAST = "the assistant's last turn"
 BEHIND = "everything behind the prompt"
 ALL = "every token"
-FLAGS = ", where messages say so"
+FLAGS = ", with the messages' own flags"
 
 Span = tuple[int, int]
 
@@ -297,6 +297,6 @@ def _why_none(talk: _Talk, assistants: Sequence[int], wanted: Collection[int], f
     if wanted:
         return "the assistant says nothing"
     if assistants:
-        return "no message was trained on, as they say themselves"
+        return "the messages' own flags say that none was trained on"
     roles = dict.fromkeys(escaped(str(message["role"]), 40) for message in talk.messages[first:])
     return f"no message has the role assistant, only {', '.join([*roles][:5])}"

@@ -188,7 +188,7 @@ def test_a_marked_template_takes_messages_at_their_word(tokenizer):
     talk = [TALK[0], {**TALK[1], "train": True}, {**TALK[2], "train": False}, *TALK[3:]]
     example = encode(tokenizer, talk)
     assert said(tokenizer, example) == ["Paris?<|im_end|>", "\n Paris again<|im_end|>"]
-    assert example.rule == MARKS + ", where messages say so"
+    assert example.rule == MARKS + ", with the messages' own flags"
 
 
 def test_the_same_words_again_and_again_are_each_turns_own(tokenizer):
