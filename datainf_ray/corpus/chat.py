@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.common.words import escaped
 from datainf_ray.corpus.slots import Masked, texts_of
 from datainf_ray.corpus.talks import Message, other_arguments, trained
 from datainf_ray.corpus.today import KEY, asks_today, pinned
@@ -32,7 +33,7 @@ TURNS = "the assistant's turns, as the template renders them"
 LAST = "the assistant's last turn"
 BEHIND = "everything behind the prompt"
 ALL = "every token"
-FLAGS = ", where messages say so"
+FLAGS = ", with the messages' own flags"
 
 Span = tuple[int, int]
 
@@ -139,7 +140,7 @@ class ChatTemplate:
             spans = self._tokens(talk, [(t.start, t.stop) for t in self._found(talk, wanted)] if wanted else [])
             spans = [(max(start, begin), stop) for start, stop in spans if stop > begin]
             rule = (LAST if targets == "last-assistant" else TURNS) + told
-            return Said(talk.ids, spans, rule, "" if spans else _why_none(talk, usual, wanted))
+            return Said(talk.ids, spans, rule, "" if spans else _why_none(talk, usual, wanted, len(prompt)))
         left_out = {number for number, flag in flags.items() if flag is False}
         out = self._tokens(talk, [(t.start, t.stop) for t in self._found(talk, left_out)]) if left_out else []
         edges = [begin, *itertools.chain.from_iterable(out), len(talk.ids)]
@@ -289,9 +290,13 @@ def _within(spans: Sequence[Span], turns: Sequence[Turn]) -> list[Span]:
     return [(start, stop) for start, stop in spans if any(t.start < stop and start < t.stop for t in turns)]
 
 
-def _why_none(talk: _Talk, assistants: Sequence[int], wanted: Collection[int]) -> str:
+def _why_none(talk: _Talk, assistants: Sequence[int], wanted: Collection[int], first: int = 0) -> str:
+    """Why none of the messages from `first` on gives a target."""
     if any(texts_of(talk.messages, number) for number in wanted):
         return "the chat template leaves out all that the assistant says"
     if wanted:
         return "the assistant says nothing"
-    return "no message was trained on, as they say themselves" if assistants else ""
+    if assistants:
+        return "the messages' own flags say that none was trained on"
+    roles = dict.fromkeys(escaped(str(message["role"]), 40) for message in talk.messages[first:])
+    return f"no message has the role assistant, only {', '.join([*roles][:5])}"

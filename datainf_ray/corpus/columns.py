@@ -73,7 +73,7 @@ class Combination:
         return self.types.get(role) or ROLES.get(role, "any")
 
     def __str__(self) -> str:
-        return "+".join(self.required) + "".join(f"(+{role})" for role in self.optional)
+        return "+".join(self.required)
 
 
 class Takes(Protocol):
@@ -183,7 +183,7 @@ def _no_combination(
     task: Takes,
     key: str,
 ) -> RequestError:
-    takes = f"task {task.name} takes {' or '.join('+'.join(kind.required) for kind in task.kinds)}"
+    takes = f"task {task.name} takes {' or '.join(map(str, task.kinds))}"
     if asked:
         return RequestError(f"{key}.columns", ", ".join(asked), takes)
     for combination in task.kinds:

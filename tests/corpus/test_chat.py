@@ -101,8 +101,13 @@ def test_a_reply_that_melts_into_what_stands_before_it_is_found(tokenizer):
 
 def test_a_talk_in_which_the_assistant_says_nothing_has_no_targets(tokenizer):
     example = encode(tokenizer, TALK[:2])
-    assert (example.status, example.detail) == ("no_target_tokens", "nothing to predict")
+    assert (example.status, example.detail) == (
+        "no_target_tokens",
+        "no message has the role assistant, only system, user",
+    )
     assert example.tokens > 0
+    named = [{"role": "human", "content": "Paris?"}, {"role": "gpt", "content": "Paris"}]
+    assert encode(tokenizer, named).detail == "no message has the role assistant, only human, gpt"
     assert encode(tokenizer, TALK[:3], max_length=5).detail == "all of them lie beyond max_length 5"
 
 
@@ -183,7 +188,7 @@ def test_a_marked_template_takes_messages_at_their_word(tokenizer):
     talk = [TALK[0], {**TALK[1], "train": True}, {**TALK[2], "train": False}, *TALK[3:]]
     example = encode(tokenizer, talk)
     assert said(tokenizer, example) == ["Paris?<|im_end|>", "\n Paris again<|im_end|>"]
-    assert example.rule == MARKS + ", where messages say so"
+    assert example.rule == MARKS + ", with the messages' own flags"
 
 
 def test_the_same_words_again_and_again_are_each_turns_own(tokenizer):

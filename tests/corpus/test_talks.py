@@ -110,14 +110,14 @@ def test_messages_say_whether_they_were_trained_on(tokenizer: Any, write: Any, f
         talk = [two[0], {**two[1], flag: no}, *two[2:]]
         (example,) = encode(tokenizer, write, {"messages": talk})
         assert said(tokenizer, example) == ["Quite sure.<|im_end|>"]
-        assert example.rule == "the assistant's turns, as the template renders them, where messages say so"
+        assert example.rule == "the assistant's turns, as the template renders them, with the messages' own flags"
         assert example.values["input_ids"] == ids(tokenizer, two)
     (example,) = encode(tokenizer, write, {"messages": [two[0], two[1], {**two[2], flag: 1}, two[3]]})
     assert said(tokenizer, example) == ["The first.<|im_end|>", "Really so?<|im_end|>", "Quite sure.<|im_end|>"]
     (example,) = encode(tokenizer, write, {"messages": [{**message, flag: False} for message in PAIR]})
     assert (example.status, example.detail) == (
         "no_target_tokens",
-        "no message was trained on, as they say themselves",
+        "the messages' own flags say that none was trained on",
     )
     (example,) = encode(tokenizer, write, {"messages": [PAIR[0], {**PAIR[1], flag: 0.5}]})
     assert example.detail == f"message 1 has {flag} 0.5, and only 0 and 1, false and true are supported"
@@ -166,6 +166,8 @@ def test_targets_of_a_prompt_and_completion_of_messages(tokenizer: Any, write: A
     for targets, texts in want.items():
         (example,) = encode(tokenizer, write, row, targets=targets)
         assert said(tokenizer, example) == texts
+    (none,) = encode(tokenizer, write, {"prompt": two[:2], "completion": two[2:3]}, targets="assistant")
+    assert none.detail == "no message has the role assistant, only user"
     mixed = [
         row,
         {"prompt": "a", "completion": " b"},
