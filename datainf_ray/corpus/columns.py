@@ -37,6 +37,10 @@ ROLES = {
 MISSING = {"text_pair": ""}
 
 
+#: Columns that trainers read by these names whatever the others are called: what a talk's template is given.
+TRAINERS_OWN = ("tools", "chat_template_kwargs")
+
+
 #: What a corpus usually is for that has columns of these roles; for messages. The first that is there counts.
 USUAL = (
     (("text", "label"), "sequence-classification"),
@@ -122,8 +126,8 @@ def choose_columns(
         if not all(role in asked or role in known for role in combination.required):
             continue
         taken = {role: asked.get(role, known.get(role, "")) for role in combination.required}
-        for role in combination.optional:  # an explicit request says all that it wants
-            found = asked.get(role, None if asked else known.get(role))
+        for role in combination.optional:  # an explicit request says all that it wants, but for what trainers look for
+            found = asked.get(role, None if asked and role not in TRAINERS_OWN else known.get(role))
             if found is not None:
                 taken[role] = found
         if not asked and "label" in common and task.name in dict(USUAL).values():

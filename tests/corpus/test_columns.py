@@ -49,6 +49,13 @@ def test_a_request_names_its_columns_and_required_ones_are_filled_in():
     assert choose(there, task="sequence-classification", text="s")[1] == {"text": "s", "label": "label"}
 
 
+def test_what_a_trainer_gives_the_template_is_taken_whatever_else_is_called_otherwise():
+    there = ("convo", "tools", "system", "chat_template_kwargs", "functions")
+    own = {"messages": "convo", "tools": "tools", "chat_template_kwargs": "chat_template_kwargs"}
+    assert choose(there, messages="convo") == ("messages", own)
+    assert choose(there, messages="convo", tools="functions") == ("messages", own | {"tools": "functions"})
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
