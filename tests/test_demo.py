@@ -167,6 +167,7 @@ def test_an_output_that_is_not_the_demos_own_is_refused(tmp_path: Path, output: 
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 def test_the_demo_finds_the_planted_rows_and_does_nothing_twice(tmp_path: Path) -> None:
     output, page = tmp_path / "demo", io.StringIO()
     outcome = run_demo(str(output), Console(file=page, width=120))
