@@ -101,7 +101,7 @@ def test_a_share_that_is_none(
 
 
 def test_the_share_is_told_in_words() -> None:
-    record = open_run(str(Path(__file__).parent / "interrupted" / "run")).record
+    record = open_run(str(Path(__file__).parent / "earlier" / "run")).record
     assert record.counts is not None
     told = {
         (1000, 998): "998 of 1,000 rows scored; 0.2 % without a score: 2 no_target_tokens",
