@@ -113,6 +113,20 @@ def test_the_papers_loops_are_the_papers_sums(benchmark: ModuleType) -> None:
     assert reference.worst(by_loops(_apart(g), _apart(v)), wanted) < 1e-5
 
 
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_gpus_whole_runs_can_be_had_without_a_gpu_and_a_killed_worker_changes_no_bit(figures: Run) -> None:
+    found = figures("gpu-right", "gpu-whole", "--size", "tiny")
+    errors = [figure["value"] for name, figure in found.items() if name.endswith("float32 / float64")]
+    assert len(errors) == 2
+    assert max(errors) < 1e-5
+    (killed,) = (figure for name, figure in found.items() if name.endswith("same bits"))
+    assert killed["value"] == 1
+    assert killed["note"] == "2 kills"
+    names = {name.rsplit(": ", 1)[1] for name in found if name.startswith("gpu-whole")}
+    assert names == {"inside the sweeps / training step", "all but start-up / training step"}
+
+
 def test_the_gpu_table_can_be_had_without_a_gpu(figures: Run) -> None:
     found = figures("gpu", "--size", "tiny")
     names = {name.rsplit(": ", 1)[1] for name in found}

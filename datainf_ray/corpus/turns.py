@@ -166,17 +166,18 @@ def _not_found(number: int, why: str = "") -> ValueError:
 def _probed(render: Render) -> tuple[str, set[str]]:
     """The header that asks for the assistant's turn, and the tokens that close one; empty where there are none."""
     asked, said = {"role": "user", "content": "\ue000"}, {"role": "assistant", "content": "\ue001"}
-    try:
-        bare, open_ = render([asked]), render([asked], reply=True)
-        header = open_[_common(bare, open_) :]
-    except Exception:  # a template may want more of a talk than this
-        header = ""
+
+    def rendered(*messages: Message, reply: bool = False) -> str:
+        try:
+            return render([*messages], reply=reply)
+        except Exception:  # a template may want more of a talk than this, and raise whatever it likes
+            return ""
+
+    bare, open_ = rendered(asked), rendered(asked, reply=True)
+    header = open_[_common(bare, open_) :] if bare else ""
     thought = _THOUGHT.search(header)
     header = header[: thought.start()] if thought else header
-    try:
-        tail = render([asked, said]).rpartition("\ue001")[2]
-    except Exception:
-        tail = ""
+    tail = rendered(asked, said).rpartition("\ue001")[2]
     return header if header.strip() else "", set(_TAG.findall(tail))
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +115,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class _Killer:
-    """Kills a worker of a run that this process starts, twice: a second after it has begun to compute."""
+    """Kills a worker of a run that this process has started, twice, a moment after it has begun a chunk."""
 
     def __init__(self, most: int = 2) -> None:
         self.kills, self._most, self._over = 0, most, threading.Event()
@@ -132,15 +130,17 @@ class _Killer:
         self._thread.join()
 
     def _watch(self) -> None:
+        import psutil
+
         since: dict[int, float] = {}
         while self.kills < self._most and not self._over.wait(0.02):
-            listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
-            for line in listed.splitlines():
-                pid, _, title = line.strip().partition(" ")
-                if title.startswith("ray::Worker.run"):
-                    since.setdefault(int(pid), time.monotonic())
-                    if time.monotonic() - since[int(pid)] > 0.05 * (1 + self.kills):
-                        os.kill(int(pid), signal.SIGKILL)
+            for process in psutil.Process().children(recursive=True):  # nobody else's
+                with suppress(psutil.Error):  # ended since it was listed
+                    if not (process.cmdline() or [""])[0].startswith("ray::Worker.run"):
+                        continue
+                    since.setdefault(process.pid, time.monotonic())
+                    if time.monotonic() - since[process.pid] > 0.05 * (1 + self.kills):
+                        process.kill()
                         since.clear()
                         self.kills += 1
                         break

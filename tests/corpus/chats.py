@@ -10,6 +10,7 @@ import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from datainf_ray.corpus.tokens import Example
 from tests.corpus.conftest import SENTENCES
 
 Message = dict[str, Any]
@@ -93,3 +94,14 @@ TALKS: dict[str, list[Message]] = {
 
 def tools_for(talk: str) -> list[dict[str, Any]] | None:
     return TOOLS if talk.startswith("tool") else None
+
+
+def said(tokenizer: Any, example: Example) -> list[str]:
+    """The text of every run of targets."""
+    runs: list[list[int]] = [[]]
+    for label in example.values["labels"]:
+        if label != -100:
+            runs[-1].append(label)
+        elif runs[-1]:
+            runs.append([])
+    return [tokenizer.decode(run) for run in runs if run]

@@ -9,6 +9,7 @@ from datainf_ray.corpus.chat import MARKS, TURNS, ChatTemplate
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from tests import tiny
+from tests.corpus.chats import said
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -43,17 +44,6 @@ def encoder(tokenizer, max_length: int) -> Encoder:
 def encode(tokenizer, messages, max_length: int = 512) -> Example:
     row = Row(0, "r", {"messages": messages}, None, None)
     return encoder(tokenizer, max_length).encode([row])[0]
-
-
-def said(tokenizer, example: Example) -> list[str]:
-    """The text of every run of targets."""
-    runs: list[list[int]] = [[]]
-    for label in example.values["labels"]:
-        if label != -100:
-            runs[-1].append(label)
-        elif runs[-1]:
-            runs.append([])
-    return [tokenizer.decode(run) for run in runs if run]
 
 
 @pytest.mark.parametrize("post", ["<s> $A", "<s> $A </s>", None])

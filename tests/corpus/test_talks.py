@@ -18,7 +18,7 @@ from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.tokens import EncoderSpec, Example
 from tests import tiny
 from tests.corpus import chats
-from tests.corpus.chats import TEMPLATES, assistant, user
+from tests.corpus.chats import TEMPLATES, assistant, said, user
 
 CAUSAL = tiny.task("causal-lm")
 
@@ -39,17 +39,6 @@ def encoded(tokenizer: Any, path: str | Path, targets: str = "auto", **keys: Any
 
 def encode(tokenizer: Any, write: Any, *rows: dict[str, Any], targets: str = "auto", **keys: Any) -> list[Example]:
     return encoded(tokenizer, write("rows.jsonl", list(rows)), targets, **keys)
-
-
-def said(tokenizer: Any, example: Example) -> list[str]:
-    """The text of every run of targets."""
-    runs: list[list[int]] = [[]]
-    for label in example.values["labels"]:
-        if label != -100:
-            runs[-1].append(label)
-        elif runs[-1]:
-            runs.append([])
-    return [tokenizer.decode(run) for run in runs if run]
 
 
 def ids(tokenizer: Any, talk: list[dict[str, Any]], **options: Any) -> list[int]:
