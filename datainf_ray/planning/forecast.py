@@ -302,5 +302,8 @@ def render(expected: Plan) -> str:
     wrapped = textwrap.TextWrapper(100, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
     told = [wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text]
     if p.row is not None:
-        told += [f"{'a row':<13} {p.row.heading}", textwrap.indent(wrapped.fill(p.row.short()), " " * 14)]
+        told += [
+            wrapped.fill(f"{'a row':<13} {p.row.heading}"),
+            textwrap.fill(p.row.short(), 100, initial_indent=" " * 14, subsequent_indent=" " * 14),
+        ]
     return "\n".join(told)
