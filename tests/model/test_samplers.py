@@ -142,6 +142,13 @@ class SquaredNorm(LlamaRMSNorm):
         return self.weight * super().forward(x)
 
 
+class Branching(nn.Linear):
+    """A layer that decides by what it is fed, as torch.func cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if bool(x.mean() > 0) else super().forward(2 * x)
+
+
 class Same(nn.Linear):
     """Another class and the same sum."""
 
@@ -177,15 +184,13 @@ def test_a_layer_that_cannot_be_run_again_is_refused(options: dict[str, Any], wh
 
 
 class Mixed(nn.Module):
-    """A layer without a formula: what it is fed beside its input, what it gives, or how it goes on, is special."""
+    """A layer without a formula: what it is fed beside its input, or what it gives, is special."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
         self.weight, self.how = nn.Parameter(torch.ones(WIDTH)), how
 
     def forward(self, x: Tensor, table: Tensor | None = None) -> Any:
-        if self.how == "branches" and x.sum() > 0:
-            return x * self.weight * 2
         out = x * self.weight if table is None else x * self.weight * table
         return (out, None) if self.how == "a pair" else out
 
@@ -193,7 +198,6 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize(
     ("how", "shape", "table", "why"),
     [
-        ("branches", (3, 5, WIDTH), None, "a Mixed cannot be run for each example by itself: "),
         ("a pair", (3, 5, WIDTH), None, "weight belongs to a layer that gives a tuple, not a tensor"),
         ("", (1, 5, WIDTH), None, r"weight is fed \(1, 5, 6\): no row for each of 3 examples"),
         ("", (15, WIDTH), None, r"weight is fed \(15, 6\): no row for each of 3 examples"),
@@ -233,6 +237,31 @@ def test_a_layer_that_is_fed_its_rows_in_another_way_than_before_is_an_error() -
     assert taken(3, 3).tolist() == [[3, 3]] * 3
     with pytest.raises(CaptureError, match="no row for each of 3 examples"):
         taken(3, 5)
+
+
+def test_a_layer_that_decides_by_what_it_is_fed_is_run_for_one_row_after_the_other() -> None:
+    torch.manual_seed(0)
+    layer = Branching(WIDTH, 4).double()
+    x = torch.randn(6, 1, WIDTH, dtype=torch.float64)
+    assert 0 < int((x.mean((1, 2)) > 0).sum()) < 6
+    want = [torch.autograd.grad(layer(row[None]).square().sum(), list(layer.parameters())) for row in x]
+    outputs = torch.cat([layer(row[None]) for row in x]).detach()
+    capture = Capture(layer, dict(layer.named_parameters()))
+    layer.requires_grad_(False)
+    for _ in range(2):
+        got: dict[str, Tensor] = {}
+        with capture.into(lambda name, g, rows, got=got: got.update({name: g}), torch.arange(6)):
+            # what a model with such a layer gives row by row, in one batch
+            layer.forward = lambda given: nn.functional.linear(  # type: ignore[method-assign]
+                torch.where(given.mean((1, 2), keepdim=True) > 0, given, 2 * given), layer.weight, layer.bias
+            )
+            out = layer(x)
+            del layer.forward
+            torch.testing.assert_close(out, outputs)
+            out.square().sum().backward()
+        for k, name in enumerate(("weight", "bias")):
+            right = torch.stack([found[k].flatten() for found in want])
+            torch.testing.assert_close(got[name], right, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("layout", ["flat", "sequence"])

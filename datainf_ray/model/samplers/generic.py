@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,15 @@ from torch.func import functional_call, vjp, vmap
 from datainf_ray.model.samplers.register import Call, CaptureError, wide
 
 _HALVES = (torch.bfloat16, torch.float16)
+_looped: WeakSet[nn.Module] = WeakSet()  # layers that torch.func cannot follow
 
 
 def generic(layer: nn.Module, call: Call, gradient: Tensor, names: Collection[str]) -> dict[str, Tensor]:
     """y = f(W, x): for every example alone ∂⟨g_i, f(W, x_i)⟩/∂W, the layer run once more, for all examples at once.
 
-    It is right for a layer that treats each example by itself. Raises `CaptureError` where it cannot be seen that it
-    does, and where `torch.func` cannot follow it, as in control flow that depends on data.
+    Where `torch.func` cannot follow a layer, as in control flow that depends on data, it is run for one example after
+    the other. It is right for a layer that treats each example by itself. Raises `CaptureError` where it cannot be seen
+    that it does.
     """
     b = len(gradient)
     weights = {name: layer.get_parameter(name).detach() for name in names}
@@ -33,29 +36,54 @@ def generic(layer: nn.Module, call: Call, gradient: Tensor, names: Collection[st
     for x, own in zip(fed, apart, strict=True):
         if isinstance(x, Tensor) and not own and x.ndim > 0 and len(x) != 1:
             raise CaptureError(f"a {type(layer).__name__} is fed {tuple(x.shape)}: no row for each of {b} examples")
-    count = len(call.inputs)
 
-    def one(g: Tensor, *parts: Tensor) -> dict[str, Tensor]:
+    def run(given: dict[str, Tensor], parts: Sequence[Tensor]) -> Tensor:
+        """The layer's output for one example."""
         rows = iter(parts)
         whole = [_alone(next(rows), call.layout) if own else x for x, own in zip(fed, apart, strict=True)]
+        count = len(call.inputs)
         keywords = dict(zip(call.keywords, whole[count:], strict=True))
+        out = functional_call(layer, others | given, tuple(whole[:count]), keywords)
+        assert isinstance(out, Tensor)
+        return out
 
-        def run(given: dict[str, Tensor]) -> Tensor:
-            out = functional_call(layer, others | given, tuple(whole[:count]), keywords)
-            assert isinstance(out, Tensor)
-            return out
-
-        out, pull, *_ = vjp(run, weights)
+    def one(g: Tensor, *parts: Tensor) -> dict[str, Tensor]:
+        out, pull, *_ = vjp(lambda given: run(given, parts), weights)
         found: dict[str, Tensor] = pull(_alone(g, call.layout).to(out.dtype))[0]
         return found
 
-    try:
-        found = vmap(one)(gradient, *(x for x, own in zip(fed, apart, strict=True) if own))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # no common type: whatever a layer does that torch.func has no rule for
-        raise CaptureError(f"a {type(layer).__name__} cannot be run for each example by itself: {error}") from error
+    rows = [x for x, own in zip(fed, apart, strict=True) if own]
+    found: dict[str, Tensor] | None = None
+    if layer not in _looped:
+        try:
+            found = vmap(one)(gradient, *rows)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # no common type: whatever a layer does that torch.func has no rule for
+            _looped.add(layer)
+    if found is None:
+        found = _one_by_one(run, weights, gradient, rows, call.layout)
     return {name: g.to(wide(g.dtype)) for name, g in found.items()}
+
+
+def _one_by_one(
+    run: Callable[[dict[str, Tensor], Sequence[Tensor]], Tensor],
+    weights: dict[str, Tensor],
+    gradient: Tensor,
+    rows: Sequence[Tensor],
+    layout: str,
+) -> dict[str, Tensor]:
+    """The same by plain autograd, which can do whatever the model itself can."""
+    with torch.enable_grad():
+        leaves = {name: weight.clone().requires_grad_(True) for name, weight in weights.items()}
+        found = []
+        for i, g in enumerate(gradient):
+            out = run(leaves, [x[i] for x in rows])
+            pulled = torch.autograd.grad(
+                out, list(leaves.values()), _alone(g, layout).to(out.dtype), allow_unused=True, materialize_grads=True
+            )
+            found.append(dict(zip(leaves, pulled, strict=True)))
+    return {name: torch.stack([example[name] for example in found]) for name in leaves}
 
 
 def _alone(x: Tensor, layout: str) -> Tensor:

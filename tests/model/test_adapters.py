@@ -1,0 +1,143 @@
+"""Every kind of adapter on a small model in float64, by hooks, against plain autograd on each row alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+
+from datainf_ray.model.replica import Replica
+from tests import reference, tiny
+from tests.model.compare import captured, examples_of, relative
+
+QV = ["q_proj", "v_proj"]
+TIED = {"tie_word_embeddings": True}
+SHARED = ["shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"]
+Rows = list[dict[str, Any]]
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": tiny.VOCABULARY}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MORE: dict[str, Callable[[], Any]] = {
+    "opt": lambda: transformers.OPTConfig(
+        **SIZES, **IDS, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64
+    ),
+    "qwen2moe": lambda: transformers.Qwen2MoeConfig(
+        **SIZES, **IDS, num_key_value_heads=2, intermediate_size=48, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=16, shared_expert_intermediate_size=24, max_position_embeddings=64,
+    ),
+    "longformer-classifier": lambda: transformers.LongformerConfig(
+        **SIZES, **IDS, intermediate_size=48, max_position_embeddings=66, attention_window=4
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of adapter: PEFT's configuration, the model it is on, and how near in float64 it comes."""
+
+    adapter: Callable[..., Any]
+    arch: str = "llama"
+    settings: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
+    near: float = 1e-9
+
+
+def lora(**options: Any) -> Callable[..., Any]:
+    return lambda task: LoraConfig(task_type=task, **({"r": 3, "lora_alpha": 6, "target_modules": QV} | options))
+
+
+def other(name: str, **options: Any) -> Callable[..., Any]:
+    return lambda task: getattr(peft, name)(task_type=task, **({"target_modules": QV} | options))
+
+
+KINDS: dict[str, Kind] = {
+    "LoRA": Kind(lora(target_modules="all-linear")),
+    "LoRA with biases of its own": Kind(lora(lora_bias=True)),
+    "saved norms": Kind(lora(modules_to_save=["input_layernorm", "norm"])),
+    "saved embedding": Kind(lora(modules_to_save=["embed_tokens"])),
+    "saved embedding and head": Kind(lora(modules_to_save=["embed_tokens", "lm_head"])),
+    "biases and layer norms": Kind(lora(target_modules=["c_attn"], fan_in_fan_out=True, bias="all"), "gpt2"),
+    "a saved layer norm of BERT": Kind(lora(target_modules=["query"], modules_to_save=["LayerNorm"]), "bert"),
+    "IA3": Kind(other("IA3Config", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])),
+    "LoHa": Kind(other("LoHaConfig", r=3)),
+    "LoKr": Kind(other("LoKrConfig", r=3)),
+    "OFT": Kind(other("OFTConfig", oft_block_size=4)),
+    "VeRA": Kind(other("VeraConfig", r=8, target_modules=["q_proj"])),
+    "AdaLoRA": Kind(other("AdaLoraConfig", init_r=4, total_step=10)),
+    "BD-LoRA": Kind(
+        lora(
+            target_modules=["q_proj", "o_proj"],
+            r=4,
+            use_bdlora=BdLoraConfig(target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj"], nblocks=2),
+        )
+    ),
+    "KaSA": Kind(lora(kasa_config=KasaConfig())),
+    "trainable tokens": Kind(lora(trainable_token_indices=[5, 9, 17])),
+    "trainable tokens of a tied head": Kind(lora(trainable_token_indices=[5, 9, 17]), settings=TIED),
+    "saved embedding, tied to the head": Kind(
+        lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True), settings=TIED
+    ),
+    "DoRA": Kind(lora(use_dora=True, target_modules="all-linear")),
+    "DoRA on linear layers with biases": Kind(lora(use_dora=True, target_modules=["query", "value"]), "bert"),
+    "DoRA of GPT-2's linear layers": Kind(lora(use_dora=True, target_modules=["c_attn"], fan_in_fan_out=True), "gpt2"),
+    "DoRA on an embedding": Kind(lora(use_dora=True, target_modules=["embed_tokens"])),
+    "LoRA on an embedding": Kind(lora(target_modules=["embed_tokens", "q_proj"])),
+    "LoRA on GPT-2's embedding, which is tied": Kind(lora(target_modules=["wte", "c_attn"]), "gpt2"),
+    "LoRA on the head": Kind(lora(target_modules=["lm_head", "q_proj"])),
+    "OPT's fc1 and fc2, rows end to end": Kind(lora(target_modules=["fc1", "fc2"]), "opt"),
+    "a shared expert, rows end to end": Kind(lora(target_modules=SHARED), "qwen2moe"),
+    "Longformer, the sequence first": Kind(lora(target_modules=["query", "value"]), "longformer-classifier"),
+    "LN tuning": Kind(other("LNTuningConfig", target_modules=["input_layernorm"])),
+}
+
+
+def made(kind: Kind) -> PeftModel:
+    """A random model with a random adapter of a kind, in float64."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(tiny.CONFIGS[kind.arch]()) if kind.arch in tiny.CONFIGS else MORE[kind.arch]()
+    for key, value in kind.settings.items():
+        setattr(config, key, value)
+    task = tiny.task_name(kind.arch)
+    config.num_labels = 3 if task == "sequence-classification" else config.num_labels
+    config._attn_implementation = "eager"
+    base = tiny.task(task).model_class().from_config(config)
+    for parameter in base.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model = get_peft_model(base, kind.adapter(tiny._KINDS[task])).double().eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def rows_of(kind: Kind) -> Rows:
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for k, n in enumerate((9, 4, 12, 7, 12)):
+        ids = torch.randint(4, tiny.VOCABULARY, (n,), generator=generator).tolist()
+        labels = k % 3 if tiny.task_name(kind.arch) == "sequence-classification" else [-100, -100, *ids[2:]]
+        rows.append({"input_ids": ids, "labels": labels})
+    return rows
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_rows_gradient_is_autograds(name: str) -> None:
+    kind = KINDS[name]
+    model, rows = made(kind), rows_of(kind)
+    want = reference.gradients(copy.deepcopy(model), rows)
+    assert max(float(g.norm()) for g in want.values()) > 1e-3
+    replica = Replica(model, tiny.task(tiny.task_name(kind.arch)))
+    assert replica.reason is None
+    for size in (1, 3, 5):
+        got, _ = captured(replica, examples_of(rows), size, dtype=torch.float64)
+        for (block, g), w in zip(got.items(), want.values(), strict=True):
+            assert relative(g, w) < kind.near, (block, size)
