@@ -112,32 +112,36 @@ class Capture:
             for watch in self._watches:
                 watch.reset()
 
-    def _hook(self, watch: _Watch) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            if self.consume is not None and torch.is_grad_enabled() and not getattr(self._sampling, "now", False):
-                self._forward(watch, inputs, keywords, output)
+    def _hook(self, watch: _Watch) -> Callable[..., Any]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+            if self.consume is None or not torch.is_grad_enabled() or getattr(self._sampling, "now", False):
+                return output
+            if isinstance(
+                output, tuple
+            ):  # of which one may be made of another: as views each has a gradient of its own
+                output = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in output)
+            self._forward(watch, inputs, keywords, output)
+            return output
 
         return hook
 
     def _forward(self, watch: _Watch, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        if not isinstance(output, Tensor):
-            raise CaptureError(f"{watch.site} belongs to a layer that gives a {type(output).__name__}, not a tensor")
-        if not output.requires_grad:
-            output.requires_grad_(True)
         first = next((x for x in (*inputs, *keywords.values()) if isinstance(x, Tensor)), None)
         layout = watch.layout_of(first, len(self.rows), self.lengths)
-        if layout is not None and not _holds(output, first, layout, len(self.rows)):
-            layout = None
-        if layout is None:  # no harm where it does not reach the loss, as what DoRA takes its norms from does not
-            output.register_hook(lambda gradient: self._lost(watch, first))
-            return
-        watch.calls += 1
-        # accelerate moves a layer's input behind this hook's back
-        kept = tuple(self._kept(x, first, layout, output.device) for x in inputs)
-        named = {name: self._kept(x, first, layout, output.device) for name, x in keywords.items()}
-        shown = self._kept(output, output, layout, output.device) if reads_output(watch.site.sampler) else None
-        call = Call(kept, named, shown, layout)
-        output.register_hook(lambda gradient: self._in_turn(watch, call, gradient))
+        for part, out in _outputs(watch.site, output):
+            if not out.requires_grad:
+                out.requires_grad_(True)
+            if layout is None or not _holds(out, first, layout, len(self.rows)):
+                # no harm where it does not reach the loss, as what DoRA takes its norms from does not
+                out.register_hook(lambda gradient: self._lost(watch, first))
+                continue
+            watch.calls += 1
+            # accelerate moves a layer's input behind this hook's back
+            kept = tuple(self._kept(x, first, layout, out.device) for x in inputs)
+            named = {name: self._kept(x, first, layout, out.device) for name, x in keywords.items()}
+            shown = self._kept(out, out, layout, out.device) if reads_output(watch.site.sampler) else None
+            call = Call(kept, named, shown, layout, part)
+            out.register_hook(lambda gradient, call=call: self._in_turn(watch, call, gradient))
 
     def _kept(self, x: Any, like: Any, layout: Layout, device: torch.device) -> Any:
         """What a layer was fed, with its rows first where it has the rows that its first input has."""
@@ -181,6 +185,15 @@ class Capture:
                 self.consume(block, flat, self.rows)
         watch.gradients = {}
         watch.emitted = True
+
+
+def _outputs(site: Site, output: Any) -> list[tuple[int | None, Tensor]]:
+    """The tensors that a layer returns and that may have a gradient, each with its place where it is one of several."""
+    if isinstance(output, Tensor):
+        return [(None, output)]
+    if not isinstance(output, tuple) or not all(x is None or isinstance(x, Tensor) for x in output):
+        raise CaptureError(f"{site} belongs to a layer that gives a {type(output).__name__}, not tensors")
+    return [(k, x) for k, x in enumerate(output) if x is not None and x.is_floating_point()]
 
 
 def _rows_first(x: Tensor, layout: Layout, b: int) -> Tensor:

@@ -14,13 +14,16 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 
+from datainf_ray.model.inspect import name_blocks
 from datainf_ray.model.replica import Replica
+from datainf_ray.model.sites import find_sites
 from tests import reference, tiny
 from tests.model.compare import captured, examples_of, relative
 
 QV = ["q_proj", "v_proj"]
 TIED = {"tie_word_embeddings": True}
 SHARED = ["shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"]
+FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 Rows = list[dict[str, Any]]
 
 
@@ -34,10 +37,25 @@ MORE: dict[str, Callable[[], Any]] = {
         **SIZES, **IDS, num_key_value_heads=2, intermediate_size=48, num_experts=4, num_experts_per_tok=2,
         moe_intermediate_size=16, shared_expert_intermediate_size=24, max_position_embeddings=64,
     ),
+    "qwen3moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, **IDS, num_key_value_heads=2, head_dim=8, intermediate_size=48, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=16, max_position_embeddings=64,
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **SIZES, **IDS, num_key_value_heads=2, head_dim=8, intermediate_size=20, num_local_experts=4,
+        max_position_embeddings=64,
+    ),
+    "gptoss": lambda: transformers.GptOssConfig(
+        **SIZES, **IDS, num_key_value_heads=2, head_dim=8, intermediate_size=20, num_local_experts=4,
+        num_experts_per_tok=2, max_position_embeddings=64,
+    ),
     "longformer-classifier": lambda: transformers.LongformerConfig(
         **SIZES, **IDS, intermediate_size=48, max_position_embeddings=66, attention_window=4
     ),
 }  # fmt: skip
+
+
+MOE = ("qwen2moe", "qwen3moe", "mixtral", "gptoss")
 
 
 @dataclass(frozen=True)
@@ -92,8 +110,14 @@ KINDS: dict[str, Kind] = {
     "LoRA on an embedding": Kind(lora(target_modules=["embed_tokens", "q_proj"])),
     "LoRA on GPT-2's embedding, which is tied": Kind(lora(target_modules=["wte", "c_attn"]), "gpt2"),
     "LoRA on the head": Kind(lora(target_modules=["lm_head", "q_proj"])),
+    "DoRA of OPT's fc1 and fc2": Kind(lora(use_dora=True, target_modules=["fc1", "fc2"]), "opt"),
     "OPT's fc1 and fc2, rows end to end": Kind(lora(target_modules=["fc1", "fc2"]), "opt"),
     "a shared expert, rows end to end": Kind(lora(target_modules=SHARED), "qwen2moe"),
+    "fused experts, both weights": Kind(lora(target_parameters=FUSED), "qwen3moe"),
+    "fused experts, one weight": Kind(lora(target_parameters=FUSED[1:]), "mixtral"),
+    "fused experts and nothing else": Kind(lora(target_modules=[], target_parameters=FUSED), "qwen3moe"),
+    "fused experts that lie transposed, with biases": Kind(lora(target_parameters=FUSED), "gptoss"),
+    "a router": Kind(lora(target_parameters=["mlp.gate.weight"]), "qwen3moe"),
     "Longformer, the sequence first": Kind(lora(target_modules=["query", "value"]), "longformer-classifier"),
     "LN tuning": Kind(other("LNTuningConfig", target_modules=["input_layernorm"])),
 }
@@ -109,6 +133,8 @@ def made(kind: Kind) -> PeftModel:
     config.num_labels = 3 if task == "sequence-classification" else config.num_labels
     config._attn_implementation = "eager"
     base = tiny.task(task).model_class().from_config(config)
+    if kind.arch in MOE:
+        base.set_experts_implementation("eager")  # the others multiply no float64
     for parameter in base.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -141,3 +167,36 @@ def test_every_rows_gradient_is_autograds(name: str) -> None:
         got, _ = captured(replica, examples_of(rows), size, dtype=torch.float64)
         for (block, g), w in zip(got.items(), want.values(), strict=True):
             assert relative(g, w) < kind.near, (block, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "samplers"),
+    [
+        ("LoRA", {"linear"}),
+        ("DoRA", {"linear", "magnitude"}),
+        ("DoRA on an embedding", {"dora", "generic"}),
+        ("LoRA on an embedding", {"linear", "lora"}),
+        ("trainable tokens", {"linear", "trained_tokens"}),
+        ("trainable tokens of a tied head", {"linear", "trained_tokens", "generic"}),
+        ("KaSA", {"linear", "generic"}),
+        ("a saved layer norm of BERT", {"linear", "normed"}),
+    ],
+)
+def test_formulas_are_used_where_there_are_some(name: str, samplers: set[str]) -> None:
+    model = made(KINDS[name])
+    sites = find_sites(model, name_blocks(model))
+    assert not isinstance(sites, str)
+    assert {site.sampler.__name__ for site in sites} == samplers
+
+
+def test_a_magnitude_that_is_zero_is_not_divided_by() -> None:
+    model, rows = made(KINDS["DoRA"]), rows_of(KINDS["DoRA"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "magnitude" in name:
+                parameter[1] = 0
+    want = reference.gradients(copy.deepcopy(model), rows)
+    replica = Replica(model, tiny.task("causal-lm"))
+    got, _ = captured(replica, examples_of(rows), 3, dtype=torch.float64)
+    for g, w in zip(got.values(), want.values(), strict=True):
+        assert relative(g, w) < 1e-9

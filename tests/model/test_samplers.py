@@ -142,6 +142,32 @@ class SquaredNorm(LlamaRMSNorm):
         return self.weight * super().forward(x)
 
 
+class Pair(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        first = super().forward(x)
+        return first, None, first.argmax(-1), first.exp()
+
+
+def test_a_layer_that_gives_several_tensors_is_summed_over_them() -> None:
+    torch.manual_seed(0)
+    layer = Pair(WIDTH, 2).double()
+    x = torch.randn(3, 5, WIDTH, dtype=torch.float64, requires_grad=True)
+
+    def losses(x: Tensor) -> Tensor:
+        first, _, _, last = layer(x)
+        return (first.sin() + 2 * last).sum()
+
+    want = [torch.autograd.grad(losses(row[None]), list(layer.parameters())) for row in x]
+    capture = Capture(layer, dict(layer.named_parameters()))
+    layer.requires_grad_(False)
+    got: dict[str, Tensor] = {}
+    with capture.into(lambda name, g, rows: got.update({name: g}), torch.arange(3)):
+        losses(x).backward()
+    for k, name in enumerate(("weight", "bias")):
+        right = torch.stack([found[k].flatten() for found in want])
+        torch.testing.assert_close(got[name], right, rtol=1e-9, atol=0)
+
+
 class Branching(nn.Linear):
     """A layer that decides by what it is fed, as torch.func cannot."""
 
@@ -192,13 +218,13 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor | None = None) -> Any:
         out = x * self.weight if table is None else x * self.weight * table
-        return (out, None) if self.how == "a pair" else out
+        return {"out": out} if self.how == "a dict" else out
 
 
 @pytest.mark.parametrize(
     ("how", "shape", "table", "why"),
     [
-        ("a pair", (3, 5, WIDTH), None, "weight belongs to a layer that gives a tuple, not a tensor"),
+        ("a dict", (3, 5, WIDTH), None, "weight belongs to a layer that gives a dict, not tensors"),
         ("", (1, 5, WIDTH), None, r"weight is fed \(1, 5, 6\): no row for each of 3 examples"),
         ("", (15, WIDTH), None, r"weight is fed \(15, 6\): no row for each of 3 examples"),
         ("", (3, 5, WIDTH), (5, WIDTH), r"a Mixed is fed \(5, 6\): no row for each of 3 examples"),
@@ -215,7 +241,7 @@ def test_what_cannot_be_told_apart_is_an_error_and_never_wrong(
     def passed() -> None:
         with capture.into(lambda name, g, rows: got.append(name), torch.arange(3)):
             out = layer(torch.randn(shape), None if table is None else torch.randn(table))
-            (out[0] if isinstance(out, tuple) else out).sum().backward()
+            (out["out"] if isinstance(out, dict) else out).sum().backward()
 
     with pytest.raises(CaptureError, match=why):
         passed()

@@ -44,6 +44,7 @@ def generic(layer: nn.Module, call: Call, gradient: Tensor, names: Collection[st
         count = len(call.inputs)
         keywords = dict(zip(call.keywords, whole[count:], strict=True))
         out = functional_call(layer, others | given, tuple(whole[:count]), keywords)
+        out = out if call.part is None else out[call.part]
         assert isinstance(out, Tensor)
         return out
 
