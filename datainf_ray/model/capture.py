@@ -191,7 +191,7 @@ def _outputs(site: Site, output: Any) -> list[tuple[int | None, Tensor]]:
     """The tensors that a layer returns and that may have a gradient, each with its place where it is one of several."""
     if isinstance(output, Tensor):
         return [(None, output)]
-    if not isinstance(output, tuple) or not all(x is None or isinstance(x, Tensor) for x in output):
+    if type(output) is not tuple or not all(x is None or isinstance(x, Tensor) for x in output):
         raise CaptureError(f"{site} belongs to a layer that gives a {type(output).__name__}, not tensors")
     return [(k, x) for k, x in enumerate(output) if x is not None and x.is_floating_point()]
 

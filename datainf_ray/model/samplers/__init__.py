@@ -1,6 +1,6 @@
 """Every example's gradient of a layer's tensors, from what hooks see of it: one function for each kind of layer."""
 
-from datainf_ray.model.samplers import dora, embeddings, experts, linear, norms  # each registers its own
+from datainf_ray.model.samplers import convolution, dora, embeddings, experts, linear, norms  # each registers its own
 from datainf_ray.model.samplers.generic import generic, refused
 from datainf_ray.model.samplers.linear import is_plain_linear
 from datainf_ray.model.samplers.register import Call, CaptureError, Layout, Sampler, claimant, reads_output, sampler_of
@@ -11,6 +11,7 @@ __all__ = [
     "Layout",
     "Sampler",
     "claimant",
+    "convolution",
     "dora",
     "embeddings",
     "experts",
