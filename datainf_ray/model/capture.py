@@ -88,6 +88,7 @@ class Capture:
         self._turn = threading.Lock()  # where layers lie on several GPUs, each GPU's backward pass has its own thread
         self._sampling = threading.local()  # a sampler may run a layer again, of which hooks must not take note
         for watch in self._watches:
+            watch.site.layer.register_forward_pre_hook(self._repeat)
             watch.site.layer.register_forward_hook(self._hook(watch), with_kwargs=True)
 
     @contextmanager
@@ -112,9 +113,21 @@ class Capture:
             for watch in self._watches:
                 watch.reset()
 
+    def _running(self) -> bool:
+        """Whether a layer is called by the model on the batch, and not by a sampler."""
+        return self.consume is not None and torch.is_grad_enabled() and not getattr(self._sampling, "now", False)
+
+    def _repeat(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        """A table of positions is looked up once for all rows; here for each of them, so that they stay apart."""
+        first = inputs[0] if inputs else None
+        if not self._running() or not isinstance(first, Tensor) or first.is_floating_point():
+            return None
+        alone = first.ndim == 2 and len(first) == 1 and first.shape[1] in self.lengths
+        return (first.expand(len(self.rows), -1), *inputs[1:]) if alone else None
+
     def _hook(self, watch: _Watch) -> Callable[..., Any]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-            if self.consume is None or not torch.is_grad_enabled() or getattr(self._sampling, "now", False):
+            if not self._running():
                 return output
             if isinstance(
                 output, tuple
@@ -131,7 +144,8 @@ class Capture:
         for part, out in _outputs(watch.site, output):
             if not out.requires_grad:
                 out.requires_grad_(True)
-            if layout is None or not _holds(out, first, layout, len(self.rows)):
+            returned = None if layout is None or first is None else _returned(out, first, layout, len(self.rows))
+            if layout is None or returned is None:
                 # no harm where it does not reach the loss, as what DoRA takes its norms from does not
                 out.register_hook(lambda gradient: self._lost(watch, first))
                 continue
@@ -140,7 +154,7 @@ class Capture:
             kept = tuple(self._kept(x, first, layout, out.device) for x in inputs)
             named = {name: self._kept(x, first, layout, out.device) for name, x in keywords.items()}
             shown = self._kept(out, out, layout, out.device) if reads_output(watch.site.sampler) else None
-            call = Call(kept, named, shown, layout, part)
+            call = Call(kept, named, shown, layout, returned, part)
             out.register_hook(lambda gradient, call=call: self._in_turn(watch, call, gradient))
 
     def _kept(self, x: Any, like: Any, layout: Layout, device: torch.device) -> Any:
@@ -159,7 +173,7 @@ class Capture:
         with self._turn:
             self._sampling.now = True
             try:
-                self._backward(watch, call, _rows_first(gradient.detach(), call.layout, len(self.rows)))
+                self._backward(watch, call, _rows_first(gradient.detach(), call.returned, len(self.rows)))
             finally:
                 self._sampling.now = False
 
@@ -203,8 +217,10 @@ def _rows_first(x: Tensor, layout: Layout, b: int) -> Tensor:
     return x.transpose(0, 1) if layout == "sequence" else x
 
 
-def _holds(output: Tensor, first: Any, layout: Layout, b: int) -> bool:
-    """Whether an output has its rows where the input has them."""
+def _returned(output: Tensor, first: Tensor, layout: Layout, b: int) -> Layout | None:
+    """How an output holds the rows of the input: as that does, or, as of some routers, laid end to end; None: not."""
     if layout == "sequence":
-        return output.ndim > 1 and output.shape[:2] == first.shape[:2]
-    return output.ndim > 0 and len(output) == (len(first) if layout == "flat" else b)
+        return layout if output.ndim > 1 and output.shape[:2] == first.shape[:2] else None
+    if output.ndim > 0 and len(output) == len(first):
+        return layout
+    return "flat" if first.ndim > 2 and output.ndim == 2 and len(output) == b * first.shape[1] else None

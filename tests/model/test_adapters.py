@@ -49,13 +49,21 @@ MORE: dict[str, Callable[[], Any]] = {
         **SIZES, **IDS, num_key_value_heads=2, head_dim=8, intermediate_size=20, num_local_experts=4,
         num_experts_per_tok=2, max_position_embeddings=64,
     ),
+    "deepseekv3": lambda: transformers.DeepseekV3Config(
+        **SIZES, **IDS, num_key_value_heads=4, intermediate_size=48, n_routed_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=16, n_group=2, topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16,
+        qk_rope_head_dim=8, v_head_dim=8, qk_nope_head_dim=8, n_shared_experts=1, max_position_embeddings=64,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SIZES, **IDS, num_key_value_heads=2, head_dim=8, intermediate_size=48, max_position_embeddings=64
+    ),
     "longformer-classifier": lambda: transformers.LongformerConfig(
         **SIZES, **IDS, intermediate_size=48, max_position_embeddings=66, attention_window=4
     ),
 }  # fmt: skip
 
 
-MOE = ("qwen2moe", "qwen3moe", "mixtral", "gptoss")
+MOE = ("qwen2moe", "qwen3moe", "mixtral", "gptoss", "deepseekv3")
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,23 @@ KINDS: dict[str, Kind] = {
     "fused experts and nothing else": Kind(lora(target_modules=[], target_parameters=FUSED), "qwen3moe"),
     "fused experts that lie transposed, with biases": Kind(lora(target_parameters=FUSED), "gptoss"),
     "a router": Kind(lora(target_parameters=["mlp.gate.weight"]), "qwen3moe"),
+    "DeepSeek's experts, and its router, which lays its rows end to end": Kind(
+        lora(target_modules="all-linear", target_parameters=FUSED),
+        "deepseekv3",
+        near=1e-6,  # it routes in float32
+    ),
+    "GPT-2's positions": Kind(lora(target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["wpe"]), "gpt2"),
+    "LoRA on GPT-2's positions": Kind(lora(target_modules=["c_attn", "wpe"], fan_in_fan_out=True), "gpt2"),
+    "BERT's positions": Kind(lora(target_modules=["query"], modules_to_save=["position_embeddings"]), "bert"),
+    "a saved multilayer perceptron": Kind(lora(modules_to_save=["mlp"])),
+    "trainable tokens of scaled embeddings": Kind(lora(trainable_token_indices=[5, 9]), "gemma3"),
+    "LoRA on scaled embeddings": Kind(lora(target_modules=["embed_tokens", "q_proj"]), "gemma3"),
+    "a router that is saved": Kind(lora(modules_to_save=["gate"]), "qwen3moe"),
+    "BOFT": Kind(other("BOFTConfig", boft_block_size=4)),
+    "HRA": Kind(other("HRAConfig", r=4)),
+    "MiSS": Kind(other("MissConfig", r=4)),
+    "RandLoRA": Kind(other("RandLoraConfig", r=4, target_modules=["q_proj"])),
+    "SHiRA": Kind(other("ShiraConfig", r=2)),
     "Longformer, the sequence first": Kind(lora(target_modules=["query", "value"]), "longformer-classifier"),
     "LN tuning": Kind(other("LNTuningConfig", target_modules=["input_layernorm"])),
 }

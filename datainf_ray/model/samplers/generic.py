@@ -50,7 +50,7 @@ def generic(layer: nn.Module, call: Call, gradient: Tensor, names: Collection[st
 
     def one(g: Tensor, *parts: Tensor) -> dict[str, Tensor]:
         out, pull, *_ = vjp(lambda given: run(given, parts), weights)
-        found: dict[str, Tensor] = pull(_alone(g, call.layout).to(out.dtype))[0]
+        found: dict[str, Tensor] = pull(_alone(g, call.returned).to(out.dtype))[0]
         return found
 
     rows = [x for x, own in zip(fed, apart, strict=True) if own]
@@ -63,7 +63,7 @@ def generic(layer: nn.Module, call: Call, gradient: Tensor, names: Collection[st
         except Exception:  # no common type: whatever a layer does that torch.func has no rule for
             _looped.add(layer)
     if found is None:
-        found = _one_by_one(run, weights, gradient, rows, call.layout)
+        found = _one_by_one(run, weights, gradient, rows, call.returned)
     return {name: g.to(wide(g.dtype)) for name, g in found.items()}
 
 
@@ -72,7 +72,7 @@ def _one_by_one(
     weights: dict[str, Tensor],
     gradient: Tensor,
     rows: Sequence[Tensor],
-    layout: str,
+    returned: str,
 ) -> dict[str, Tensor]:
     """The same by plain autograd, which can do whatever the model itself can."""
     with torch.enable_grad():
@@ -81,7 +81,7 @@ def _one_by_one(
         for i, g in enumerate(gradient):
             out = run(leaves, [x[i] for x in rows])
             pulled = torch.autograd.grad(
-                out, list(leaves.values()), _alone(g, layout).to(out.dtype), allow_unused=True, materialize_grads=True
+                out, list(leaves.values()), _alone(g, returned).to(out.dtype), allow_unused=True, materialize_grads=True
             )
             found.append(dict(zip(leaves, pulled, strict=True)))
     return {name: torch.stack([example[name] for example in found]) for name in leaves}

@@ -34,6 +34,7 @@ class Call:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     output: Tensor | None = None  # only for a sampler that asks for it
     layout: Layout = "rows"
+    returned: Layout = "rows"  # how what it returned holds the rows
     part: int | None = None  # which of the tensors that the layer returned the gradient is of, where it is a tuple
 
 
