@@ -3,6 +3,7 @@
     python jobs/benchmark.py [TABLE ...] [--json FILE] [--repeats N]        all tables, where none is named
 
 sweep        the first sweep over a plain LoRA training step on the same batches
+capture      the same for DoRA, fused experts and a saved embedding, with 10 queries
 whole        a whole `datainf run` over training on the same batches
 closed-form  DataInf on 900 × 100 gradients in memory, over one matrix product and over the paper's loops
 peers        the fixed workload in --peers FOLDER: over the limit of DataInf's work, and over bergson's commands;
@@ -41,6 +42,7 @@ from rich.table import Table
 #: The modules of bench/ and the functions in them: imported when they are run, as some machines lack what some need.
 TABLES = {
     "sweep": "sweep",
+    "capture": "capture",
     "whole": "whole",
     "closed-form": "closed_form",
     "peers": "peers",
@@ -101,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="*", default=["all"], choices=[*TABLES, "all"], metavar="TABLE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and every single turn, there")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="turns that everything takes")
-    parser.add_argument("--threads", type=int, help="of sweep (1), closed-form (all), and gpu without one (1)")
-    parser.add_argument("--queries", type=int, default=50, help="of sweep and gpu")
+    parser.add_argument("--threads", type=int, help="of sweep, capture, gpu without one (1), closed-form (all)")
+    parser.add_argument("--queries", type=int, default=50, help="of sweep and gpu; of capture at most 10")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where floor.py and bergson_peer.py are")
     parser.add_argument("--work", type=Path, metavar="W", help="the peers' files; made there where it has none")
     parser.add_argument("--bergson", type=Path, metavar="PYTHON", help="of an environment that has bergson")

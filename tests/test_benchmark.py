@@ -68,6 +68,15 @@ def test_the_sweep_is_compared_with_training_for_both_adapters(figures: Run) -> 
         assert figure["met"] == (figure["value"] >= 0.95)
 
 
+def test_other_kinds_of_adapters_are_compared_with_training_too(figures: Run) -> None:
+    found = figures("capture", "--repeats", "1")
+    kinds = ("q,v", "all linear", "DoRA on all linear", "q,v and experts", "q,v and a saved embedding")
+    assert set(found) == {f"capture: hidden 32, r=8, {kind}: first sweep / training step" for kind in kinds}
+    for figure in found.values():
+        (sweeping,), (training,) = figure["runs"]["first sweep"], figure["runs"]["training"]
+        assert figure["value"] == pytest.approx(training / sweeping, rel=1e-9)
+
+
 def test_what_is_timed_is_the_curvature_of_every_row_and_a_step_that_trains(benchmark: ModuleType) -> None:
     from bench.models import TARGETS, Shape, adamw, curvature_inputs, first_sweep, pair, token_rows, train
     from bench.sweep import padded

@@ -126,7 +126,8 @@ class Replica:
         b = len(batch)
         if self._capture is None or self.reason is not None:
             return torch.stack([self._alone(batch.one(i), i, consume) for i in range(b)])
-        with self._capture.into(consume, torch.arange(b, device=self.device), self.scale):
+        lengths = {x.shape[1] for x in batch.values.values() if x.ndim > 1}
+        with self._capture.into(consume, torch.arange(b, device=self.device), self.scale, lengths):
             losses = self.losses(batch)
             (losses.sum() * self.scale).backward()
         return losses.detach()

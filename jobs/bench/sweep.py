@@ -29,7 +29,7 @@ def sweep(options: Options) -> Iterator[Figure]:
 
 
 def _one(options: Options, case: str, shape: Shape, targets: str | list[str], tokens: int) -> Figure:
-    batches = padded(token_rows(_as_many(tokens), shape.vocabulary, 3), BATCH_TOKENS)
+    batches = padded(token_rows(as_many(tokens), shape.vocabulary, 3), BATCH_TOKENS)
     rows, real = sum(len(b.rows) for b in batches), sum(int(b.values["attention_mask"].sum()) for b in batches)
     replica, trained = pair(shape, targets)
     inputs = curvature_inputs(replica, options.queries)
@@ -55,7 +55,7 @@ def _one(options: Options, case: str, shape: Shape, targets: str | list[str], to
     )
 
 
-def _as_many(tokens: int) -> list[int]:
+def as_many(tokens: int) -> list[int]:
     """Lengths of as many rows as give about so many tokens."""
     drawn, total = [], 0
     for n in lengths(tokens // 16 + 1, 2):

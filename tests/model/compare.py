@@ -44,19 +44,19 @@ def batch_of(examples: list[Example], positions: Iterable[int], side: str = "rig
 
 
 def captured(
-    replica: Replica, examples: list[Example], size: int, side: str = "right"
+    replica: Replica, examples: list[Example], size: int, side: str = "right", dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Tensor], Tensor]:
     """{block: rows × size} and the losses, from batches of `size` rows."""
-    out = {b.name: torch.zeros(len(examples), b.size) for b in replica.blocks}
-    losses = torch.zeros(len(examples))
+    out = {b.name: torch.zeros(len(examples), b.size, dtype=dtype) for b in replica.blocks}
+    losses = torch.zeros(len(examples), dtype=dtype)
     order = [k for batch in plan_batches([e.lengths for e in examples], 10**9) for k in batch]
     for start in range(0, len(order), size):
         batch = batch_of(examples, order[start : start + size], side, replica.task)
 
         def keep(block: str, gradients: Tensor, at: Tensor, rows: Tensor = batch.rows) -> None:
-            out[block][rows[at]] = gradients.float()
+            out[block][rows[at]] = gradients.to(dtype)
 
-        losses[batch.rows] = replica.gradients(batch, keep).float()
+        losses[batch.rows] = replica.gradients(batch, keep).to(dtype)
     return out, losses
 
 

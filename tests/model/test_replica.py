@@ -86,8 +86,8 @@ def test_adapters_beyond_plain_lora_are_right_too(tmp_path: Path, case: str) -> 
     assert sum(b.size for b in replica.blocks) == sum(p.numel() for p in exact.parameters() if p.requires_grad)
     for (name, g), w in zip(got.items(), want, strict=True):
         assert relative(g, w) < 1e-4, name
-    slow = case in ("DoRA", "embedding")
-    assert replica.path == ("one by one" if slow else "hooks")
+    verdict = replica.check(batch_of(examples_of(rows), [0, 1, 2]))
+    assert (verdict.path, verdict.reason) == ("hooks", None)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

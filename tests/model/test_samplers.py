@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from datainf_ray.model.capture import Capture, unsupported
+from datainf_ray.model.capture import Capture, CaptureError, unsupported
 from datainf_ray.model.samplers import sampler_of
 from tests import reference, tiny
 from tests.model.compare import batch_of, examples_of, is_right, rows_for
@@ -34,6 +35,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "Gemma's norm": lambda: GemmaRMSNorm(WIDTH),
     "embedding": lambda: nn.Embedding(WORDS, WIDTH),
     "embedding with padding": lambda: nn.Embedding(WORDS, WIDTH, padding_idx=0),
+    "embedding that is scaled": lambda: Gemma3TextScaledWordEmbedding(WORDS, WIDTH, 0, embed_scale=3.0),
+    "another forward": lambda: Doubled(WIDTH, 4),
+    "a weight that counts twice": lambda: SquaredNorm(WIDTH),
+    "one number for all": lambda: nn.PReLU(),
 }
 
 
@@ -97,7 +102,9 @@ def test_every_rows_gradients_are_autograds(case: str, remade: bool | None) -> N
         assert len(got[name]) == 2
         for gradients in got[name]:
             assert gradients.dtype == torch.float64
-            near = 1e-5 if case == "Gemma's norm" else 1e-9  # which computes, and is summed, in float32 all the same
+            near = (
+                1e-5 if case in ("Gemma's norm", "a weight that counts twice") else 1e-9
+            )  # which computes, and is summed, in float32 all the same
             torch.testing.assert_close(gradients, torch.stack(want[name]), rtol=near, atol=0)
 
 
@@ -135,6 +142,39 @@ class SquaredNorm(LlamaRMSNorm):
         return self.weight * super().forward(x)
 
 
+class Pair(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        first = super().forward(x)
+        return first, None, first.argmax(-1), first.exp()
+
+
+def test_a_layer_that_gives_several_tensors_is_summed_over_them() -> None:
+    torch.manual_seed(0)
+    layer = Pair(WIDTH, 2).double()
+    x = torch.randn(3, 5, WIDTH, dtype=torch.float64, requires_grad=True)
+
+    def losses(x: Tensor) -> Tensor:
+        first, _, _, last = layer(x)
+        return (first.sin() + 2 * last).sum()
+
+    want = [torch.autograd.grad(losses(row[None]), list(layer.parameters())) for row in x]
+    capture = Capture(layer, dict(layer.named_parameters()))
+    layer.requires_grad_(False)
+    got: dict[str, Tensor] = {}
+    with capture.into(lambda name, g, rows: got.update({name: g}), torch.arange(3)):
+        losses(x).backward()
+    for k, name in enumerate(("weight", "bias")):
+        right = torch.stack([found[k].flatten() for found in want])
+        torch.testing.assert_close(got[name], right, rtol=1e-9, atol=0)
+
+
+class Branching(nn.Linear):
+    """A layer that decides by what it is fed, as torch.func cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if bool(x.mean() > 0) else super().forward(2 * x)
+
+
 class Same(nn.Linear):
     """Another class and the same sum."""
 
@@ -149,20 +189,145 @@ def test_only_what_computes_what_a_sampler_knows_has_one() -> None:
         "gradients by the batch's counts": nn.Embedding(WORDS, WIDTH, scale_grad_by_freq=True),
         "sparse gradients": nn.Embedding(WORDS, WIDTH, sparse=True),
         "a norm over the batch": nn.BatchNorm1d(WIDTH),
-        "a convolution": nn.Conv1d(2, 2, 1),
         "one number for all": nn.PReLU(),
     }
     assert {name for name, layer in others.items() if sampler_of(layer) is not None} == set()
-    doubled = Doubled(2, 3)
-    said = unsupported(doubled, dict(doubled.named_parameters()))
-    assert said == "weight belongs to a Doubled, for which there is no sampler"
 
 
-def test_a_tensor_of_two_layers_is_refused() -> None:
-    first, second = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_norm": 1.0}, "weight belongs to an Embedding that changes its rows as it reads them"),
+        ({"scale_grad_by_freq": True}, "weight belongs to an Embedding whose gradient depends on the batch's counts"),
+        ({"sparse": True}, "weight belongs to an Embedding with sparse gradients"),
+    ],
+)
+def test_a_layer_that_cannot_be_run_again_is_refused(options: dict[str, Any], why: str) -> None:
+    layer = nn.Embedding(WORDS, WIDTH, **options)
+    assert unsupported(layer, {"weight": layer.weight}) == why
+    with pytest.raises(ValueError, match=why):
+        Capture(layer, {"weight": layer.weight})
+
+
+class Mixed(nn.Module):
+    """A layer without a formula: what it is fed beside its input, or what it gives, is special."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.weight, self.how = nn.Parameter(torch.ones(WIDTH)), how
+
+    def forward(self, x: Tensor, table: Tensor | None = None) -> Any:
+        out = x * self.weight if table is None else x * self.weight * table
+        return {"out": out} if self.how == "a dict" else out
+
+
+@pytest.mark.parametrize(
+    ("how", "shape", "table", "why"),
+    [
+        ("a dict", (3, 5, WIDTH), None, "weight belongs to a layer that gives a dict, not tensors"),
+        ("", (1, 5, WIDTH), None, r"weight is fed \(1, 5, 6\): no row for each of 3 examples"),
+        ("", (15, WIDTH), None, r"weight is fed \(15, 6\): no row for each of 3 examples"),
+        ("", (3, 5, WIDTH), (5, WIDTH), r"a Mixed is fed \(5, 6\): no row for each of 3 examples"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_an_error_and_never_wrong(
+    how: str, shape: tuple[int, ...], table: tuple[int, ...] | None, why: str
+) -> None:
+    layer = Mixed(how)
+    capture = Capture(layer, dict(layer.named_parameters()))
+    layer.weight.requires_grad_(False)
+    got: list[str] = []
+
+    def passed() -> None:
+        with capture.into(lambda name, g, rows: got.append(name), torch.arange(3)):
+            out = layer(torch.randn(shape), None if table is None else torch.randn(table))
+            (out["out"] if isinstance(out, dict) else out).sum().backward()
+
+    with pytest.raises(CaptureError, match=why):
+        passed()
+    assert got == []
+
+
+def test_a_layer_that_is_fed_its_rows_in_another_way_than_before_is_an_error() -> None:
+    layer = nn.Linear(WIDTH, 2)
+    capture = Capture(layer, dict(layer.named_parameters()))
+    layer.requires_grad_(False)
+
+    def taken(*shape: int) -> Tensor:
+        got: dict[str, Tensor] = {}
+        with capture.into(lambda name, g, rows: got.update({name: g}), torch.arange(3)):
+            layer(torch.ones(*shape, WIDTH)).sum().backward()
+        return got["bias"]
+
+    assert taken(5, 3).tolist() == [[5, 5]] * 3  # the sequence first
+    assert taken(3, 3).tolist() == [[3, 3]] * 3
+    with pytest.raises(CaptureError, match="no row for each of 3 examples"):
+        taken(3, 5)
+
+
+def test_a_layer_that_decides_by_what_it_is_fed_is_run_for_one_row_after_the_other() -> None:
+    torch.manual_seed(0)
+    layer = Branching(WIDTH, 4).double()
+    x = torch.randn(6, 1, WIDTH, dtype=torch.float64)
+    assert 0 < int((x.mean((1, 2)) > 0).sum()) < 6
+    want = [torch.autograd.grad(layer(row[None]).square().sum(), list(layer.parameters())) for row in x]
+    outputs = torch.cat([layer(row[None]) for row in x]).detach()
+    capture = Capture(layer, dict(layer.named_parameters()))
+    layer.requires_grad_(False)
+    for _ in range(2):
+        got: dict[str, Tensor] = {}
+        with capture.into(lambda name, g, rows, got=got: got.update({name: g}), torch.arange(6)):
+            # what a model with such a layer gives row by row, in one batch
+            layer.forward = lambda given: nn.functional.linear(  # type: ignore[method-assign]
+                torch.where(given.mean((1, 2), keepdim=True) > 0, given, 2 * given), layer.weight, layer.bias
+            )
+            out = layer(x)
+            del layer.forward
+            torch.testing.assert_close(out, outputs)
+            out.square().sum().backward()
+        for k, name in enumerate(("weight", "bias")):
+            right = torch.stack([found[k].flatten() for found in want])
+            torch.testing.assert_close(got[name], right, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["flat", "sequence"])
+@pytest.mark.parametrize("case", ["linear", "layer norm", "Llama's norm", "another forward"])
+def test_rows_that_a_model_lays_end_to_end_or_side_by_side_are_told_apart(case: str, layout: str) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[case]().double()
+    x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
+    coefficients = torch.randn(3, 5, 4 if "linear" in case else layer(x).shape[-1], dtype=torch.float64)
+    want = [torch.autograd.grad((layer(x[i]) * coefficients[i]).sum(), list(layer.parameters())) for i in range(len(x))]
+    capture = Capture(layer, dict(layer.named_parameters()))
+    layer.requires_grad_(False)
+    got: dict[str, Tensor] = {}
+    with capture.into(lambda name, g, rows: got.update({name: g}), torch.arange(3), lengths={5}):
+        if layout == "flat":
+            out = layer(x.flatten(0, 1)).view(3, 5, -1)
+        else:
+            out = layer(x.transpose(0, 1)).transpose(0, 1)
+        (out * coefficients).sum().backward()
+    for k, name in enumerate(dict(layer.named_parameters())):
+        near = 1e-5 if "norm" in case else 1e-9
+        right = torch.stack([found[k].flatten() for found in want])
+        torch.testing.assert_close(got[name], right, rtol=near, atol=0)
+
+
+def test_a_tensor_of_two_layers_is_summed_over_them() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Embedding(4, 3).double(), nn.Linear(3, 4, bias=False).double()
     second.weight = first.weight
-    said = unsupported(nn.Sequential(first, second), {"tied": first.weight})
-    assert said == "tied is shared by 2 modules"
+    net, ids = nn.Sequential(first, nn.Tanh(), second), torch.randint(4, (3, 5))
+    want = [torch.autograd.grad(net(row[None]).square().sum(), first.weight)[0].flatten() for row in ids]
+    capture = Capture(net, {"tied": first.weight})
+    first.weight.requires_grad_(False)
+    got: list[Tensor] = []
+    for _ in range(2):
+        with capture.into(lambda name, g, rows: got.append(g), torch.arange(3)):
+            net(ids).square().sum().backward()
+    assert len(got) == 2  # each time one sum
+    for gradients in got:
+        torch.testing.assert_close(gradients, torch.stack(want), rtol=1e-12, atol=0)
 
 
 SAVED: dict[str, tuple[str, list[str], str]] = {
