@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from datainf_ray.config import ModelConfig
-from datainf_ray.model.replica import Replica, load_replica
+from datainf_ray.model.load import load_replica
+from datainf_ray.model.replica import Replica
 from datainf_ray.tasks.register import task_of
 from datainf_ray.tasks.task import Task
 

@@ -58,7 +58,7 @@ from datainf_ray.model.files import local_folder
 from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.forward import base_of
 from datainf_ray.model.inspect import load_tokenizer
-from datainf_ray.model.replica import load_replica
+from datainf_ray.model.load import load_replica
 from datainf_ray.request.encoding import encoder_for
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED

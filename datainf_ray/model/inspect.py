@@ -27,7 +27,7 @@ from datainf_ray.model.limits import is_rotary, longest_row
 from datainf_ray.model.objective import Objective
 from datainf_ray.model.weights import require_sound_adapter, require_sound_base
 
-_ADAPTER = "default"
+ADAPTER_NAME = "default"
 _KINDS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "modules_to_save")
 _QUIET, _within, _loud = threading.Lock(), 0, ExitStack()  # what `quiet` shares; _loud puts the settings back
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
@@ -143,7 +143,7 @@ def name_blocks(model: nn.Module) -> dict[str, nn.Parameter]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parts = name.removeprefix("base_model.model.").split(".")
-            parts = [p for p in parts if p not in (_ADAPTER, "modules_to_save")]
+            parts = [p for p in parts if p not in (ADAPTER_NAME, "modules_to_save")]
             named[".".join(parts)] = parameter
     return named
 
@@ -175,7 +175,7 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
 
             base = task.model_class().from_config(config, trust_remote_code=model.trust_remote_code)
             parameters = sum(p.numel() for p in base.parameters())
-            wrapped = get_peft_model(base, adapter, adapter_name=_ADAPTER)
+            wrapped = get_peft_model(base, adapter, adapter_name=ADAPTER_NAME)
     except Exception as error:  # peft says ValueError for most misfits, torch and transformers have their own
         raise _misfit(model, one_line(error)[:300]) from None
     _must_fit(model, wrapped, shapes)
@@ -204,7 +204,7 @@ def _must_fit(model: ModelConfig, wrapped: nn.Module, shapes: dict[str, tuple[in
     from peft import get_peft_model_state_dict
 
     with quiet():
-        state = get_peft_model_state_dict(wrapped, adapter_name=_ADAPTER, save_embedding_layers=False)
+        state = get_peft_model_state_dict(wrapped, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
     expected = {key: tuple(value.shape) for key, value in state.items()}
     for key in sorted(expected.keys() - shapes.keys()):
         raise _misfit(model, f"{ADAPTER_WEIGHTS} has no {key}")

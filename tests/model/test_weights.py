@@ -18,7 +18,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig, load_config
 from datainf_ray.model import weights
 from datainf_ray.model.inspect import inspect_model
-from datainf_ray.model.replica import load_replica
+from datainf_ray.model.load import load_replica
 from datainf_ray.model.weights import read_header
 from datainf_ray.request.job import prepare
 from tests import tiny

@@ -285,7 +285,7 @@ ACTIVATIONS = {
 MEASURE = """
 import json, sys, torch
 from datainf_ray.config import ModelConfig
-from datainf_ray.model.replica import load_replica
+from datainf_ray.model.load import load_replica
 from datainf_ray.tasks.register import task_of
 torch.set_num_threads(1)
 model = ModelConfig(**json.loads(sys.argv[1]))

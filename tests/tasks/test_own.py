@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 import datainf_ray
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.config import ModelConfig, load_config
-from datainf_ray.model.replica import load_replica
+from datainf_ray.model.load import load_replica
 from datainf_ray.request.identity import difference
 from datainf_ray.request.job import prepare
 from datainf_ray.tasks.own import _LOADED, code_of
