@@ -28,7 +28,8 @@ MINIMAL = {
 OTHER: dict[str, Any] = {
     "model.task": "sequence-classification", "model.dtype": "bfloat16", "model.quantization": "8bit",
     "model.chat_template_kwargs": {"enable_thinking": False},
-    "model.trust_remote_code": True, "train.columns": {"text": "body"}, "train.id": "name", "train.max_length": 9,
+    "model.trust_remote_code": True, "model.blocks": ["*.lora_A.*"],
+    "train.columns": {"text": "body"}, "train.id": "name", "train.max_length": 9,
     "train.quoting": "none", "queries.quoting": "none", "train.targets": "all", "queries.targets": "completion",
     "queries.columns": {"text": "body"}, "queries.id": "name", "queries.max_length": 9, "queries.group": "all",
     "method.name": "hessian-free", "method.damping": 0.2, "method.loss": "sum", "cluster.chunk_rows": 7,
@@ -64,7 +65,7 @@ def test_every_key_matters(key: str) -> None:
         pass
     elif "incidental" in KEYS[key]:
         source = "".join(
-            p.read_text() for p in Path(datainf_ray.__file__).parent.rglob("*.py") if p.name != "config.py"
+            p.read_text() for p in Path(datainf_ray.__file__).parent.rglob("*.py") if "config" not in p.parts
         )
         assert re.search(rf"\.{name}\b", source), "read nowhere"
     else:
@@ -138,7 +139,7 @@ SAID = {
     "model.dtype=int8": "model.dtype: 'int8': auto, float32, bfloat16 or float16",
     "model.quantization=2bit": "model.quantization: '2bit': 8bit, 4bit or null",
     "model.trust_remote_code='true'": "model.trust_remote_code: 'true': true or false",
-    "model=base": "model: 'base': a mapping of base, adapter, task, dtype, quantization, trust_remote_code",
+    "model=base": "model: 'base': a mapping of base, adapter, blocks, task, dtype, quantization, trust_remote_code",
     "output=": "output: null: a text that is not empty",
     "method.damping=1e-40": "method.damping: 1e-40: a number from 1e-12 to 1e+12",
     "method.damping=1e39": "method.damping: 1e+39: a number from 1e-12 to 1e+12",

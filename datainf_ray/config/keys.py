@@ -52,10 +52,17 @@ class _Part(BaseModel):
 
 
 class ModelConfig(_Part):
-    """The fine-tuned model: a base and a PEFT adapter."""
+    """The fine-tuned model: a base and a PEFT adapter; or a base that was trained itself."""
 
     base: str = Place(min_length=1, description="hub id, local path or fsspec URL of the base model")
-    adapter: str = Place(min_length=1, description="hub id, local path or fsspec URL of the PEFT adapter's directory")
+    adapter: str | None = Place(
+        min_length=1,
+        description="hub id, path or fsspec URL of the PEFT adapter's directory; null: the base was trained itself",
+    )
+    blocks: tuple[str, ...] | None = Field(
+        None,
+        description="patterns of the blocks that count, ! before what does not; null: all that the adapter trained",
+    )
     task: str = Field(
         "causal-lm", min_length=1, description="what the model was trained for: a name, or package.module:TASK"
     )
@@ -68,6 +75,21 @@ class ModelConfig(_Part):
     trust_remote_code: bool = Field(False, description="run the Python code of the base model, or of a task of yours")
     chat_template: str | None = Place(None, min_length=1, description="a file, or a text; null: the tokenizer's own")
     chat_template_kwargs: Keywords = Field(default_factory=dict, description="variables for it; date: what today is")
+
+    @field_validator("blocks")
+    @classmethod
+    def _some_blocks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or any(not pattern.removeprefix("!") for pattern in value)):
+            raise ValueError("name at least one block, or give null")
+        return value
+
+    @model_validator(mode="after")
+    def _blocks_are_named(self) -> ModelConfig:
+        if self.adapter is None and self.blocks is None:
+            raise RequestError(
+                "model.adapter", "null", "needs model.blocks", 'give a PEFT adapter; or blocks: ["*"], all of the base'
+            )
+        return self
 
 
 class RowsConfig(_Part):

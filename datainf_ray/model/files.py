@@ -21,7 +21,10 @@ from datainf_ray.common.regular import regular
 from datainf_ray.common.storage import Options, open_store, persistently, reason
 from datainf_ray.config import ModelConfig
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+
+ADAPTER_SETTINGS = "adapter_config.json"
+_NAMED = 6  # folders that an error names
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -55,25 +58,36 @@ def local_folder(reference: str, key: str, weights: bool = True, options: Option
     return reference
 
 
-def adapter_folder(model: ModelConfig, options: Options | None = None) -> str:
-    """The adapter's local directory, fetched where it is elsewhere. Pickled weights are refused."""
+def adapter_folder(model: ModelConfig, options: Options | None = None) -> str | None:
+    """The adapter's local directory, fetched where it is elsewhere; None where the model has none."""
+    if model.adapter is None:
+        return None
     folder = local_folder(model.adapter, "model.adapter", options=options)
     if not Path(folder).is_dir():  # a hub id
         from huggingface_hub import snapshot_download
 
         try:
             folder = snapshot_download(
-                folder, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+                folder, allow_patterns=["*.json", "*.safetensors", ADAPTER_PICKLE, "*.txt", "*.model", "*.jinja"]
             )
         except Exception as error:  # the hub's errors have no common type; each means that there is nothing to read
             raise RequestError("model.adapter", model.adapter, f"cannot be fetched: {one_line(error)}") from None
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise RequestError("model.adapter", model.adapter, "no adapter_config.json there", "give a PEFT adapter")
-    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
-        pickled = (Path(folder) / "adapter_model.bin").is_file()
-        hint = "adapter_model.bin is a pickle: save it again with safe_serialization=True" if pickled else None
-        raise RequestError("model.adapter", model.adapter, f"no {ADAPTER_WEIGHTS} there", hint)
+    if not (Path(folder) / ADAPTER_SETTINGS).is_file():
+        raise RequestError("model.adapter", model.adapter, f"no {ADAPTER_SETTINGS} there", _elsewhere(Path(folder)))
+    if not any((Path(folder) / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE)):
+        raise RequestError("model.adapter", model.adapter, f"no {ADAPTER_WEIGHTS} there", _elsewhere(Path(folder)))
     return folder
+
+
+def _elsewhere(folder: Path) -> str:
+    """What to give instead of a folder that holds no adapter itself: checkpoints, or adapters by their names."""
+    found = [path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{ADAPTER_SETTINGS}")]
+    found += [path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/*/{ADAPTER_SETTINGS}")]
+    if not found:
+        return "give a PEFT adapter"
+    found.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    named = ", ".join(found[-_NAMED:])
+    return f"give one of its folders: {named}" + (f" ({len(found)} in all)" if len(found) > _NAMED else "")
 
 
 def listing_digest(url: str, key: str, options: Options | None = None) -> str:

@@ -50,13 +50,13 @@ def is_rotary(config: Any) -> bool:
     return any(getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling"))
 
 
-def traces(folder: str | Path, tokenizer: Any) -> tuple[Trace, ...]:
+def traces(folder: str | Path | None, tokenizer: Any) -> tuple[Trace, ...]:
     """What tells the training's own limit, least first.
 
     The tokenizer's model_max_length, and the truncation that a tokenizer.json keeps of the call it was last used with,
     so it must be a tokenizer that has cut nothing yet; and the settings in README.md and the YAML files of the
-    adapter's `folder`, as axolotl and LLaMA-Factory write them. A README.md that names TRL's `SFTTrainer` tells its
-    default.
+    adapter's `folder`, if there is one, as axolotl and LLaMA-Factory write them. A README.md that names TRL's
+    `SFTTrainer` tells its default.
     """
     found: dict[str, int] = {}
     guessed = []
@@ -65,7 +65,7 @@ def traces(folder: str | Path, tokenizer: Any) -> tuple[Trace, ...]:
         kept = getattr(getattr(tokenizer, "backend_tokenizer", None), "truncation", None)
         if kept:
             found["the truncation in tokenizer.json"] = kept["max_length"]
-    for path in sorted(Path(folder).glob("*")):
+    for path in [] if folder is None else sorted(Path(folder).glob("*")):
         if path.suffix in (".yaml", ".yml") or path.name == "README.md":
             with path.open("rb") as file:
                 text = file.read(_READ).decode(errors="replace")

@@ -13,9 +13,12 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
 from datainf_ray.common.words import counted
 from datainf_ray.config import ModelConfig
-from datainf_ray.model.files import adapter_folder
-from datainf_ray.model.inspect import ADAPTER_NAME, adapter_shapes, base_config, load_tokenizer, peft_config, quiet
+from datainf_ray.model.adapter import Adapter
+from datainf_ray.model.assemble import ADAPTER_NAME, Assembly, UnusableBaseError, assemble
+from datainf_ray.model.blocks import choose_blocks
+from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.objective import Objective, Reduction
+from datainf_ray.model.quiet import quiet
 from datainf_ray.model.replica import Replica
 from datainf_ray.model.spread import place
 
@@ -49,76 +52,77 @@ def load_replica(
             f"torch sees {counted(seen, 'GPU')} in the worker",
             "use no more than its node has",
         )
-    folder = adapter_folder(model, options)
-    shapes = adapter_shapes(folder)
-    peft_config(folder)  # raises where it is no adapter of ours
-    config, base_folder = base_config(model, task.configure(shapes), True, options)
-    extra: dict[str, Any] = {}
-    if model.quantization is not None:
-        if device.type != "cuda":
-            raise RequestError(
-                "model.quantization", model.quantization, "needs a CUDA GPU", f"use null on {device.type}"
-            )
-        from transformers import BitsAndBytesConfig
-
-        four = model.quantization == "4bit"
-        extra = {
-            "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four),
-            "device_map": {"": device},
-        }
+    found = assemble(model, task, options, weights=True)
     dtype: Any = getattr(torch, model.dtype) if model.dtype != "auto" else "auto"
     if model.dtype == "auto" and device.type == "cpu":
         dtype = torch.float32  # half precision on a CPU is slow and gains nothing
     if device_map is None and devices > 1:
-        device_map = _spread(model, task, config, dtype, devices)
-    if device_map is not None:
-        extra["device_map"] = dict(device_map)
+        device_map = _spread(model, found, dtype, devices)
     try:
         with quiet():
-            base, info = task.model_class().from_pretrained(
-                base_folder,
-                config=config,
+            base = found.load(
                 dtype=dtype,
-                output_loading_info=True,
                 trust_remote_code=model.trust_remote_code,
-                use_safetensors=True,  # a pickle is not trusted
-                **extra,
+                **_quantized(model, device),
+                **({} if device_map is None else {"device_map": dict(device_map)}),
             )
-    except Exception as error:  # no common type: what files, torch, safetensors and a model's own code raise
-        raise RequestError("model.base", model.base, f"cannot be loaded: {one_line(error)[:300]}") from None
-    brought = {key.removeprefix("base_model.model.") for key in shapes}
-    random = [key for key in info["missing_keys"] if key not in brought]
-    if random:
-        raise RequestError(
-            "model.base",
-            model.base,
-            f"its checkpoint has no {random[0]} (and {len(random) - 1} more), and the adapter does not bring it: "
-            "random weights would be attributed",
-        )
+    except UnusableBaseError as error:
+        raise RequestError("model.base", model.base, str(error)) from None
     task.complete(model, base, lambda: load_tokenizer(model, options))
+    if found.adapter is None:
+        loaded = base.requires_grad_(True)
+    else:
+        offloads = bool({"cpu", "disk"} & {*(device_map or {}).values()})
+        loaded = _with_adapter(model, found.adapter, base, offloads, None if device_map is None else device)
+    choose_blocks(loaded, model)
+    if model.quantization is None and device_map is None:
+        loaded = loaded.to(device)
+    return Replica(loaded, task, reduction, device)
+
+
+def _quantized(model: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """What transformers is told of `model.quantization`."""
+    if model.quantization is None:
+        return {}
+    if device.type != "cuda":
+        raise RequestError("model.quantization", model.quantization, "needs a CUDA GPU", f"use null on {device.type}")
+    from transformers import BitsAndBytesConfig
+
+    four = model.quantization == "4bit"
+    return {
+        "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four),
+        "device_map": {"": device},
+    }
+
+
+def _with_adapter(
+    model: ModelConfig, adapter: Adapter, base: nn.Module, offloads: bool, device: torch.device | None
+) -> nn.Module:
+    """The base in PEFT's layers, with the adapter's values; with a `device` also where the base lies on several."""
     from peft import PeftModel
 
-    if {"cpu", "disk"} & {*(device_map or {}).values()}:
+    if offloads:
         vars(base).pop("hf_device_map", None)  # where PEFT finds it, it spreads the model anew, adapter and all
+    where = None if device is None else str(device)
     try:
         with quiet():
-            wrapped = PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER_NAME, is_trainable=True)
-    except Exception as error:  # as above
+            wrapped: nn.Module = PeftModel.from_pretrained(
+                base, adapter.folder, adapter_name=ADAPTER_NAME, is_trainable=True, torch_device=where or "cpu"
+            )
+    except Exception as error:  # no common type: what files, torch, safetensors and peft raise
         raise RequestError("model.adapter", model.adapter, f"cannot be loaded: {one_line(error)[:300]}") from None
-    if device_map is not None:
+    if device is not None:
         with quiet():
-            _fill_in(wrapped, folder, device)
-    if model.quantization is None and device_map is None:
-        wrapped = wrapped.to(device)
-    return Replica(wrapped, task, reduction, device)
+            _fill_in(wrapped, adapter.folder, device)
+    return wrapped
 
 
-def _spread(model: ModelConfig, task: Objective, config: Any, dtype: torch.dtype | str, devices: int) -> dict[str, int]:
+def _spread(model: ModelConfig, found: Assembly, dtype: torch.dtype | str, devices: int) -> dict[str, int]:
     """The base's device map for the first `devices` GPUs, by what is free there."""
     with quiet(), torch.device("meta"):
-        base = task.model_class().from_config(copy.deepcopy(config), trust_remote_code=model.trust_remote_code)
+        base = found.model_class.from_config(copy.deepcopy(found.config), trust_remote_code=model.trust_remote_code)
     if isinstance(dtype, str):
-        dtype = getattr(config, "dtype", None) or torch.float32  # the checkpoint's own
+        dtype = getattr(found.config, "dtype", None) or torch.float32  # the checkpoint's own
     free = [torch.cuda.mem_get_info(k)[0] for k in range(devices)]
     return place(base, free, dtype, model.quantization)
 

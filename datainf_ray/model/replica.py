@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
+from datainf_ray.model.blocks import kind_of, name_blocks
 from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupported
-from datainf_ray.model.inspect import kind_of, name_blocks
 from datainf_ray.model.objective import Objective, Reduction, Values
 
 

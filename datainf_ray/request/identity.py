@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from datainf_ray.common.storage import Options
 from datainf_ray.config import RunConfig
-from datainf_ray.model.files import is_remote, listing_digest, local_folder
+from datainf_ray.model.files import ADAPTER_PICKLE, ADAPTER_WEIGHTS, is_remote, listing_digest, local_folder
 
 _HASHED = 64 * 2**20  # bytes; files of a model up to this size are known by all of their content
 _PIECES, _PIECE = 256, 64 * 2**10  # larger ones by so many pieces of so many bytes, and their size
@@ -65,8 +65,16 @@ def base_digest(base: str, options: Options | None = None) -> str:
     return folder_digest(local_folder(base, "model.base"))
 
 
-def folder_digest(folder: str) -> str:
-    """A digest of a model's files: their names, their sizes and their content, or samples of it where it is large.
+def adapter_digest(folder: str | None) -> str | None:
+    """The digest of an adapter's files; None where there is no adapter."""
+    if folder is None:
+        return None
+    pickled = () if (Path(folder) / ADAPTER_WEIGHTS).is_file() else (ADAPTER_PICKLE,)
+    return folder_digest(folder, pickled)
+
+
+def folder_digest(folder: str, also: tuple[str, ...] = ()) -> str:
+    """A digest of a model's files, `also` those: their names, sizes and content, or samples of it where it is large.
 
     Samples are enough to tell models apart that were trained differently: hardly a weight stays the same.
     """
@@ -74,7 +82,7 @@ def folder_digest(folder: str) -> str:
     if not root.is_dir():
         return folder  # a hub id
     total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors")):
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and _counts(p, also)):
         size = path.stat().st_size
         total.update(f"{path.relative_to(root)} {size}\n".encode())
         with path.open("rb") as file:
@@ -85,6 +93,10 @@ def folder_digest(folder: str) -> str:
                     file.seek(piece * (size - _PIECE) // (_PIECES - 1))
                     total.update(file.read(_PIECE))
     return total.hexdigest()
+
+
+def _counts(path: Path, also: tuple[str, ...]) -> bool:
+    return path.suffix in (".json", ".safetensors") or path.name in also
 
 
 def text_digest(text: str) -> str:

@@ -28,7 +28,7 @@ from datainf_ray.model.limits import Trace, traces
 from datainf_ray.request.cuts import hints
 from datainf_ray.request.encoding import first_rows, rows_of
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.identity import base_digest, folder_digest, settings, text_digest
+from datainf_ray.request.identity import adapter_digest, base_digest, settings, text_digest
 from datainf_ray.request.output import check_output
 from datainf_ray.request.sampled import Looked, looked_at
 from datainf_ray.request.seen import SeenRow, seen
@@ -180,7 +180,7 @@ class Job:
             **({} if model.chat_template is None else {"chat_template": text_digest(model.chat_template)}),
             "encoding": ENCODING,
             "settings": settings(self.config),
-            "adapter": folder_digest(adapter_folder(model, options)),
+            "adapter": adapter_digest(adapter_folder(model, options)),
             "base": base_digest(model.base, options),
             "train": self.train_digest,
             "queries": self.corpora["queries"].fingerprint(),

@@ -69,7 +69,8 @@ def model_places(model: ModelConfig, options: Options) -> list[Place]:
     return [
         place_of(reference, key, options)
         for key, reference in given.items()
-        if is_remote(reference) or os.path.exists(os.path.expanduser(reference.removeprefix("file://")))
+        if reference is not None
+        and (is_remote(reference) or os.path.exists(os.path.expanduser(reference.removeprefix("file://"))))
     ]
 
 

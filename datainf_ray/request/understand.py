@@ -78,5 +78,7 @@ def absolute(config: RunConfig) -> RunConfig:
         return str(path.resolve()) if "://" not in reference and path.is_dir() else reference
 
     model = config.model
-    changed = model.model_copy(update={"base": resolved(model.base), "adapter": resolved(model.adapter)})
+    changed = model.model_copy(
+        update={"base": resolved(model.base), "adapter": None if model.adapter is None else resolved(model.adapter)}
+    )
     return config.model_copy(update={"model": changed})

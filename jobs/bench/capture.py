@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from bench.measure import Figure, Options, clock, interleaved, median, say, spread
 from bench.models import RANK, Shape, adamw, curvature_inputs, first_sweep, token_rows, train
 from bench.sweep import as_many, padded
-from datainf_ray.model.inspect import quiet
+from datainf_ray.model.quiet import quiet
 from datainf_ray.model.replica import Replica
 from datainf_ray.tasks.causal_lm import TASK as CAUSAL
 

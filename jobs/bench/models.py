@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from datainf_ray.corpus.batches import Batch
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Curvature, Fold, Statistic, Statistics
-from datainf_ray.model.inspect import quiet
+from datainf_ray.model.quiet import quiet
 from datainf_ray.model.replica import Replica
 from datainf_ray.tasks.causal_lm import TASK as CAUSAL
 

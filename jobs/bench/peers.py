@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.commands import CommandFailedError, Ran, run_datainf, run_lines
 from bench.measure import Figure, Options, interleaved, median, say, spread
-from datainf_ray.model.inspect import quiet
+from datainf_ray.model.quiet import quiet
 
 THREADS = 2  #: of the limit, of bergson and of all our workers together
 #: How our two threads are spread: workers × CPUs of each.

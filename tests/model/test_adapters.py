@@ -14,7 +14,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 
-from datainf_ray.model.inspect import name_blocks
+from datainf_ray.model.blocks import name_blocks
 from datainf_ray.model.replica import Replica
 from datainf_ray.model.sites import find_sites
 from tests import reference, tiny

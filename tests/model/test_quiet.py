@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from datainf_ray.model.inspect import quiet
+from datainf_ray.model.quiet import quiet
 
 
 def test_runs_that_overlap_leave_the_process_as_it_was() -> None:

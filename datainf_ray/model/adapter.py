@@ -1,0 +1,117 @@
+"""A PEFT adapter's files: how it was made, and the names and shapes of its tensors. Reads no values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.storage import Options
+from datainf_ray.config import ModelConfig
+from datainf_ray.model.files import ADAPTER_PICKLE, ADAPTER_WEIGHTS, adapter_folder
+from datainf_ray.model.quiet import quiet
+
+#: Kinds of adapters without tensors of their own in the model's layers, or that need more than a row to be called.
+_REFUSED = {
+    "ADAPTION_PROMPT": "its prompts are no part of a layer",
+    "POLY": "it is called with a number for each row's task",
+    "XLORA": "it is a mixture of other adapters",
+}
+#: What `init_lora_weights` may say that draws the base's own weights at random, every time that it is loaded.
+_DRAWN = "pissa_niter_"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as its files have it."""
+
+    folder: str  #: here
+    config: Any  #: PEFT's, set for training
+    shapes: Mapping[str, tuple[int, ...]]  #: of the file's tensors, by the names that they have there
+
+    @property
+    def kind(self) -> str:
+        """What PEFT calls this kind of adapter: LORA, IA3, …"""
+        return _kind(self.config)
+
+    @property
+    def pickled(self) -> bool:
+        return not (Path(self.folder) / ADAPTER_WEIGHTS).is_file()
+
+
+def read_adapter(model: ModelConfig, options: Options | None = None) -> Adapter | None:
+    """The adapter, fetched where it is elsewhere; None where the model has none. Raises `RequestError`."""
+    folder = adapter_folder(model, options)
+    return None if folder is None else Adapter(folder, _peft_config(folder), _shapes(folder))
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _peft_config(folder: str) -> Any:
+    from peft import PeftConfig
+
+    where = f"{folder}/adapter_config.json"
+    try:
+        with quiet():
+            config = PeftConfig.from_pretrained(folder)
+    except Exception as error:  # a type it does not know, a missing field, a broken file
+        raise RequestError("model.adapter", where, one_line(error)[:300]) from None
+    kind = _kind(config)
+    why = "it puts prompts before the rows" if config.is_prompt_learning else _REFUSED.get(kind)
+    if why is not None:
+        raise RequestError(
+            "model.adapter",
+            folder,
+            f"peft_type is {kind}: {why}",
+            "datainf-ray attributes adapters of layers, as LORA",
+        )
+    start = getattr(config, "init_lora_weights", None)
+    if isinstance(start, str) and start.startswith(_DRAWN):
+        raise RequestError(
+            "model.adapter",
+            where,
+            f"init_lora_weights is {start}, which draws another base at every load: nobody has the trained model's",
+            "save it as plain LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…), as PEFT has it",
+        )
+    if getattr(config, "monteclora_config", None) is not None:
+        raise RequestError(
+            "model.adapter", where, "monteclora_config: its weights are drawn at random while it is trained"
+        )
+    config.inference_mode = False
+    return config
+
+
+def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the adapter's tensors, from its file's header; of a pickle, from what it holds."""
+    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
+        return _pickled_shapes(folder)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise RequestError(
+            "model.adapter", f"{folder}/{ADAPTER_WEIGHTS}", f"cannot be read: {one_line(error)}"
+        ) from None
+
+
+def _pickled_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    import torch
+
+    file = f"{folder}/{ADAPTER_PICKLE}"
+    try:
+        # weights_only: tensors are rebuilt, and anything that would run code is refused
+        state = torch.load(file, map_location="meta", weights_only=True)
+        return {str(key): tuple(tensor.shape) for key, tensor in state.items()}
+    except Exception as error:  # pickle, zip and torch have their own classes, and the file may hold anything
+        raise RequestError(
+            "model.adapter",
+            file,
+            f"cannot be read as plain tensors: {one_line(error)[:200]}",
+            "save it again with safe_serialization=True",
+        ) from None
