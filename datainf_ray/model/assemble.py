@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.model.adapter import Adapter, read_adapter
 from datainf_ray.model.blocks import PREFIX, choose_blocks
-from datainf_ray.model.files import is_remote, local_folder
+from datainf_ray.model.files import local_folder
 from datainf_ray.model.objective import Objective
 from datainf_ray.model.quiet import quiet
 
@@ -62,6 +61,38 @@ class Assembly:
             )
         except Exception as error:  # no common type: what files, torch, safetensors and a model's own code raise
             raise UnusableBaseError(f"cannot be loaded: {one_line(error)[:300]}") from None
+        self._must_be_complete(info)
+        if self.rows is not None:
+            base.resize_token_embeddings(self.rows, mean_resizing=False)  # the adapter brings the new ones
+        loaded: nn.Module = base
+        return loaded
+
+    def require_complete(self, checkpoint: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises `UnusableBaseError` where the base's checkpoint, with tensors of these shapes, lacks what `load` needs.
+
+        A quantized one is left to the worker: its tensors are others than the model's.
+        """
+        if getattr(self.config, "quantization_config", None) is not None:
+            return
+        state = {key: torch.empty(shape, device="meta") for key, shape in checkpoint.items()}
+        with torch.device("meta"):
+            base = self.model_class.from_config(copy.deepcopy(self.config), trust_remote_code=True)
+        _, info = type(base).from_pretrained(
+            None,
+            config=copy.deepcopy(self.config),
+            state_dict=state,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        self._must_be_complete(info)
+        for key, there, here in info["mismatched_keys"]:
+            raise UnusableBaseError(
+                f"its checkpoint has {key} as {_by(there)}, and by its config.json it is {_by(here)}"
+            )
+
+    def _must_be_complete(self, info: Mapping[str, Any]) -> None:
+        """`info` is what transformers says of the tensors it found in a checkpoint."""
         brought = set() if self.adapter is None else {_plain(key) for key in self.adapter.shapes}
         random = [key for key in info["missing_keys"] if key not in brought]
         if random:
@@ -69,10 +100,6 @@ class Assembly:
                 f"its checkpoint has no {random[0]} (and {len(random) - 1} more), and the adapter does not bring it: "
                 "random weights would be attributed"
             )
-        if self.rows is not None:
-            base.resize_token_embeddings(self.rows, mean_resizing=False)  # the adapter brings the new ones
-        loaded: nn.Module = base
-        return loaded
 
 
 class UnusableBaseError(Exception):
@@ -86,8 +113,7 @@ class _Misfit(Exception):
 def assemble(model: ModelConfig, task: Objective, options: Options | None = None, weights: bool = False) -> Assembly:
     """Find the class of model that the adapter fits, and put the two together on the meta device.
 
-    The base's checkpoint is looked into as well, without its values, where it lies on this machine: with `weights` it
-    is fetched. Raises `RequestError` where the two do not fit, or where tensors are wanting.
+    With `weights` the base's weights are fetched, too. Raises `RequestError` where the two do not fit.
     """
     adapter = read_adapter(model, options)
     config, folder = base_config(model, task.configure({} if adapter is None else adapter.shapes), weights, options)
@@ -96,13 +122,9 @@ def assemble(model: ModelConfig, task: Objective, options: Options | None = None
         try:
             with quiet():
                 found = _put_together(model, adapter, model_class, own, folder)
-                if Path(folder).is_dir() and (weights or not is_remote(model.base)):
-                    found.load(device_map="meta", trust_remote_code=model.trust_remote_code)
         except _Misfit as error:
             first = first or str(error)
             continue
-        except UnusableBaseError as error:
-            raise RequestError("model.base", model.base, str(error)) from None
         return found
     raise RequestError("model.adapter", model.adapter, f"does not fit the base {model.base}: {first}")
 

@@ -13,7 +13,7 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
-from datainf_ray.model.assemble import assemble
+from datainf_ray.model.assemble import UnusableBaseError, assemble
 from datainf_ray.model.blocks import kind_of, name_blocks
 from datainf_ray.model.files import adapter_folder, local_folder
 from datainf_ray.model.limits import is_rotary, longest_row
@@ -49,8 +49,14 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
     Weights are looked at as far as `weights` says: those that cannot be used are a `RequestError`, too.
     Here as in the functions below, `options` are what a store is opened with.
     """
-    require_sound_base(model, options)
+    checkpoint = require_sound_base(model, options)
     found = assemble(model, task, options)
+    if checkpoint is not None:
+        try:
+            with quiet():
+                found.require_complete(checkpoint)
+        except UnusableBaseError as error:
+            raise RequestError("model.base", model.base, str(error)) from None
     own = task.facts(model, found.config)
     if found.adapter is not None and not found.adapter.pickled:
         require_sound_adapter(model, found.adapter.folder)

@@ -48,9 +48,14 @@ class Tensor:
     """A tensor in a safetensors file."""
 
     dtype: str
-    count: int  #: of its values
+    shape: tuple[int, ...]
     first: int  #: where it begins in the file
     last: int  #: where it ends
+
+    @property
+    def count(self) -> int:
+        """The number of its values."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,15 @@ class _Files:
     local: bool
 
 
-def require_sound_base(model: ModelConfig, options: Options | None = None) -> None:
+def require_sound_base(model: ModelConfig, options: Options | None = None) -> dict[str, tuple[int, ...]] | None:
     """Raises `RequestError` naming model.base where its weights are pickled, not all there, truncated or NaN.
 
-    A hub id is left to the worker, which fetches it.
+    Returns the names and shapes of its tensors; None where they are not here to be seen: a hub id is left to the
+    worker, which fetches it.
     """
     files = _files_of(model.base, options or {})
     if files is None:
-        return
+        return None
     try:
         shards = _shards(files)
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -86,6 +92,7 @@ def require_sound_base(model: ModelConfig, options: Options | None = None) -> No
         raise RequestError("model.base", model.base, one_line(error)) from None
     except Exception as error:  # every storage library has its own classes
         raise RequestError("model.base", model.base, f"its weights cannot be read: {reason(error)}") from None
+    return {key: tensor.shape for header in headers for key, tensor in header.items()} or None
 
 
 def require_sound_adapter(model: ModelConfig, folder: str) -> None:
@@ -124,7 +131,7 @@ def read_header(read: Read, size: int) -> dict[str, Tensor]:
         for name, told in json.loads(read(8, begin)).items():
             if name != "__metadata__":
                 first, last = (begin + int(offset) for offset in told["data_offsets"])
-                tensors[name] = Tensor(str(told["dtype"]), math.prod(map(int, told["shape"])), first, last)
+                tensors[name] = Tensor(str(told["dtype"]), tuple(map(int, told["shape"])), first, last)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("is no safetensors file: its header is broken") from None
     end = max((tensor.last for tensor in tensors.values()), default=begin)
