@@ -42,6 +42,8 @@ from datainf_ray.request.job import Job
 from datainf_ray.request.sampled import Looked, describe
 from datainf_ray.request.seen import SeenRow
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
+from datainf_ray.runs.record import tell_left_out
+from datainf_ray.runs.schemas import left_out
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
@@ -66,6 +68,7 @@ class Plan(BaseModel):
     looked: dict[str, Looked] = Field(description="rows of each corpus that were looked at: unusable ones, cut ones")
     blocks: int
     parameters: int = Field(description="trainable, in all blocks")
+    left_out: list[str] = Field(description="blocks that the asked run has left out; their gradient is rounding")
     base_parameters: int
     chunks: int
     chunk_rows: int
@@ -147,6 +150,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         looked=job.looked,
         blocks=len(facts.blocks),
         parameters=facts.parameters,
+        left_out=[] if job.blocks is None or not job.method.damped else left_out(job.blocks),
         base_parameters=facts.base_parameters,
         chunks=chunks,
         chunk_rows=sizes.chunk_rows,
@@ -285,7 +289,8 @@ def render(expected: Plan) -> str:
         "queries": groups,
         "rows seen": "; ".join(filter(None, (describe(seen, name) for name, seen in p.looked.items()))),
         "model": f"{p.base_parameters:,} parameters, of which none gets a gradient",
-        "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed",
+        "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, "
+        + (tell_left_out(p.left_out, p.blocks) if p.left_out else "all attributed"),
         "sweeps": f"{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",
         "gradients": p.gradients_why.removeprefix("gradients "),

@@ -13,6 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from datainf_ray.common.words import byte_size
+from datainf_ray.runs.record import tell_left_out
 from datainf_ray.runs.report import timeline
 from datainf_ray.runs.report.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
 from datainf_ray.runs.report.render import count, render, signed
@@ -87,6 +88,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         remarks.append(f"The kept gradients of {_many(lost, 'chunk')} were lost and had to be computed again.")
     if summary["curvature"]:
         remarks += _of_curvature(**summary["curvature"])
+    if summary["left_out"]:
+        remarks.append(tell_left_out(summary["left_out"], summary["blocks"]) + ".")
     if summary["index"]:
         remarks.append(_of_index(**summary["index"]))
     return remarks
