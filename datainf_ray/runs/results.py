@@ -197,7 +197,10 @@ class Run:
             "damping": method["damping"] if record.damped else None,
             **{name: figures.get(name) for name in ("rows", "rows_cut", "tokens", "queries", "blocks", "parameters")},
             "status": counts.status if counts else {},
-            **{name: plain[name] for name in ("state", "reason", "sign", "device", "seconds", "sweeps", "sizes")},
+            **{
+                name: plain[name]
+                for name in ("state", "reason", "sign", "device", "dtype", "seconds", "sweeps", "sizes")
+            },
             "curvature": curvature,
             "left_out": plain["left_out"],
             "index": plain["index"],

@@ -51,6 +51,7 @@ def test_key_biases_are_left_out_and_named_and_so_they_are_for_later_queries(
 ) -> None:
     g, v = exact
     config = tiny.configuration(folder, model, folder / "run", index=True, index_dtype="float32")
+    assert datainf_ray.plan(config).left_out == BIASES
     run = attribute(config, **{"results.blocks": True})
     assert reference.worst(scores(run), reference.datainf(g, v)) < 1e-4
     assert run.record.left_out == run.summary()["left_out"] == BIASES
