@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import datainf_ray
+from datainf_ray.runs.checksums import stored
 from datainf_ray.runs.schemas import blocks_schema, left_out, read_parquet, table_bytes
 from datainf_ray.session.outcome import findings
 from tests import reference, tiny
@@ -67,12 +69,32 @@ def test_key_biases_are_left_out_and_named_and_so_they_are_for_later_queries(
     assert told in findings(run)
     assert told in run.directory.read("report.html").decode()
 
-    asked = datainf_ray.query(
-        run.url, queries=str(folder / "queries.jsonl"), output=str(folder / "asked"), progress=False
-    )
+    queries = str(folder / "queries.jsonl")
+    asked = datainf_ray.query(run.url, queries=queries, output=str(folder / "asked"), progress=False)
     torch.testing.assert_close(scores(asked), scores(run), rtol=1e-5, atol=1e-9)
     assert asked.record.left_out == BIASES
     assert told in findings(asked)
+
+    _make_earlier(Path(run.url))
+    asked = datainf_ray.query(run.url, queries=queries, output=str(folder / "later"), progress=False)
+    torch.testing.assert_close(scores(asked), scores(run), rtol=1e-5, atol=1e-9)
+    assert asked.record.left_out == BIASES
+    assert asked.blocks()["left_out"].to_pylist() == list(gone.values())
+
+
+def _make_earlier(run: Path) -> None:
+    """Make a run like one of a version that knew nothing of blocks to leave out: each has the damping of its sizes."""
+    blocks = read_parquet((run / "blocks.parquet").read_bytes()).drop_columns("left_out")
+    lambdas = {b["block"]: 0.1 * b["mean_sqnorm"] / b["size"] for b in blocks.to_pylist()}
+    blocks = blocks.set_column(4, blocks.schema.field("damping"), [list(lambdas.values())])
+    (run / "blocks.parquet").write_bytes(data := table_bytes(blocks))
+    record = json.loads((run / "run.json").read_text())
+    del record["left_out"]
+    record["files"]["blocks.parquet"] = stored(data).model_dump()
+    (run / "run.json").write_text(json.dumps(record))
+    index = json.loads((run / "index" / "index.json").read_text())
+    assert all(index["damping"][block] == 0 for block in BIASES)
+    (run / "index" / "index.json").write_text(json.dumps(index | {"damping": lambdas}))
 
 
 @pytest.mark.cluster
