@@ -5,9 +5,15 @@ DataInf's curvature needs λ_l = c · mean_i ‖g_il‖² / d_l, which is known 
 interpolated to the true λ afterwards. Lagrange's polynomial p through the nodes is off, for a row with s = ‖g‖², by
 
     1/(λ+s) − p(λ)  =  1/(λ+s) · Π_j (λ − λ_j) / (λ_j + s)
+
+A gradient may be zero in theory and rounding in practice: softmax does not see what is added to all keys, so the loss
+does not depend on the bias of a key projection. λ then shrinks with the rounding, and dividing by it would make the
+block count like any other. Such a block is left out: its λ is set to zero, as that of a block without any gradient.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -17,7 +23,9 @@ from datainf_ray.influence.folds import COUNT, SMALLEST, TOTAL, Statistic, sqnor
 
 TOLERANCE = 1e-6  #: of a block's iHVP, relative; beyond it the block is swept again with the true damping
 MOST_NODES = 8
+LEAST = 1e-6  #: of the largest block's root mean square gradient; below it a gradient is rounding
 _AIM = 1e-8  # what the nodes are chosen for, by the guess
+_FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "other")
 _ROUNDING = 2.0**-24  # float32's; each node's sum carries it
 
 
@@ -25,6 +33,27 @@ def block_damping(block: Block, statistic: Statistic, *, c: float) -> Statistic:
     """`damping` λ_l = c · mean_i ‖g_il‖² / d_l, a float64 scalar (zero where there is no row), beside the `moments`."""
     moments = statistic["moments"]
     return {"damping": c * moments[TOTAL] / (moments[COUNT].clamp(min=1) * block.size), "moments": moments}
+
+
+def least_damping(dampings: Iterable[float]) -> float:
+    """The λ below which a block's gradient is rounding, from λ of all blocks: λ/c is the mean square of its entries."""
+    return LEAST**2 * max(dampings, default=0.0)
+
+
+def is_rounding(block: Block, damping: float, least: float) -> bool:
+    """Whether a block's gradient is rounding, by its λ and by `least_damping`.
+
+    A factor of a product is never left out: the gradient of lora_A is a multiple of lora_B, which is as small as it
+    likes at the beginning of training.
+    """
+    return 0 < damping < least and (block.kind not in _FACTORS or block.name.endswith(".bias"))
+
+
+def leave_out(block: Block, facts: Statistic, *, least: float) -> Statistic:
+    """What is known of a block; with `left_out`, and without damping, where its gradient is rounding."""
+    if not is_rounding(block, float(facts["damping"]), least):
+        return facts
+    return {**facts, "damping": torch.zeros_like(facts["damping"]), "left_out": torch.tensor(1.0)}
 
 
 def choose_nodes(block: Block, pilot: Statistic, *, c: float) -> Statistic:

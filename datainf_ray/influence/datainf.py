@@ -21,6 +21,8 @@ from datainf_ray.influence.damping import (
     interpolated,
     judge,
     known_nodes,
+    least_damping,
+    leave_out,
     nodes_again,
 )
 from datainf_ray.influence.folds import TINY, Curvature, Fold, Moments, Norms, Scores, Statistic
@@ -44,20 +46,21 @@ def datainf(
     interpolated (see `damping`); blocks where that might be wrong by more than `damping.TOLERANCE` are swept once more.
     With `norms_first` a sweep of its own finds the damping, which costs next to nothing where gradients are at hand.
     With `sampled` the curvature and the damping are those of a random sample, swept twice; with `known` (`damping` and
-    `moments` a block) the damping is given.
+    `moments` a block) the damping is given. Blocks whose gradient is rounding are left out (see `damping`).
 
-    Returns `facts` (`damping` and `moments` a block; where it was interpolated, `bound` too, and `again` where the
-    block was swept once more), `nodes` where it was interpolated or sampled, and with `sampled` `error`; the scores are
-    with the rows.
+    Returns `facts` (`damping` and `moments` a block; `left_out` where it is; where it was interpolated, `bound` too,
+    and `again` where the block was swept once more), `nodes` where it was interpolated or sampled, and with `sampled`
+    `error`; the scores are with the rows.
     """
 
     def solve() -> dict[str, Handle]:
         if known is not None:
-            return {"facts": known, "vectors": _exact(sweeps, queries, known, sweeps.groups)}
+            facts = _without_rounding(sweeps, known)
+            return {"facts": facts, "vectors": _exact(sweeps, queries, facts, sweeps.groups)}
         if sampled:
             return _from_sample(sweeps, queries, damping)
         if norms_first:
-            facts = sweeps.each_block(block_damping, sweeps.run("moments", Moments), c=damping)
+            facts = _damping(sweeps, sweeps.run("moments", Moments), damping)
             return {"facts": facts, "vectors": _exact(sweeps, queries, facts, sweeps.groups)}
         return _interpolated(sweeps, queries, damping)
 
@@ -76,7 +79,7 @@ def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str
     first, *others = sweeps.groups
     group = _slice(sweeps, queries, first)
     swept = sweeps.run("curvature", Curvature, queries=group, nodes=nodes)
-    known = sweeps.each_block(block_damping, swept, c=c)
+    known = _damping(sweeps, swept, c)
     vectors = sweeps.each_block(ihvp, group, swept, nodes, known)
     facts = sweeps.each_block(judge, known, group, swept, nodes, vectors)
     again = sweeps.each_block(nodes_again, facts)
@@ -105,8 +108,8 @@ def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str,
     """Damping and iHVP from two halves of a sample, and from how they differ an estimate of the iHVP's error."""
     halves: tuple[Over, Over] = ("half a", "half b")
     moments = [sweeps.run("moments", Moments, half) for half in halves]
-    owns = [sweeps.each_block(block_damping, state, c=c) for state in moments]
-    facts = sweeps.each_block(block_damping, sweeps.each_block(_merged, *moments), c=c)
+    facts = _damping(sweeps, sweeps.each_block(_merged, *moments), c)
+    owns = [sweeps.each_block(_as_whole, sweeps.each_block(block_damping, m, c=c), facts) for m in moments]
     nodes = sweeps.each_block(known_nodes, facts)
     vectors, errors = [], []
     for group in sweeps.groups:
@@ -123,6 +126,22 @@ def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str,
         "vectors": sweeps.each_block(_joined, *vectors) if join else vectors[0],
         "error": sweeps.each_block(_joined, *errors) if join else errors[0],
     }
+
+
+def _damping(sweeps: Sweeps[Handle], moments: Handle, c: float) -> Handle:
+    """The damping of every block, without those whose gradient is rounding."""
+    return _without_rounding(sweeps, sweeps.each_block(block_damping, moments, c=c))
+
+
+def _without_rounding(sweeps: Sweeps[Handle], facts: Handle) -> Handle:
+    dampings = [float(statistic["damping"]) for statistic in sweeps.collect(facts).values()]
+    least = least_damping(dampings)
+    return sweeps.each_block(leave_out, facts, least=least) if any(0 < lam < least for lam in dampings) else facts
+
+
+def _as_whole(block: Block, half: Statistic, whole: Statistic) -> Statistic:
+    """The damping of half a sample; none where the block is left out."""
+    return {**half, "damping": torch.zeros_like(half["damping"])} if "left_out" in whole else half
 
 
 def _slice(sweeps: Sweeps[Handle], queries: Handle, group: tuple[int, int]) -> Handle:

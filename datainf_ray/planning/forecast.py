@@ -17,6 +17,7 @@ from datainf_ray.influence.datainf import NODES
 from datainf_ray.planning.calibration import Calibration
 from datainf_ray.planning.estimate import (
     activation_bytes,
+    half_precision,
     index_row_bytes,
     mean_tokens,
     score_bytes,
@@ -42,6 +43,7 @@ from datainf_ray.request.job import Job
 from datainf_ray.request.sampled import Looked, describe
 from datainf_ray.request.seen import SeenRow
 from datainf_ray.runs.parts import PART_BYTES, row_bytes
+from datainf_ray.runs.record import tell_half_precision, tell_left_out
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
@@ -49,6 +51,7 @@ _START_SECONDS = 10.0  # Ray and a worker with its libraries; a large model take
 _PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
 _DRIVER_BYTES = 650_000_000  # a driver with its libraries, seen on four small runs; what it holds comes on top
 _CHUNK_FILE_BYTES = 5000  # of a chunk's file beside its rows: schema, checksum, places and text
+_KEYS = frozenset({"key", "k_proj", "k_lin", "k"})  # what a key projection is called
 _PLACE_BYTES = 14  # a place among a query's top rows, compressed, without its text
 
 
@@ -66,7 +69,9 @@ class Plan(BaseModel):
     looked: dict[str, Looked] = Field(description="rows of each corpus that were looked at: unusable ones, cut ones")
     blocks: int
     parameters: int = Field(description="trainable, in all blocks")
+    left_out: list[str] = Field(description="blocks that are likely to have no gradient but rounding")
     base_parameters: int
+    half_precision: str | None = Field(description="the 16 bits that the base computes in; null: it has more")
     chunks: int
     chunk_rows: int
     batch_tokens: int = Field(description="padded tokens in a batch; on a GPU an estimate where it is auto")
@@ -147,7 +152,9 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         looked=job.looked,
         blocks=len(facts.blocks),
         parameters=facts.parameters,
+        left_out=_key_biases(job),
         base_parameters=facts.base_parameters,
+        half_precision=_half(job, room),
         chunks=chunks,
         chunk_rows=sizes.chunk_rows,
         batch_tokens=batch_tokens,
@@ -180,6 +187,32 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         assumption=f"{counted(workers, 'worker')} at {said}{assumed}",
         output=job.directory.url,
     )
+
+
+def _key_biases(job: Job) -> list[str]:
+    """The biases of key projections: softmax does not see them, unless keys are turned by their position."""
+    if not job.method.damped or job.facts.rotary:
+        return []
+    names = [b.name for b in job.facts.blocks if b.name.endswith(".bias")]
+    return [name for name in names if not _KEYS.isdisjoint(name.split("."))]
+
+
+def _but(p: Plan) -> str:
+    """What is to be said of blocks that have no gradient but rounding."""
+    if not p.left_out:
+        return ""
+    if p.half_precision is None:
+        return f", but probably {tell_left_out(p.left_out, p.blocks)}"
+    biases = f"{counted(len(p.left_out), 'key bias', 'key biases')} (the first is {p.left_out[0]})"
+    return f"; {biases} without a gradient but rounding, which passes for one in 16 bits: use model.dtype: float32"
+
+
+def _half(job: Job, room: Room) -> str | None:
+    """The 16 bits that the base is taken to compute in; None where it has more."""
+    dtype = job.config.model.dtype
+    if not half_precision(job, room.device_bytes is not None):
+        return None
+    return "16 bits, if its checkpoint does" if dtype == "auto" else dtype
 
 
 def _overhead(job: Job, sizes: Sizes, sweeps: list[_SweepCost], room: Room) -> float:
@@ -285,7 +318,8 @@ def render(expected: Plan) -> str:
         "queries": groups,
         "rows seen": "; ".join(filter(None, (describe(seen, name) for name, seen in p.looked.items()))),
         "model": f"{p.base_parameters:,} parameters, of which none gets a gradient",
-        "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed",
+        "precision": "" if p.half_precision is None else tell_half_precision(p.half_precision),
+        "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed{_but(p)}",
         "sweeps": f"{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",
         "gradients": p.gradients_why.removeprefix("gradients "),

@@ -178,8 +178,9 @@ class Run:
         `status` counts the rows by status and `rows_cut` those with more tokens than max_length, `seconds` is wall
         time, and each of `sweeps` has name, source, examples, tokens, seconds and workers. `sizes` says how the work
         was cut and why, `curvature` how far its error goes and whether it was `sampled`, so that all influences rest on
-        a part of the corpus, `index` where the gradients are for later queries, and `answers` from which run's index
-        this one was computed. Each is None where there is none, or the run was made before runs said so.
+        a part of the corpus, `left_out` names the blocks whose gradient is rounding, `index` where the gradients are
+        for later queries, and `answers` from which run's index this one was computed. Each is None where there is none,
+        or the run was made before runs said so.
         """
         return self._summary(self.record)
 
@@ -196,8 +197,12 @@ class Run:
             "damping": method["damping"] if record.damped else None,
             **{name: figures.get(name) for name in ("rows", "rows_cut", "tokens", "queries", "blocks", "parameters")},
             "status": counts.status if counts else {},
-            **{name: plain[name] for name in ("state", "reason", "sign", "device", "seconds", "sweeps", "sizes")},
+            **{
+                name: plain[name]
+                for name in ("state", "reason", "sign", "device", "dtype", "seconds", "sweeps", "sizes")
+            },
             "curvature": curvature,
+            "left_out": plain["left_out"],
             "index": plain["index"],
             "answers": plain["answers"],
         }
@@ -208,7 +213,7 @@ class Run:
 
     def blocks(self) -> pa.Table:
         """One row per block; the columns are block, kind, shape, size, damping, mean_sqnorm and what the curvature's
-        accuracy follows from: smallest_sqnorm, nodes, error_bound.
+        accuracy follows from: smallest_sqnorm, nodes, error_bound; and left_out.
         """
         return self._table("blocks.parquet")
 

@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 #: The only status of a row or query that has a score; every other status says why there is none.
@@ -17,8 +18,8 @@ OK = "ok"
 #: The status of a row that ended every worker that computed it.
 CRASHED = "crashed"
 
-#: Columns of examples/ and of an index that earlier versions did not write: null where a file does not have them.
-LATER = frozenset({"tokens_cut"})
+#: Columns that earlier versions did not write: null where a file does not have them.
+LATER = frozenset({"tokens_cut", "left_out"})
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory
@@ -71,6 +72,9 @@ def blocks_schema() -> pa.Schema:
     curvature was summed, and `error_bound` is what the relative error of the block's iHVP that comes of interpolating
     between them cannot exceed, the largest over the queries: 0 where the block was swept at λ itself. Both are null
     where there was no curvature, as `damping` is.
+
+    `left_out` says whether no influence goes through the block because its gradient is rounding: then λ is zero. It is
+    null where there is no damping, and in the run of a version that left no block out.
     """
     return pa.schema(
         [
@@ -83,8 +87,14 @@ def blocks_schema() -> pa.Schema:
             pa.field("smallest_sqnorm", pa.float64()),
             pa.field("nodes", pa.list_(pa.float64())),
             pa.field("error_bound", pa.float64()),
+            pa.field("left_out", pa.bool_()),
         ]
     )
+
+
+def left_out(blocks: pa.Table) -> list[str]:
+    """The names of the blocks that a blocks.parquet says are left out."""
+    return blocks.filter(pc.fill_null(blocks["left_out"], False))["block"].to_pylist()
 
 
 def top_schema() -> pa.Schema:

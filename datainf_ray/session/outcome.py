@@ -12,9 +12,9 @@ from datainf_ray.common.words import counted, percent, printable
 from datainf_ray.influence.damping import smallest_sqnorm
 from datainf_ray.influence.folds import COUNT, TOTAL, Statistic, Statistics
 from datainf_ray.request.job import Job
-from datainf_ray.runs.record import RunRecord
+from datainf_ray.runs.record import RunRecord, tell_left_out
 from datainf_ray.runs.results import Run
-from datainf_ray.runs.schemas import OK, blocks_schema, queries_schema
+from datainf_ray.runs.schemas import OK, blocks_schema, left_out, queries_schema
 
 
 def queries_table(job: Job, rows: pa.Table) -> pa.Table:
@@ -45,7 +45,7 @@ def queries_table(job: Job, rows: pa.Table) -> pa.Table:
 
 
 def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Table:
-    """blocks.parquet from what the sweeps gave: `moments`, and `damping`, `bound` and `nodes` where there are some."""
+    """blocks.parquet from what the sweeps gave: `moments`; and where there are some, `damping`, `bound` and `nodes`."""
     blocks = job.facts.blocks
 
     def known(name: str, states: Mapping[str, Statistic] | None = facts) -> pa.Array:
@@ -66,9 +66,33 @@ def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Ta
             pa.array([smallest_sqnorm(facts[b.name]) for b in blocks], pa.float64()),
             known("nodes", nodes),
             known("bound"),
+            _left_out(job, facts),
         ],
         schema=blocks_schema(),
     )
+
+
+def known_blocks(job: Job, made: pa.Table, facts: Statistics) -> pa.Table:
+    """blocks.parquet of a query run, from that of the run that it asks, which an earlier version may have made."""
+    at = made.schema.get_field_index("left_out")
+    if made["left_out"].null_count:
+        made = made.set_column(at, made.schema.field(at), _left_out(job, facts))
+    return made
+
+
+def _left_out(job: Job, facts: Statistics) -> pa.Array:
+    """By block, whether it is left out; null where the method has no damping."""
+    each = ["left_out" in facts[b.name] if "damping" in facts[b.name] else None for b in job.facts.blocks]
+    return pa.array(each, pa.bool_())
+
+
+def note_left_out(record: RunRecord, blocks: pa.Table) -> None:
+    """Name the blocks in run.json that blocks.parquet says are left out."""
+    record.left_out = left_out(blocks)
+    if record.trainable is not None:
+        sizes = dict(zip(blocks["block"].to_pylist(), blocks["size"].to_pylist(), strict=True))
+        attributed = record.trainable.total - sum(sizes[name] for name in record.left_out)
+        record.trainable = record.trainable.model_copy(update={"attributed": attributed})
 
 
 def findings(run: Run) -> list[str]:
@@ -84,6 +108,8 @@ def findings(run: Run) -> list[str]:
     if cut := record.counts and record.counts.rows_cut:
         rows = f"{cut:,} of {counted(record.counts.rows, 'row')}"
         lines.append(f"{rows} had more tokens than max_length, and were cut: tokens_cut in examples/ says by how many")
+    if record.left_out and record.counts:
+        lines.append(tell_left_out(record.left_out, record.counts.blocks))
     for query in [q for q in queries if q["status"] == OK][:1]:
         for harmful, word in ((True, "harmful"), (False, "helpful")):
             for row in run.top(query=query["query"], k=1, harmful=harmful).to_pylist():

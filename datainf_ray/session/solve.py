@@ -46,7 +46,7 @@ from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord
 from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
 from datainf_ray.runs.top import top_table
-from datainf_ray.session.outcome import blocks_table, queries_table
+from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table
 from datainf_ray.watch.progress import Watcher
 
 _LOSSES = 20  # times that sums may be lost for good, and be computed again
@@ -223,6 +223,10 @@ def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunR
         }
         blocks = blocks_table(job, found["facts"], found.get("nodes"))
         record.curvature = method.tell(found, job.sampled_rows or job.rows)
+    elif method.damped:
+        blocks = known_blocks(job, blocks, sweeps.collect(solved["facts"]))
+    if method.damped:
+        note_left_out(record, blocks)
     assert sweeps.top is not None
     if job.written_index is not None:
         record.index = finish_index(job, sweeps, queries, blocks, record.fingerprint)

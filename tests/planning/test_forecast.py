@@ -52,6 +52,50 @@ def test_the_sweeps_are_those_of_the_method(config):
     assert sweeps(**{"method.curvature_rows": 40}) == ["queries", "pilot", "curvature", "scores"]  # all rows
 
 
+@pytest.mark.parametrize(
+    ("dtype", "device_bytes", "told"),
+    [
+        ("float32", 10**9, None),
+        ("auto", None, None),  # a CPU computes in float32 then
+        (
+            "auto",
+            10**9,
+            "the base computes in 16 bits, if its checkpoint does: against float32 that moved",
+        ),
+        ("bfloat16", None, "the base computes in bfloat16: against float32 that moved influences by 3 to 8 % in"),
+        ("float16", 10**9, "the base computes in float16: against float32 that moved influences by 0.5 % in"),
+    ],
+)
+def test_half_precision_is_told(config, dtype, device_bytes, told):
+    room = replace(ROOM, device_bytes=device_bytes, gpus_per_worker=0 if device_bytes is None else 1)
+    text = " ".join(render(forecast(prepared(config, **{"model.dtype": dtype}), room=room)).split())
+    assert ("precision " in text) == (told is not None)
+    assert told is None or f"precision {told}" in text
+
+
+@pytest.mark.parametrize(
+    ("arch", "method", "told"),
+    [
+        ("bert", "datainf", 2),
+        ("roberta", "datainf", 2),
+        ("bert", "hessian-free", 0),  # it divides by nothing
+        ("llama-classifier", "datainf", 0),  # its keys are turned by their position, bias and all
+    ],
+)
+def test_key_biases_are_told_beforehand(tmp_path, arch, method, told):
+    bias = {"attention_bias": True} if arch.startswith("llama") else {}
+    targets = ["q_proj", "k_proj"] if bias else ["query", "key"]
+    model = tiny.save_model(tmp_path, arch, targets, lora={"bias": "lora_only"}, settings=bias)
+    for name in ("train", "queries"):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", 4, seed=1, labels=3)
+    expected = forecast(prepared(tiny.configuration(tmp_path, model, tmp_path / "run", method={"name": method})))
+    assert sum(block.endswith(".bias") for block in expected.left_out) == len(expected.left_out) == told
+    text = " ".join(render(expected).split())
+    assert (f"all attributed, but probably 2 of {expected.blocks} blocks are left out" in text) == bool(told)
+    short = render(expected.model_copy(update={"half_precision": "bfloat16"}))
+    assert ("all attributed; 2 key biases (the first is " in " ".join(short.split())) == bool(told)
+
+
 def test_queries_that_do_not_fit_at_once_take_a_curvature_sweep_for_each_group(config):
     job = prepared(config)
     little = Room(1, 0, 10**9, worker_bytes=2 * 4 * 4 * job.facts.parameters * 3, device_bytes=None)  # three queries

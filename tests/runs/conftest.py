@@ -142,6 +142,7 @@ def make_run(
                 "smallest_sqnorm": draw.uniform(1e-3, 1e-2, len(names)),
                 "nodes": [[1e-6, 2e-6]] * len(names),
                 "error_bound": draw.uniform(0, 1e-9, len(names)),
+                "left_out": [False] * len(names),
             },
             schema=blocks_schema(),
         ),

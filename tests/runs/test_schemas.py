@@ -38,7 +38,7 @@ def test_examples_hold_the_contracts_columns() -> None:
     ("schema", "names"),
     [
         (queries_schema(), "query id rows tokens loss preview status"),
-        (blocks_schema(), "block kind shape size damping mean_sqnorm smallest_sqnorm nodes error_bound"),
+        (blocks_schema(), "block kind shape size damping mean_sqnorm smallest_sqnorm nodes error_bound left_out"),
         (top_schema(), "query direction rank row id influence preview"),
     ],
 )

@@ -13,6 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from datainf_ray.common.words import byte_size
+from datainf_ray.runs.record import tell_half_precision, tell_left_out
 from datainf_ray.runs.report import timeline
 from datainf_ray.runs.report.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
 from datainf_ray.runs.report.render import count, render, signed
@@ -81,12 +82,17 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         remarks.append(f"Answered from the gradient index of {answers['run']}: the corpus was not gone through again.")
     if summary["sizes"]:
         remarks.append(_of_sizes(**summary["sizes"]))
+    if summary["dtype"] in ("bfloat16", "float16"):
+        told = tell_half_precision(summary["dtype"])
+        remarks.append(f"{told[0].upper()}{told[1:]}.")
     if cut := summary["rows_cut"]:
         remarks.append(f"{_many(cut, 'row')} had more tokens than max_length; the model saw no more of them than that.")
     if lost := sum(sweep.get("recomputed") or 0 for sweep in summary["sweeps"]):
         remarks.append(f"The kept gradients of {_many(lost, 'chunk')} were lost and had to be computed again.")
     if summary["curvature"]:
         remarks += _of_curvature(**summary["curvature"])
+    if summary["left_out"]:
+        remarks.append(tell_left_out(summary["left_out"], summary["blocks"]) + ".")
     if summary["index"]:
         remarks.append(_of_index(**summary["index"]))
     return remarks
