@@ -166,10 +166,15 @@ class Job:
 
     @property
     def sample(self) -> tuple[Example, ...]:
-        """Two real rows, of different lengths where there are, for comparing gradients with autograd."""
+        """Some real rows, for comparing gradients with autograd: the shortest and the longest, on either side of any
+        length at which a model does otherwise; and two of the same length, if there are, the shortest such.
+        """
         usable = [e for examples in self.examples.values() for e in examples if e.status == OK]
         usable.sort(key=lambda example: example.tokens)
-        return tuple(usable[k] for k in sorted({0, len(usable) // 2}) if k < len(usable))
+        last = len(usable) - 1
+        twins = next((k for k in range(last) if usable[k].lengths == usable[k + 1].lengths), None)
+        chosen = {0, last} | (set() if twins is None else {twins, twins + 1})
+        return tuple(usable[k] for k in sorted(chosen) if k >= 0)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
