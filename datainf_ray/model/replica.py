@@ -16,7 +16,7 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.alike import alike_by, forget_lengths, growing
 from datainf_ray.model.capture import Capture, Consume, unsupported
-from datainf_ray.model.compare import apart_gradients, apart_losses, lost, rounding
+from datainf_ray.model.compare import Taken, difference, in_double, is_doubtful, rounding
 from datainf_ray.model.faults import is_of_rows, told
 from datainf_ray.model.forward import bare_rows, base_of
 from datainf_ray.model.inspect import kind_of, name_blocks
@@ -225,20 +225,20 @@ class Replica:
             batch = batch.pick(sorted(by_length[:-1]))
 
     def _checked(self, batch: BatchLike) -> Verdict:
-        batch, losses, exact = self._exact(batch)
-        cosine, first = self._compare(batch, losses, exact)
+        batch, exact = self._exact(batch)
+        cosine, first = self._compare(batch, exact)
         wrong = first
         for state in () if first is None else self._ladder(batch, first):
             self._go(state)
-            cosine, wrong = self._compare(batch, losses, exact)
+            cosine, wrong = self._compare(batch, exact)
             if wrong is None:
                 break
         if wrong is not None:
             self._plainly(wrong)
         return self._verdict(cosine)
 
-    def _exact(self, batch: BatchLike) -> tuple[BatchLike, Tensor, dict[str, Tensor]]:
-        """The rows that can be computed alone, and their losses and gradients {block: b × d_l} by plain autograd."""
+    def _exact(self, batch: BatchLike) -> tuple[BatchLike, Taken]:
+        """The rows that can be computed alone, and their losses and gradients by plain autograd."""
         losses: list[Tensor] = []
         found: dict[str, list[Tensor]] = {block.name: [] for block in self.blocks}
         fine: list[int] = []
@@ -257,8 +257,8 @@ class Replica:
                 found[name].append(gradient)
         if not fine:
             raise RunFailedError(f"the model cannot compute any of {len(batch)} rows; the first is {reason}")
-        exact = {name: torch.cat(gradients) for name, gradients in found.items()}
-        return batch.pick(fine), torch.stack(losses), exact
+        gradients = {name: torch.cat(rows) for name, rows in found.items()}
+        return batch.pick(fine), Taken(torch.stack(losses), gradients, frozenset(gradients))
 
     def _ladder(self, batch: BatchLike, wrong: str) -> Iterator[_State]:
         """The ways down from where the replica is, each slower than the one before, because of what was `wrong`."""
@@ -293,25 +293,36 @@ class Replica:
         whole = None if self.shortcut is None else self.shortcut.whole
         return Verdict(self.path, cosine, self.reason, self.loss, whole, self.lengths_reason)
 
-    def _compare(self, batch: BatchLike, losses: Tensor, exact: dict[str, Tensor]) -> tuple[float | None, str | None]:
+    def _compare(self, batch: BatchLike, exact: Taken) -> tuple[float | None, str | None]:
         """The smallest cosine to the exact gradients, and what differs by more than rounding."""
-        got = {name: torch.zeros_like(right) for name, right in exact.items()}
-        came = set()
-        put = _put_into(got)
-
-        def consume(block: str, gradients: Tensor, rows: Tensor) -> None:
-            came.add(block)
-            put(block, gradients, rows)
-
+        bounds = rounding(self.model, self.device)
         try:
-            found = self.gradients(batch, consume)
+            got = self._taken(batch, exact)
         except Exception as error:  # each of the rows can be computed alone
             if not is_of_rows(error):
                 raise
             return None, one_line(error)
-        bounds = rounding(self.model, self.device)
-        wrong = apart_losses(found, losses, bounds) or lost(came, exact)
-        return (None, wrong) if wrong else apart_gradients(got, exact, bounds)
+        cosine, wrong = difference(got, exact, bounds)
+        if wrong is None or not is_doubtful(self.model, got, exact, bounds):
+            return cosine, wrong
+        with in_double(self.model) as can:
+            try:
+                there, right = self._exact(batch) if can else (batch, exact)
+                return cosine, difference(self._taken(there, right), right, bounds)[1] if can else None
+            except (RuntimeError, ValueError, TypeError):  # what kernels that have no float64 raise
+                return cosine, None
+
+    def _taken(self, batch: BatchLike, like: Taken) -> Taken:
+        """Losses and gradients of a batch, the way that the replica goes."""
+        gradients = {name: torch.zeros_like(right) for name, right in like.gradients.items()}
+        came: set[str] = set()
+        put = _put_into(gradients)
+
+        def consume(block: str, found: Tensor, rows: Tensor) -> None:
+            came.add(block)
+            put(block, found, rows)
+
+        return Taken(self.gradients(batch, consume), gradients, frozenset(came))
 
 
 @dataclass(frozen=True)
