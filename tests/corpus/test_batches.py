@@ -49,13 +49,12 @@ def test_sequences_of_a_row_are_padded_each_by_itself():
         assert len(batch) * sum(padded) <= 40
 
 
-def test_padding_is_marked_and_positions_count_real_tokens():
+def test_padding_is_marked_and_positions_are_left_to_the_model():
     batch = tiny.task("causal-lm").batch([causal(5, 6), causal(9), causal(1, 2, 3, 4)], [2, 0], 7)
     assert {name: tensor.tolist() for name, tensor in batch.values.items()} == {
         "input_ids": [[1, 2, 3, 4], [5, 6, 7, 7]],
         "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]],
         "labels": [[-100, 2, 3, 4], [-100, 6, -100, -100]],
-        "position_ids": [[0, 1, 2, 3], [0, 1, 1, 1]],
     }
     assert batch.rows.tolist() == [2, 0]
     assert {t.dtype for t in (*batch.values.values(), batch.rows)} == {torch.int64}
