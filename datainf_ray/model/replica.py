@@ -174,8 +174,7 @@ class Replica:
         rows = torch.tensor([position], device=self.device)
         for (name, _), gradient in zip(blocks, gradients, strict=True):
             if gradient is not None:
-                wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-                consume(name, wide.reshape(1, -1).to(self.device) / self.scale, rows)
+                consume(name, gradient.to(_wide(gradient)).reshape(1, -1).to(self.device) / self.scale, rows)
         return loss.detach()
 
     def require_finite(self, batch: BatchLike, model: ModelConfig) -> None:
@@ -244,7 +243,7 @@ class Replica:
         fine: list[int] = []
         reason = ""
         for i in range(len(batch)):
-            row = {b.name: torch.zeros(1, b.size, device=self.device) for b in self.blocks}
+            row = {n: torch.zeros(1, p.numel(), device=self.device, dtype=_wide(p)) for n, p in self.parameters.items()}
             try:
                 losses.append(self._alone(batch.one(i), 0, _put_into(row), plain=True))
             except Exception as error:
@@ -333,6 +332,11 @@ class _State:
     lengths_reason: str | None
     whole: str | None
     unmasked: bool
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The tensor's own dtype, or float32 where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _put_into(table: dict[str, Tensor]) -> Consume:
