@@ -69,6 +69,12 @@ def test_classes_and_numbers_are_one_target_a_row():
     assert batch.values["labels"].tolist() == [2, 0]
     assert batch.values["labels"].dtype == torch.int64
     assert batch.values["token_type_ids"].tolist() == [[0, 1], [0, 1]]
+    mixed = [
+        Example(0, "a", "ok", values=types | {"target": 2}),
+        Example(1, "b", "ok", values={"input_ids": [3], "target": 0}),
+    ]
+    assert task.batch(mixed, [1, 0], 0).values["token_type_ids"].tolist() == [[0, 0], [0, 1]]
+    assert "token_type_ids" not in task.batch(mixed, [1], 0).values
     numbers = task.batch([Example(0, "a", "ok", values={"input_ids": [1], "target": 0.5})], [0], 0)
     assert numbers.values["labels"].tolist() == [0.5]
     assert numbers.values["labels"].dtype == torch.float32

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError, RunFailedError
@@ -242,6 +243,27 @@ def test_a_corpus_of_bad_rows_alone_is_told_as_such(tmp_path: Path, tiny_llama: 
     with pytest.raises(RequestError, match=r"^train.path: .*none of its 9 rows can be used; the first is "):
         attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_the_same_length_share_a_batch_where_padding_leaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ConvBERT's convolution sees what stands behind a row."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.ConvBertConfig(vocab_size=tiny.VOCABULARY, embedding_size=16, pad_token_id=0, **sizes)
+    monkeypatch.setitem(tiny.CONFIGS, "convbert", lambda: config)
+    model = tiny.save_model(tmp_path, "convbert-classifier", ["query", "value"])
+    for name, count, seed in (("train", 24, 1), ("queries", 3, 2)):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", count, seed, labels=3, longest=9)
+    run = attribute(tiny.configuration(tmp_path, model, tmp_path / "run"))
+    assert (run.record.capture.path, run.record.capture.reason) == ("hooks", None)
+    assert "differ" in str(run.record.capture.lengths_reason)
+    exact = reference.load(model)
+    g, v = (
+        reference.gradients(exact, reference.encode(model, str(tmp_path / f"{name}.jsonl")))
+        for name in ("train", "queries")
+    )
+    assert reference.worst(scores(run), reference.datainf(g, v)) < 1e-4
 
 
 _OWN = """
