@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,8 +23,9 @@ from datainf_ray.corpus.preview import fold as fold_text
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
 from datainf_ray.influence.transform import Transform, transformed
+from datainf_ray.model.faults import is_of_rows, told
 from datainf_ray.model.replica import Replica
-from datainf_ray.runs.schemas import OK
+from datainf_ray.runs.schemas import FAILED, OK
 
 NONFINITE = "nonfinite"
 
@@ -145,21 +146,24 @@ def sweep_chunk(
 
     Batches follow from the examples' lengths alone, and are padded on the right whatever side the tokenizer is set to
     for generating: a causal model never sees what comes after, and an encoder's first token stays the first. A row
-    whose loss or gradient is not finite has spoiled the fold's sums by the time it is known, so the chunk begins again
-    without it; the other rows keep their batches.
+    whose loss or gradient is not finite, or whose pass raises an exception, has spoiled the fold's sums by the time it
+    is known, so the chunk begins again without it; the other rows keep their batches. A batch that raises one though
+    none of its rows does is computed one row at a time. An exception that is not the rows' affair is raised.
     """
     usable = [k for k, example in enumerate(examples) if example.status == OK]
     batches = [
         [usable[i] for i in batch] for batch in plan_batches([examples[k].lengths for k in usable], batch_tokens)
     ]
-    spoilt: set[int] = set()
+    spoilt: dict[int, tuple[str, str]] = {}  # status and detail
+    apart: set[int] = set()  # numbers of batches
     while True:
         fold = make_fold()
         for recorder in recorders:
             recorder.restart()
         losses = torch.full((len(examples),), torch.nan, dtype=torch.float64, device=replica.device)
         fine = torch.ones(len(examples), dtype=torch.bool, device=replica.device)
-        for planned in batches:
+        again = False
+        for number, planned in enumerate(batches):
             positions = [k for k in planned if k not in spoilt]
             if not positions:
                 continue
@@ -173,15 +177,42 @@ def sweep_chunk(
                 for recorder in recorders:
                     recorder.take(block, taken, here, sqnorms)
 
-            batch_losses = replica.gradients(batch, consume)
+            try:
+                batch_losses = replica.gradients(batch, consume, one_by_one=number in apart)
+            except Exception as error:
+                if number in apart or not is_of_rows(error):
+                    raise
+                failed = _failing(replica, batch)
+                spoilt |= {positions[k]: (FAILED, reason) for k, reason in failed.items()}
+                if not failed:
+                    apart.add(number)
+                again = True
+                continue
             losses[rows] = batch_losses.double()
             fine[rows] = fold.finite(rows) & batch_losses.isfinite()
         found = (~fine).nonzero().flatten().tolist()  # one wait for the device a chunk, not one a batch
-        if not found:
+        if not found and not again:
             break
-        spoilt.update(found)
-    status = [NONFINITE if k in spoilt else example.status for k, example in enumerate(examples)]
-    return Swept(fold, facts_of(examples, losses.cpu().numpy(), status), np.array([s == OK for s in status]))
+        spoilt |= dict.fromkeys(found, (NONFINITE, ""))
+    ended = [
+        example if k not in spoilt else replace(example, status=spoilt[k][0], detail=spoilt[k][1])
+        for k, example in enumerate(examples)
+    ]
+    status = [example.status for example in ended]
+    return Swept(fold, facts_of(ended, losses.cpu().numpy(), status), np.array([s == OK for s in status]))
+
+
+def _failing(replica: Replica, batch: Batch) -> dict[int, str]:
+    """The rows of a batch (0 to b − 1) that raise an exception alone, and what it says."""
+    found = {}
+    for k in range(len(batch)):
+        try:
+            replica.gradients(batch.one(k), lambda block, gradients, at: None, one_by_one=True)
+        except Exception as error:
+            if not is_of_rows(error):
+                raise
+            found[k] = fold_text(told(error))
+    return found
 
 
 def replay(

@@ -25,24 +25,32 @@ class Batch:
 
     values: dict[str, Tensor]  #: b×... each
     rows: Tensor  #: b int64: which of the chunk's examples these are
-    one: Callable[[int], Batch]  #: one of its examples, 0..b-1, in a batch by itself: with no padding
+    ids: Sequence[str]  #: of the b examples
+    lengths: Sequence[Sequence[int]]  #: of each example's sequences, without padding
+    pick: Callable[[Sequence[int]], Batch]  #: some of its examples, 0..b-1, with no more padding than they need
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def one(self, k: int) -> Batch:
+        """One of its examples in a batch by itself: with no padding."""
+        return self.pick([k])
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         moved = {name: tensor.to(device) for name, tensor in self.values.items()}
-        return Batch(moved, self.rows.to(device), lambda k: self.one(k).to(device))
+        return Batch(moved, self.rows.to(device), self.ids, self.lengths, lambda some: self.pick(some).to(device))
 
 
 def make_batch(collate: Collate, examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
     """The examples at `positions` as a batch. `examples` are a chunk's; those that are taken have status ok."""
-    positions = list(positions)
+    taken = [examples[position] for position in positions]
     return Batch(
-        collate([examples[position].values for position in positions], pad_id),
-        torch.tensor(positions, dtype=torch.int64),
-        lambda k: make_batch(collate, examples, [positions[k]], pad_id),
+        collate([example.values for example in taken], pad_id),
+        torch.tensor(list(positions), dtype=torch.int64),
+        [example.id for example in taken],
+        [example.lengths for example in taken],
+        lambda some: make_batch(collate, examples, [positions[k] for k in some], pad_id),
     )
 
 
@@ -83,16 +91,11 @@ def pad(lines: Sequence[Sequence[int]], filler: int) -> Tensor:
 def token_tensors(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
     """The tokens of b examples, all b×s int64.
 
-    `input_ids`; `attention_mask`, 0 where padded; `position_ids`, counted over an example's own tokens; and
-    `token_type_ids` where all of them have any.
+    `input_ids`; `attention_mask`, 0 where padded; and `token_type_ids` where any of them has some: 0 for the others.
     """
-    mask = pad([[1] * len(value["input_ids"]) for value in values], 0)
-    tensors = {
-        "input_ids": pad([value["input_ids"] for value in values], pad_id),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-    }
+    ids = [value["input_ids"] for value in values]
+    tensors = {"input_ids": pad(ids, pad_id), "attention_mask": pad([[1] * len(line) for line in ids], 0)}
     types = [value.get("token_type_ids") for value in values]
-    if all(each is not None for each in types):
-        tensors["token_type_ids"] = pad(types, 0)  # type: ignore[arg-type]
+    if any(each is not None for each in types):
+        tensors["token_type_ids"] = pad([each or [0] * len(line) for each, line in zip(types, ids, strict=True)], 0)
     return tensors

@@ -68,7 +68,7 @@ class Assembly:
         return loaded
 
     def require_complete(self, checkpoint: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises `UnusableBaseError` where the base's checkpoint, with tensors of these shapes, lacks what `load` needs.
+        """Raises `UnusableBaseError` where a checkpoint with tensors of these shapes lacks what `load` needs.
 
         A quantized one is left to the worker: its tensors are others than the model's.
         """

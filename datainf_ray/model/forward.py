@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,9 +13,7 @@ from torch import Tensor, nn
 
 from datainf_ray.model.objective import Values
 
-#: What embeddings have that derive positions from the padding, and count from another number: RoBERTa's, MPNet's, …
-_OWN_POSITIONS = ("create_position_ids_from_input_ids", "create_position_ids_from_inputs_embeds")
-
+_BARE: ContextVar[bool] = ContextVar("bare", default=False)
 _TAKEN: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
 
 
@@ -22,33 +23,45 @@ def base_of(model: Any) -> Any:
     return bare() if bare else model
 
 
+@contextmanager
+def bare_rows() -> Iterator[None]:
+    """Inside, a model gets of a row what a user would call it with: its tokens and their types, and nothing of ours.
+
+    That is what a batch's losses and gradients are compared with. A mask and positions are there for the batch's sake;
+    given on both sides, what is wrong about them could not be seen.
+    """
+    before = _BARE.set(True)
+    try:
+        yield
+    finally:
+        _BARE.reset(before)
+
+
+def is_bare() -> bool:
+    """Whether the model is called on a bare row; see `bare_rows`."""
+    return _BARE.get()
+
+
 def taken(model: nn.Module) -> frozenset[str]:
-    """The names of what may be given to the model, less `position_ids` where it finds them by itself."""
+    """The names of what may be given to the model."""
     known = _TAKEN.get(model)
     if known is None:
-        base = base_of(model)
-        known = frozenset(inspect.signature(base.forward).parameters)
-        if own_positions(base):
-            known -= {"position_ids"}
-        _TAKEN[model] = known
+        known = _TAKEN[model] = frozenset(inspect.signature(base_of(model).forward).parameters)
     return known
-
-
-def own_positions(model: nn.Module) -> list[nn.Module]:
-    """The modules that derive positions from the padding by themselves, and begin behind its own, as RoBERTa's does."""
-    return [module for module in model.modules() if any(hasattr(module, name) for name in _OWN_POSITIONS)]
 
 
 def token_arguments(model: nn.Module, values: Values, masked: bool = True) -> dict[str, Tensor]:
     """What the model is called with for a batch of tokens; see `corpus.batches.token_tensors`.
 
-    Without `masked` neither a mask nor positions: for batches that are padded on the right, and a causal model.
+    Without `masked` no mask: for batches that are padded on the right, and a causal model. Positions are left to the
+    model: many count from another number than 0, and where padding is on the right all of them come by the right ones.
+    Only a task of the user's own has `position_ids` among its values.
     """
     takes = taken(model)
     given = {"input_ids": values["input_ids"]}
     if "token_type_ids" in values and "token_type_ids" in takes:
         given["token_type_ids"] = values["token_type_ids"]
-    if masked:
+    if masked and not is_bare():
         given["attention_mask"] = values["attention_mask"]
         if "position_ids" in values and "position_ids" in takes:
             given["position_ids"] = values["position_ids"]

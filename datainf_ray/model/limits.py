@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datainf_ray.model.forward import own_positions
+from torch import nn
 
 _SILLY = 10**9  # tokenizers say 10^30 where they have no limit
 _READ = 2**16  # bytes of a file
@@ -26,18 +26,25 @@ class Trace(NamedTuple):
     certain: bool = True
 
 
-def longest_row(config: Any, base: Any = None) -> int | None:
+def longest_row(config: Any, base: nn.Module | None = None) -> int | None:
     """Tokens that a model of this configuration has positions for; None where it says none, as XLNet says −1.
 
-    `base`, the model itself, tells whether its positions begin behind the padding's.
+    `base`, the model itself, may be without storage. It tells whether its positions begin behind the padding's: then
+    its table of positions is one with a row for padding, and `max_position_embeddings` counts what is never used.
     """
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if not isinstance(limit, int) or not 0 < limit < _SILLY:
         return None
-    tables = [hasattr(module, "position_embeddings") for module in ([] if base is None else own_positions(base))]
-    if any(tables) or "roberta" in str(config.model_type):
-        limit -= (config.pad_token_id or 0) + 1
-    return limit
+    if base is None:
+        return limit - (config.pad_token_id or 0) - 1 if "roberta" in str(config.model_type) else limit
+    tables = [
+        module
+        for name, module in base.named_modules()
+        if "position" in name.rpartition(".")[2] and hasattr(module, "weight")
+    ]
+    sized = [table for table in tables if isinstance(table.weight, nn.Parameter) and len(table.weight) == limit]
+    padding = [getattr(table, "padding_idx", None) for table in sized]  # I-BERT's table is no nn.Embedding
+    return limit - max((index + 1 for index in padding if index is not None), default=0)
 
 
 def is_rotary(config: Any) -> bool:

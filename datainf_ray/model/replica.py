@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from datainf_ray.common.errors import RequestError, RunFailedError, one_line
+from datainf_ray.common.words import escaped
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
+from datainf_ray.model.alike import alike_by, forget_lengths, growing
 from datainf_ray.model.blocks import kind_of, name_blocks
-from datainf_ray.model.capture import Capture, CaptureError, Consume, unsupported
+from datainf_ray.model.capture import Capture, Consume, unsupported
+from datainf_ray.model.compare import Taken, difference, in_double, is_doubtful, rounding
+from datainf_ray.model.faults import is_of_rows, told
+from datainf_ray.model.forward import bare_rows, base_of
 from datainf_ray.model.objective import Objective, Reduction, Values
 
 
@@ -23,8 +30,19 @@ class BatchLike(Protocol):
     def values(self) -> Values:
         """What the task's loss takes."""
 
+    @property
+    def ids(self) -> Sequence[str]:
+        """What the b examples are called."""
+
+    @property
+    def lengths(self) -> Sequence[Sequence[int]]:
+        """How long each example's sequences are, without padding."""
+
     def one(self, k: int) -> BatchLike:
         """One example in a batch by itself, with no padding."""
+
+    def pick(self, some: Sequence[int]) -> BatchLike:
+        """Some of the examples, with no more padding than they need."""
 
     def __len__(self) -> int: ...
 
@@ -38,6 +56,7 @@ class Verdict:
     reason: str | None  # why not by hooks
     loss: Literal["chunked", "whole"]
     loss_reason: str | None  # why from whole logits
+    lengths_reason: str | None = None  # why only rows of the same length share a batch
 
 
 class Replica:
@@ -46,7 +65,8 @@ class Replica:
     `blocks` are in the order of the model's parameters; `path` is "hooks" or "one by one" (see `capture`), and `loss`
     "chunked" or "whole" (see `shortcut`). Both are the quick way unless `reason` or `shortcut.whole` says why not, or
     the task knows no shortcut. A reason is given when the replica is made and may be by `check`; assign one to take the
-    plain way on purpose.
+    plain way on purpose. `alike` says which rows may share a batch, and `lengths_reason` why only those of the same
+    length do, where it is so.
 
     `device` is where batches are expected and where losses and gradients come, wherever a block lies; `devices` has it
     first, and then the others that hold a part of the model. Not given, it is that of the first block.
@@ -67,6 +87,10 @@ class Replica:
         self.scale = 1024.0 if half else 1.0
         self.reason = unsupported(model, self.parameters)
         self._capture = Capture(model, self.parameters) if self.reason is None else None
+        config = getattr(base_of(model), "config", None)
+        self.alike = alike_by(config)
+        self.lengths_reason: str | None = None
+        self._growing = growing(model)
         self.shortcut = None if task.shortcut is None else task.shortcut(model, self.parameters, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -92,6 +116,7 @@ class Replica:
 
         Raises `RunFailedError` where the task gives something else.
         """
+        forget_lengths(self._growing)
         if plain or self.shortcut is None:
             losses = self.task.losses(self.model, batch.values, self.reduction)
         else:
@@ -102,28 +127,46 @@ class Replica:
             )
         return losses.to(self.device, torch.promote_types(losses.dtype, torch.float32))
 
-    def gradients(self, batch: BatchLike, consume: Consume) -> Tensor:
+    def gradients(self, batch: BatchLike, consume: Consume, one_by_one: bool = False) -> Tensor:
         """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients, all on `device`.
 
-        By hooks a block comes once, with all b rows; one by one it comes for every row by itself. A block that a row's
-        loss does not depend on may not come at all: its gradient is zero.
+        By hooks a block comes once, with all b rows, or once for each part of the batch whose rows may be together; one
+        by one, as may be asked for, it comes for every row by itself. A block that a row's loss does not depend on may
+        not come at all: its gradient is zero.
         """
-        b = len(batch)
-        if self._capture is None or self.reason is not None:
-            return torch.stack([self._alone(batch.one(i), i, consume) for i in range(b)])
+        if one_by_one or self._capture is None or self.reason is not None:
+            return torch.stack([self._alone(batch.one(i), i, consume) for i in range(len(batch))])
+        groups = self.alike.groups(batch.lengths)
+        if len(groups) == 1:
+            return self._together(self._capture, batch, consume)
+        losses: dict[int, Tensor] = {}
+        for group in groups:
+            places = torch.tensor(group, device=self.device)
+
+            def placed(block: str, gradients: Tensor, rows: Tensor, places: Tensor = places) -> None:
+                consume(block, gradients, places[rows])
+
+            losses |= zip(group, self._together(self._capture, batch.pick(group), placed), strict=True)
+        return torch.stack([losses[i] for i in range(len(batch))])
+
+    def _together(self, capture: Capture, batch: BatchLike, consume: Consume) -> Tensor:
+        """The gradients of all rows of a batch, by hooks."""
         lengths = {x.shape[1] for x in batch.values.values() if x.ndim > 1}
-        with self._capture.into(consume, torch.arange(b, device=self.device), self.scale, lengths):
+        rows = torch.arange(len(batch), device=self.device)
+        unpadded = bare_rows() if self.alike.equal else nullcontext()
+        with capture.into(consume, rows, self.scale, lengths), unpadded:
             losses = self.losses(batch)
             (losses.sum() * self.scale).backward()
         return losses.detach()
 
     def _alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
-        """One example, by autograd on the blocks themselves: right for any layer, and slow."""
+        """One bare example, by autograd on the blocks themselves: right for any layer, and slow."""
         blocks = list(self.parameters.items())
         for _, parameter in blocks:
             parameter.requires_grad_(True)
         try:
-            loss = self.losses(batch, plain)[0]
+            with bare_rows():
+                loss = self.losses(batch, plain)[0]
             gradients = torch.autograd.grad(loss * self.scale, [p for _, p in blocks], allow_unused=True)
         finally:
             for _, parameter in blocks:
@@ -131,8 +174,7 @@ class Replica:
         rows = torch.tensor([position], device=self.device)
         for (name, _), gradient in zip(blocks, gradients, strict=True):
             if gradient is not None:
-                wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-                consume(name, wide.reshape(1, -1).to(self.device) / self.scale, rows)
+                consume(name, gradient.to(_wide(gradient)).reshape(1, -1).to(self.device) / self.scale, rows)
         return loss.detach()
 
     def require_finite(self, batch: BatchLike, model: ModelConfig) -> None:
@@ -140,43 +182,106 @@ class Replica:
 
         One that is not does not stop rows that never come by it, such as an unused token's embedding.
         """
-        with torch.no_grad():
-            if self.losses(batch, plain=True).isfinite().any():
-                return
+        if any(self._is_finite(batch.one(i)) for i in range(len(batch))):
+            return
         for name, parameter in self.model.named_parameters():
             if parameter.is_floating_point() and not parameter.is_meta and not parameter.isfinite().all():
                 part = "adapter" if any(parameter is p for p in self.parameters.values()) else "base"
                 where = name.removeprefix("base_model.model.")
                 raise RequestError(f"model.{part}", getattr(model, part), f"no row has a loss: {where} is not finite")
 
-    def check(self, batch: BatchLike | None) -> Verdict:
-        """Compare the losses and gradients of a batch with plain autograd on each of its rows alone.
+    @torch.no_grad()
+    def _is_finite(self, batch: BatchLike) -> bool:
+        try:
+            with bare_rows():
+                return bool(self.losses(batch, plain=True).isfinite().all())
+        except Exception as error:
+            if not is_of_rows(error):
+                raise
+            return False
 
-        Where they differ by more than rounding, the replica takes no shortcut to the losses from then on (whole logits,
-        with a mask), or if that is not it, one row at a time, or both; and says why. Without a batch nothing is
-        compared, and the verdict is what was found when the replica was made.
+    def check(self, batch: BatchLike | None) -> Verdict:
+        """Compare the losses and gradients of a batch with plain autograd on each of its rows, bare and alone.
+
+        Where they differ by more than rounding, the replica goes down a ladder until they agree: no shortcut to the
+        losses (whole logits, with a mask); rows of the same length together; both; one row at a time. It stays there
+        and says why. Rows of the same length are tried where the batch has two such. A row that cannot be computed
+        alone, or for which the device has no room, is left out. Without a batch nothing is compared, and the verdict is
+        what was found when the replica was made. Raises `RunFailedError` where no row can be computed.
         """
         quick = self.shortcut is not None and (self.shortcut.whole is None or self.shortcut.unmasked)
         if batch is None or (self.path == "one by one" and not quick):
             return self._verdict(None)
-        exact = self._table(batch)
-        put = _put_into(exact)
-        losses = torch.stack([self._alone(batch.one(i), i, put, plain=True) for i in range(len(batch))])
-        cosine, wrong = self._compare(batch, losses, exact)
-        if wrong is not None and self.path == "hooks":
-            way = self.shortcut
-            spared = None if way is None else (way.whole, way.unmasked)
-            self._plainly(wrong)
-            cosine, still = self._compare(batch, losses, exact)
-            if still is None:
-                return self._verdict(cosine)
-            if way is not None and spared is not None:
-                way.whole, way.unmasked = spared
-            self.reason = wrong
-            cosine, wrong = self._compare(batch, losses, exact)
+        start = self._state()
+        while True:
+            try:
+                return self._checked(batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+            self._go(start)
+            by_length = sorted(range(len(batch)), key=[sum(each) for each in batch.lengths].__getitem__)
+            batch = batch.pick(sorted(by_length[:-1]))
+
+    def _checked(self, batch: BatchLike) -> Verdict:
+        batch, exact = self._exact(batch)
+        cosine, first = self._compare(batch, exact)
+        wrong = first
+        for state in () if first is None else self._ladder(batch, first):
+            self._go(state)
+            cosine, wrong = self._compare(batch, exact)
+            if wrong is None:
+                break
         if wrong is not None:
             self._plainly(wrong)
         return self._verdict(cosine)
+
+    def _exact(self, batch: BatchLike) -> tuple[BatchLike, Taken]:
+        """The rows that can be computed alone, and their losses and gradients by plain autograd."""
+        losses: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {block.name: [] for block in self.blocks}
+        fine: list[int] = []
+        reason = ""
+        for i in range(len(batch)):
+            row = {n: torch.zeros(1, p.numel(), device=self.device, dtype=_wide(p)) for n, p in self.parameters.items()}
+            try:
+                losses.append(self._alone(batch.one(i), 0, _put_into(row), plain=True))
+            except Exception as error:
+                if not is_of_rows(error):
+                    raise
+                reason = reason or f"{escaped(batch.ids[i], 60)}: {told(error)[:300]}"
+                continue
+            fine.append(i)
+            for name, gradient in row.items():
+                found[name].append(gradient)
+        if not fine:
+            raise RunFailedError(f"the model cannot compute any of {len(batch)} rows; the first is {reason}")
+        gradients = {name: torch.cat(rows) for name, rows in found.items()}
+        return batch.pick(fine), Taken(torch.stack(losses), gradients, frozenset(gradients))
+
+    def _ladder(self, batch: BatchLike, wrong: str) -> Iterator[_State]:
+        """The ways down from where the replica is, each slower than the one before, because of what was `wrong`."""
+        here = self._state()
+        plain = replace(here, whole=here.whole or wrong, unmasked=False)
+        steps = [here] if plain == here or self.shortcut is None else [here, plain]
+        yield from steps[1:]
+        if self.path == "one by one":
+            return
+        lengths = [tuple(each) for each in batch.lengths]
+        if 1 < len(set(lengths)) < len(lengths):
+            yield from (replace(step, lengths_reason=wrong) for step in steps)
+        yield from (replace(step, reason=wrong) for step in steps)
+
+    def _state(self) -> _State:
+        way = self.shortcut
+        whole, unmasked = (None, False) if way is None else (way.whole, way.unmasked)
+        return _State(self.reason, self.lengths_reason, whole, unmasked)
+
+    def _go(self, state: _State) -> None:
+        self.reason, self.lengths_reason = state.reason, state.lengths_reason
+        self.alike = replace(self.alike, equal=state.lengths_reason is not None)
+        if self.shortcut is not None:
+            self.shortcut.whole, self.shortcut.unmasked = state.whole, state.unmasked
 
     def _plainly(self, reason: str) -> None:
         """From now on the model's own forward pass, with all of its logits and a mask."""
@@ -185,41 +290,53 @@ class Replica:
 
     def _verdict(self, cosine: float | None) -> Verdict:
         whole = None if self.shortcut is None else self.shortcut.whole
-        return Verdict(self.path, cosine, self.reason, self.loss, whole)
+        return Verdict(self.path, cosine, self.reason, self.loss, whole, self.lengths_reason)
 
-    def _table(self, batch: BatchLike) -> dict[str, Tensor]:
-        return {b.name: torch.zeros(len(batch), b.size, device=self.device) for b in self.blocks}
-
-    def _compare(self, batch: BatchLike, losses: Tensor, exact: dict[str, Tensor]) -> tuple[float | None, str | None]:
-        """The smallest cosine to the exact gradients, and what differs by more than rounding.
-
-        What is wrong differs by its own size, so the bounds are wide: half precision rounds the same sums by some per
-        cent.
-        """
-        got = self._table(batch)
+    def _compare(self, batch: BatchLike, exact: Taken) -> tuple[float | None, str | None]:
+        """The smallest cosine to the exact gradients, and what differs by more than rounding."""
+        bounds = rounding(self.model, self.device)
         try:
-            found = self.gradients(batch, _put_into(got))
-        except CaptureError as error:
+            got = self._taken(batch, exact)
+        except Exception as error:  # each of the rows can be computed alone
+            if not is_of_rows(error):
+                raise
             return None, one_line(error)
-        single = not any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters())
-        tolerance = 1e-2 if single else 0.5
-        # a row that is not finite gets its status in the sweep
-        off = ((found - losses).abs() / losses.abs().clamp(min=1))[losses.isfinite()]
-        if not bool((off <= tolerance).all()):
-            return None, f"the losses of a batch differ from those of its rows alone by {float(off.max()):.1%}"
-        cosine = 1.0
-        for name, right in exact.items():
-            size = right.norm(dim=1).double()
-            if not size.isfinite().all() or not (size > 0).any():
-                continue  # a row without gradient has no direction
-            apart = (got[name] - right).norm(dim=1).double()
-            # a row whose gradient is a billionth of its neighbour's is all rounding
-            worst = (apart / size.clamp(min=1e-6 * float(size.max()))).max()
-            dots = torch.nn.functional.cosine_similarity(got[name].double(), right.double(), dim=1)
-            cosine = min(cosine, float(dots[size > 1e-6 * size.max()].min()))
-            if not worst <= tolerance:
-                return cosine, f"the gradients of {name} differ from autograd's by {float(worst):.1%}"
-        return cosine, None
+        cosine, wrong = difference(got, exact, bounds)
+        if wrong is None or not is_doubtful(self.model, got, exact, bounds):
+            return cosine, wrong
+        with in_double(self.model) as can:
+            try:
+                there, right = self._exact(batch) if can else (batch, exact)
+                return cosine, difference(self._taken(there, right), right, bounds)[1] if can else None
+            except (RuntimeError, ValueError, TypeError):  # what kernels that have no float64 raise
+                return cosine, None
+
+    def _taken(self, batch: BatchLike, like: Taken) -> Taken:
+        """Losses and gradients of a batch, the way that the replica goes."""
+        gradients = {name: torch.zeros_like(right) for name, right in like.gradients.items()}
+        came: set[str] = set()
+        put = _put_into(gradients)
+
+        def consume(block: str, found: Tensor, rows: Tensor) -> None:
+            came.add(block)
+            put(block, found, rows)
+
+        return Taken(self.gradients(batch, consume), gradients, frozenset(came))
+
+
+@dataclass(frozen=True)
+class _State:
+    """The way that a replica goes: see `Replica`."""
+
+    reason: str | None
+    lengths_reason: str | None
+    whole: str | None
+    unmasked: bool
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The tensor's own dtype, or float32 where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _put_into(table: dict[str, Tensor]) -> Consume:

@@ -166,10 +166,8 @@ class Job:
 
     @property
     def sample(self) -> tuple[Example, ...]:
-        """Two real rows, of different lengths where there are, for comparing gradients with autograd."""
-        usable = [e for examples in self.examples.values() for e in examples if e.status == OK]
-        usable.sort(key=lambda example: example.tokens)
-        return tuple(usable[k] for k in sorted({0, len(usable) // 2}) if k < len(usable))
+        """Some real rows, for comparing gradients with autograd; see `rows_to_compare`."""
+        return rows_to_compare([e for examples in self.examples.values() for e in examples])
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -193,6 +191,17 @@ class Job:
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+def rows_to_compare(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Of the usable rows the shortest and the longest, on either side of any length at which a model does otherwise;
+    and two of the same length, if there are, the shortest such. Shortest first.
+    """
+    usable = sorted((e for e in examples if e.status == OK), key=lambda example: example.tokens)
+    last = len(usable) - 1
+    twins = next((k for k in range(last) if usable[k].lengths == usable[k + 1].lengths), None)
+    chosen = {0, last} | (set() if twins is None else {twins, twins + 1})
+    return tuple(usable[k] for k in sorted(chosen) if 0 <= k <= last)
 
 
 def prepare(config: RunConfig, writable: bool = True) -> Job:

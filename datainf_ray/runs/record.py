@@ -56,6 +56,7 @@ class Capture(_Part):
     reason: str | None = None
     loss: Literal["chunked", "whole"]
     loss_reason: str | None = None
+    lengths_reason: str | None = None  #: why only rows of the same length shared a batch
 
 
 class Portions(_Part):

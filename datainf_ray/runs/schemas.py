@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 OK = "ok"
 #: The status of a row that ended every worker that computed it.
 CRASHED = "crashed"
+#: The status of a row of which the model's forward or backward pass raises an exception, whatever row is beside it.
+FAILED = "failed"
 
 #: Columns that earlier versions did not write: null where a file does not have them.
 LATER = frozenset({"tokens_cut", "left_out"})

@@ -114,6 +114,8 @@ class _Checks(ExitStack):
         info = self.pool.infos[0]
         verdict = info.verdict
         how = "for whole batches" if verdict.path == "hooks" else f"one row at a time, which is slow: {verdict.reason}"
+        if verdict.lengths_reason and not verdict.reason:
+            how = f"for rows of the same length together: {verdict.lengths_reason}"
         if verdict.cosine is not None:
             how += f", cosine {verdict.cosine:.6f} to autograd's on real rows"
         return (

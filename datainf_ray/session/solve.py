@@ -173,6 +173,8 @@ def _tell(verdict: Verdict, watcher: Watcher) -> None:
     """What the user should know of how gradients were taken."""
     if verdict.reason:
         watcher.say(f"gradients were taken one example at a time, which is slow: {verdict.reason}")
+    if verdict.lengths_reason and not verdict.reason:
+        watcher.say(f"only rows of the same length shared a batch: {verdict.lengths_reason}")
     if verdict.loss_reason is not None:
         watcher.say(f"logits were formed for whole batches, which takes memory: {verdict.loss_reason}")
 

@@ -104,7 +104,6 @@ def collate(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tenso
     from datainf_ray.corpus.batches import pad, token_tensors
 
     tensors = token_tensors(values, pad_id)
-    del tensors["position_ids"]  # no encoder takes them
     labels = [value["labels"] for value in values]
     return {**tensors, "labels": pad(labels, IGNORED), "label_mask": pad([[1] * len(line) for line in labels], 0)}
 
@@ -125,13 +124,13 @@ def facts(model: ModelConfig, config: Any) -> dict[str, Any]:
 
 def logits(model: nn.Module, values: Values, masked: bool = True) -> Tensor:
     """b × t × V, those of a position for the label there. `decoder_input_ids` are made of the labels if not given."""
-    from datainf_ray.model.forward import base_of, taken, token_arguments
+    from datainf_ray.model.forward import base_of, is_bare, taken, token_arguments
 
     given = token_arguments(model, values, masked)
     given["decoder_input_ids"] = (
         values["decoder_input_ids"] if "decoder_input_ids" in values else _shifted(base_of(model), values["labels"])
     )
-    if masked and "decoder_attention_mask" in taken(model):
+    if masked and not is_bare() and "decoder_attention_mask" in taken(model):
         given["decoder_attention_mask"] = values["label_mask"]
     found: Tensor = model(use_cache=False, **given).logits
     return found

@@ -49,13 +49,12 @@ def test_sequences_of_a_row_are_padded_each_by_itself():
         assert len(batch) * sum(padded) <= 40
 
 
-def test_padding_is_marked_and_positions_count_real_tokens():
+def test_padding_is_marked_and_positions_are_left_to_the_model():
     batch = tiny.task("causal-lm").batch([causal(5, 6), causal(9), causal(1, 2, 3, 4)], [2, 0], 7)
     assert {name: tensor.tolist() for name, tensor in batch.values.items()} == {
         "input_ids": [[1, 2, 3, 4], [5, 6, 7, 7]],
         "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]],
         "labels": [[-100, 2, 3, 4], [-100, 6, -100, -100]],
-        "position_ids": [[0, 1, 2, 3], [0, 1, 1, 1]],
     }
     assert batch.rows.tolist() == [2, 0]
     assert {t.dtype for t in (*batch.values.values(), batch.rows)} == {torch.int64}
@@ -70,6 +69,12 @@ def test_classes_and_numbers_are_one_target_a_row():
     assert batch.values["labels"].tolist() == [2, 0]
     assert batch.values["labels"].dtype == torch.int64
     assert batch.values["token_type_ids"].tolist() == [[0, 1], [0, 1]]
+    mixed = [
+        Example(0, "a", "ok", values=types | {"target": 2}),
+        Example(1, "b", "ok", values={"input_ids": [3], "target": 0}),
+    ]
+    assert task.batch(mixed, [1, 0], 0).values["token_type_ids"].tolist() == [[0, 0], [0, 1]]
+    assert "token_type_ids" not in task.batch(mixed, [1], 0).values
     numbers = task.batch([Example(0, "a", "ok", values={"input_ids": [1], "target": 0.5})], [0], 0)
     assert numbers.values["labels"].tolist() == [0.5]
     assert numbers.values["labels"].dtype == torch.float32

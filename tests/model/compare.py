@@ -36,8 +36,10 @@ def batch_of(examples: list[Example], positions: Iterable[int], side: str = "rig
     task = task or tiny.task("sequence-classification" if "target" in examples[0].values else "causal-lm")
     batch = task.batch(examples, list(positions), 0)
     if side == "left":
-        short = (1 - batch.values["attention_mask"]).sum(1).tolist()
+        mask = batch.values["attention_mask"]
+        short = (1 - mask).sum(1).tolist()
         rolled = {n: x for n, x in batch.values.items() if x.ndim == 2}
+        rolled["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)  # as a task of one's own may give them
         rolled = {n: torch.stack([row.roll(k) for row, k in zip(x, short, strict=True)]) for n, x in rolled.items()}
         batch = replace(batch, values=batch.values | rolled)
     return batch

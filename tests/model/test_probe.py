@@ -171,7 +171,7 @@ def test_padding_on_the_right_needs_no_mask(tmp_path: Path, arch: str) -> None:
     def longer(x: Tensor, filler: int) -> Tensor:
         return torch.cat([x, torch.full((3, 5), filler)], 1)
 
-    fillers = {"input_ids": 9, "attention_mask": 0, "position_ids": 0, "labels": -100}
+    fillers = {"input_ids": 9, "attention_mask": 0, "labels": -100}
     padded = replace(
         batch,
         values={name: longer(batch.values[name], filler) for name, filler in fillers.items()},

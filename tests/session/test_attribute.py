@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 
 import datainf_ray
-from datainf_ray.common.errors import RequestError
+from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.runs.schemas import matrix
 from tests import reference, tiny
 from tests.interrupting import Interrupter
@@ -242,6 +243,65 @@ def test_a_corpus_of_bad_rows_alone_is_told_as_such(tmp_path: Path, tiny_llama: 
     with pytest.raises(RequestError, match=r"^train.path: .*none of its 9 rows can be used; the first is "):
         attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_the_same_length_share_a_batch_where_padding_leaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ConvBERT's convolution sees what stands behind a row."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.ConvBertConfig(vocab_size=tiny.VOCABULARY, embedding_size=16, pad_token_id=0, **sizes)
+    monkeypatch.setitem(tiny.CONFIGS, "convbert", lambda: config)
+    model = tiny.save_model(tmp_path, "convbert-classifier", ["query", "value"])
+    for name, count, seed in (("train", 24, 1), ("queries", 3, 2)):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", count, seed, labels=3, longest=9)
+    run = attribute(tiny.configuration(tmp_path, model, tmp_path / "run"))
+    assert (run.record.capture.path, run.record.capture.reason) == ("hooks", None)
+    assert "differ" in str(run.record.capture.lengths_reason)
+    exact = reference.load(model)
+    g, v = (
+        reference.gradients(exact, reference.encode(model, str(tmp_path / f"{name}.jsonl")))
+        for name in ("train", "queries")
+    )
+    assert reference.worst(scores(run), reference.datainf(g, v)) < 1e-4
+
+
+_OWN = """
+from dataclasses import replace
+from datainf_ray.tasks.causal_lm import TASK as GIVEN
+
+def losses(model, values, reduction):
+    if bool((values["input_ids"] == 3).any()):  # <unk>
+        raise IndexError("no expert for that")
+    return GIVEN.losses(model, values, reduction)
+
+TASK = replace(GIVEN, name="mine", losses=losses, shortcut=None)
+"""
+
+
+def test_a_row_that_the_model_cannot_compute_is_left_out_and_named(
+    tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = attribute(tiny.configuration(tmp_path, tiny_llama, tmp_path / "clean"))
+    (tmp_path / "refusing.py").write_text(_OWN)
+    monkeypatch.chdir(tmp_path)
+    model = tiny_llama | {"task": "refusing:TASK", "trust_remote_code": True}
+    with (tmp_path / "train.jsonl").open("a") as rows:
+        rows.write('{"name": "refused", "prompt": "w1", "completion": " strange"}\n')  # the shortest: the check has it
+    run = attribute(tiny.configuration(tmp_path, model, tmp_path / "run"))
+    assert run.examples()["status"].to_pylist() == ["ok"] * 40 + ["failed"]
+    assert run.examples()["influence"][40].as_py() is None
+    assert reference.worst(scores(run)[:40], scores(clean).double()) < 1e-5
+    (problem,) = run.record.problems
+    assert (problem.id, problem.status, problem.detail) == ("refused", "failed", "IndexError: no expert for that")
+
+    names = [f'{{"name": "{k}", "prompt": "w1", "completion": " strange w{k}"}}\n' for k in range(9)]
+    (tmp_path / "train.jsonl").write_text("".join(names))
+    (tmp_path / "queries.jsonl").write_text(names[0])
+    with pytest.raises(
+        RunFailedError, match=r"^the model cannot compute any of \d rows; the first is \d: IndexError: no"
+    ):
+        attribute(tiny.configuration(tmp_path, model, tmp_path / "none"))
 
 
 def test_a_row_that_is_not_finite_is_left_out_and_named(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:

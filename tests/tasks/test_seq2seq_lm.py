@@ -73,6 +73,21 @@ def test_losses_are_those_that_peft_gives_a_row_alone(tmp_path: Path, arch: str)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_check_calls_the_model_without_masks(tmp_path: Path, arch: str) -> None:
+    model = tiny.save_model(tmp_path, arch)
+    replica = tiny.replica(model)
+    given: list[set[str]] = []
+
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given.append({name for name, value in named.items() if isinstance(value, torch.Tensor)})
+
+    replica.model.get_base_model().register_forward_pre_hook(look, with_kwargs=True)
+    replica.check(batch_of(examples_of(rows_for(model, tmp_path)), [0, 1], task=TASK))
+    assert given[:2] == [{"input_ids", "decoder_input_ids"}] * 2
+    assert "attention_mask" in given[2]
+
+
 def test_prompt_and_completion_are_a_source_and_a_target() -> None:
     one, empty, none = encode(
         {"prompt": "w1 w2", "completion": "w3"},

@@ -33,6 +33,7 @@ _STATUS = {
     "no_target_tokens": "nothing in it for the model to predict: empty, or its completion was cut off by max_length",
     "nonfinite": "its loss or gradient was infinite or not a number",
     "unreadable": "the row could not be read or turned into tokens",
+    "failed": "the model could not compute it, and said why: see detail",
     "crashed": "the worker that computed it died, again and again",
 }
 
