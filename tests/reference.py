@@ -90,6 +90,56 @@ def datainf(g: dict[str, Tensor], v: dict[str, Tensor], c: float = 0.1) -> Tenso
     return scores
 
 
+def exact(g: dict[str, Tensor], v: dict[str, Tensor], c: float = 0.1, on: dict[str, Tensor] | None = None) -> Tensor:
+    """rows × queries, by the inverse of every block's damped matrix; the influence of the rows `on`, else of `g`."""
+    scores = torch.zeros((), dtype=torch.float64)
+    for name, block in g.items():
+        if block.any():
+            rows = block if on is None else on[name]
+            scores = scores - rows @ damped(block, c).inverse() @ v[name].T
+    return scores
+
+
+def damped(block: Tensor, c: float = 0.1) -> Tensor:
+    """(1/n) Σ g gᵀ + λ I, row by row."""
+    matrix = c * sum(float(x @ x) for x in block) / (len(block) * block.shape[1]) * torch.eye(block.shape[1]).double()
+    for x in block:
+        matrix += torch.outer(x, x) / len(block)
+    return matrix
+
+
+def lissa(g: dict[str, Tensor], v: dict[str, Tensor], steps: int, scale: float, c: float = 0.1) -> Tensor:
+    """rows × queries: the recursion as it is written."""
+    scores = torch.zeros((), dtype=torch.float64)
+    for name, block in g.items():
+        if block.any():
+            r = v[name].T
+            for _ in range(steps):
+                r = v[name].T + r - damped(block, c) @ r / scale
+            scores = scores - block @ r / scale
+    return scores
+
+
+def self_influence(g: dict[str, Tensor], method: str, c: float = 0.1) -> Tensor:
+    """Of every row on itself, by the formulas: DataInf's over all pairs of rows."""
+    n = len(next(iter(g.values())))
+    found = torch.zeros(n, dtype=torch.float64)
+    for block in g.values():
+        if not block.any():
+            continue
+        lam = c * sum(float(x @ x) for x in block) / (n * block.shape[1])
+        inverse = damped(block, c).inverse() if method == "exact" else None
+        for k, x in enumerate(block):
+            if method == "hessian-free":
+                found[k] -= x @ x
+            elif inverse is not None:
+                found[k] -= x @ inverse @ x
+            else:
+                total = sum(float(y @ x) ** 2 / (lam + float(y @ y)) for y in block) / n
+                found[k] -= (x @ x - total) / lam
+    return found
+
+
 def hessian_free(g: dict[str, Tensor], v: dict[str, Tensor]) -> Tensor:
     return -sum(g[name] @ v[name].T for name in g)
 

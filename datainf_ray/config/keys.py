@@ -134,6 +134,13 @@ class MethodConfig(_Part):
     damping: float = Field(0.1, ge=1e-12, le=1e12, description="c in λ_l = c · mean‖g‖² / d_l")
     loss: Literal["mean", "sum"] = Field("mean", description="over an example's target tokens")
     curvature_rows: int | None = Field(None, ge=2, description="null: all rows; N: a seeded random sample of N")
+    tolerance: float = Field(1e-6, ge=1e-12, le=0.1, description="exact: of conjugate gradient's relative residual")
+    iterations: int | None = Field(
+        None, ge=1, le=10_000, description="exact: the most sweeps; lissa: steps; null: what is needed, 10 for lissa"
+    )
+    scale: float | None = Field(
+        None, ge=1e-30, le=1e30, description="lissa: of the series; null: from each block's largest eigenvalue"
+    )
 
 
 class ClusterConfig(_Part):
@@ -223,10 +230,7 @@ class RunConfig(_Part):
     @model_validator(mode="after")
     def _within_reach(self) -> RunConfig:
         """What the contract names and this version does not do yet is refused by name, never ignored."""
-        later = {
-            "method.name": (self.method.name, METHODS),
-            "results.self_influence": (self.results.self_influence, (False,)),
-        }
+        later = {"method.name": (self.method.name, METHODS)}
         for key, (value, choices) in later.items():
             if value not in choices:
                 choice = " or ".join(json.dumps(p) for p in choices)

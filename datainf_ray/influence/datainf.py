@@ -27,6 +27,7 @@ from datainf_ray.influence.damping import (
 )
 from datainf_ray.influence.folds import TINY, Curvature, Fold, Moments, Norms, Scores, Statistic
 from datainf_ray.influence.method import Extent, Handle, Method, Over, PlannedSweep, Sample, Settings, Sweeps
+from datainf_ray.influence.self_influence import SelfScores, refuses, self_sweeps, selves_from_sample, state
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
 
@@ -39,6 +40,7 @@ def datainf(
     sampled: bool = False,
     known: Handle | None = None,
     norms_first: bool = False,
+    rows: int | None = None,
 ) -> dict[str, Handle]:
     """DataInf in two sweeps: the curvature from one, the scores from another.
 
@@ -46,7 +48,8 @@ def datainf(
     interpolated (see `damping`); blocks where that might be wrong by more than `damping.TOLERANCE` are swept once more.
     With `norms_first` a sweep of its own finds the damping, which costs next to nothing where gradients are at hand.
     With `sampled` the curvature and the damping are those of a random sample, swept twice; with `known` (`damping` and
-    `moments` a block) the damping is given. Blocks whose gradient is rounding are left out (see `damping`).
+    `moments` a block) the damping is given. Blocks whose gradient is rounding are left out (see `damping`). With
+    `rows`, the number of the corpus' rows, there is every row's influence on itself, too (see `self_influence`).
 
     Returns `facts` (`damping` and `moments` a block; `left_out` where it is; where it was interpolated, `bound` too,
     and `again` where the block was swept once more), `nodes` where it was interpolated or sampled, and with `sampled`
@@ -55,17 +58,22 @@ def datainf(
 
     def solve() -> dict[str, Handle]:
         if known is not None:
-            facts = _without_rounding(sweeps, known)
+            facts = without_rounding(sweeps, known)
             return {"facts": facts, "vectors": _exact(sweeps, queries, facts, sweeps.groups)}
         if sampled:
             return _from_sample(sweeps, queries, damping)
         if norms_first:
-            facts = _damping(sweeps, sweeps.run("moments", Moments), damping)
+            facts = damping_of(sweeps, sweeps.run("moments", Moments), damping)
             return {"facts": facts, "vectors": _exact(sweeps, queries, facts, sweeps.groups)}
         return _interpolated(sweeps, queries, damping)
 
     solved = sweeps.remember("ihvp", solve)
-    sweeps.run("scores", Scores, vectors=solved["vectors"])
+    if rows is None:
+        sweeps.run("scores", Scores, vectors=solved["vectors"])
+    else:
+        selves, spread = selves_from_sample(sweeps, solved["facts"], rows, sampled and known is None)
+        values = {"spread": spread}
+        sweeps.run("scores", SelfScores, values=values, vectors=solved["vectors"], selves=selves)
     return {name: state for name, state in solved.items() if name != "vectors"}
 
 
@@ -77,9 +85,9 @@ def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str
 
     nodes = sweeps.remember("nodes", chosen)["nodes"]
     first, *others = sweeps.groups
-    group = _slice(sweeps, queries, first)
+    group = slice_of(sweeps, queries, first)
     swept = sweeps.run("curvature", Curvature, queries=group, nodes=nodes)
-    known = _damping(sweeps, swept, c)
+    known = damping_of(sweeps, swept, c)
     vectors = sweeps.each_block(ihvp, group, swept, nodes, known)
     facts = sweeps.each_block(judge, known, group, swept, nodes, vectors)
     again = sweeps.each_block(nodes_again, facts)
@@ -89,7 +97,7 @@ def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str
         vectors = sweeps.each_block(_where_exact, vectors, exact, again)
         facts = sweeps.each_block(_without_bound, facts, again)
     if others:
-        vectors = sweeps.each_block(_joined, vectors, _exact(sweeps, queries, facts, others))
+        vectors = sweeps.each_block(joined, vectors, _exact(sweeps, queries, facts, others))
     return {"facts": facts, "nodes": nodes, "vectors": vectors}
 
 
@@ -98,22 +106,22 @@ def _exact(sweeps: Sweeps[Handle], queries: Handle, facts: Handle, groups: Seque
     nodes = sweeps.each_block(known_nodes, facts)
     found = []
     for group in groups:
-        some = _slice(sweeps, queries, group)
+        some = slice_of(sweeps, queries, group)
         swept = sweeps.run("curvature", Curvature, queries=some, nodes=nodes)
         found.append(sweeps.each_block(ihvp, some, swept, nodes, facts))
-    return found[0] if len(found) == 1 else sweeps.each_block(_joined, *found)
+    return found[0] if len(found) == 1 else sweeps.each_block(joined, *found)
 
 
 def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str, Handle]:
     """Damping and iHVP from two halves of a sample, and from how they differ an estimate of the iHVP's error."""
     halves: tuple[Over, Over] = ("half a", "half b")
     moments = [sweeps.run("moments", Moments, half) for half in halves]
-    facts = _damping(sweeps, sweeps.each_block(_merged, *moments), c)
+    facts = damping_of(sweeps, sweeps.each_block(_merged, *moments), c)
     owns = [sweeps.each_block(_as_whole, sweeps.each_block(block_damping, m, c=c), facts) for m in moments]
     nodes = sweeps.each_block(known_nodes, facts)
     vectors, errors = [], []
     for group in sweeps.groups:
-        some = _slice(sweeps, queries, group)
+        some = slice_of(sweeps, queries, group)
         swept = [sweeps.run("curvature", Curvature, half, queries=some, nodes=nodes) for half in halves]
         both = sweeps.each_block(ihvp, some, sweeps.each_block(_merged, *swept), nodes, facts)
         parts = [sweeps.each_block(ihvp, some, s, nodes, own) for s, own in zip(swept, owns, strict=True)]
@@ -123,17 +131,18 @@ def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str,
     return {
         "facts": facts,
         "nodes": nodes,
-        "vectors": sweeps.each_block(_joined, *vectors) if join else vectors[0],
-        "error": sweeps.each_block(_joined, *errors) if join else errors[0],
+        "vectors": sweeps.each_block(joined, *vectors) if join else vectors[0],
+        "error": sweeps.each_block(joined, *errors) if join else errors[0],
     }
 
 
-def _damping(sweeps: Sweeps[Handle], moments: Handle, c: float) -> Handle:
+def damping_of(sweeps: Sweeps[Handle], moments: Handle, c: float) -> Handle:
     """The damping of every block, without those whose gradient is rounding."""
-    return _without_rounding(sweeps, sweeps.each_block(block_damping, moments, c=c))
+    return without_rounding(sweeps, sweeps.each_block(block_damping, moments, c=c))
 
 
-def _without_rounding(sweeps: Sweeps[Handle], facts: Handle) -> Handle:
+def without_rounding(sweeps: Sweeps[Handle], facts: Handle) -> Handle:
+    """What is known of the blocks, without the damping of those whose gradient is rounding."""
     dampings = [float(statistic["damping"]) for statistic in sweeps.collect(facts).values()]
     least = least_damping(dampings)
     return sweeps.each_block(leave_out, facts, least=least) if any(0 < lam < least for lam in dampings) else facts
@@ -144,7 +153,8 @@ def _as_whole(block: Block, half: Statistic, whole: Statistic) -> Statistic:
     return {**half, "damping": torch.zeros_like(half["damping"])} if "left_out" in whole else half
 
 
-def _slice(sweeps: Sweeps[Handle], queries: Handle, group: tuple[int, int]) -> Handle:
+def slice_of(sweeps: Sweeps[Handle], queries: Handle, group: tuple[int, int]) -> Handle:
+    """The queries' gradients of one group."""
     if len(sweeps.groups) == 1:
         return queries
     return sweeps.each_block(_rows, queries, first=group[0], last=group[1])
@@ -191,7 +201,8 @@ def _rows(block: Block, queries: Statistic, *, first: int, last: int) -> Statist
     return {"vector": queries["vector"][first:last]}
 
 
-def _joined(block: Block, *parts: Statistic) -> Statistic:
+def joined(block: Block, *parts: Statistic) -> Statistic:
+    """The vectors of all groups of queries, one below the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -212,7 +223,8 @@ def pilot_rows(rows: int) -> int:
 
 
 def _program(sweeps: Sweeps[Handle], queries: Handle, settings: Settings, known: Handle | None) -> dict[str, Handle]:
-    return datainf(sweeps, queries, settings.damping, sampled=settings.sampled, known=known)
+    rows = settings.rows if settings.self_influence else None
+    return datainf(sweeps, queries, settings.damping, sampled=settings.sampled, known=known, rows=rows)
 
 
 def _sweeps(extent: Extent) -> list[PlannedSweep]:
@@ -221,20 +233,20 @@ def _sweeps(extent: Extent) -> list[PlannedSweep]:
     def curvature(rows: int, group: tuple[int, int], nodes: int, over: Over = "train") -> PlannedSweep:
         return PlannedSweep("curvature", rows, over, group[1] - group[0], products=1 + nodes, sums=nodes)
 
-    scores = PlannedSweep("scores", extent.rows, queries=extent.queries, products=1)
+    scores = [*self_sweeps(extent), PlannedSweep("scores", extent.rows, queries=extent.queries, products=1)]
     if extent.known:
-        return [*(curvature(extent.rows, group, 1) for group in extent.groups), scores]
+        return [*(curvature(extent.rows, group, 1) for group in extent.groups), *scores]
     if extent.sampled is not None:
         halves: list[tuple[int, Over]] = [
             (extent.sampled - extent.sampled // 2, "half a"),
             (extent.sampled // 2, "half b"),
         ]
         moments = [PlannedSweep("moments", rows, over) for rows, over in halves]
-        return [*moments, *(curvature(n, group, 1, over) for group in extent.groups for n, over in halves), scores]
+        return [*moments, *(curvature(n, group, 1, over) for group in extent.groups for n, over in halves), *scores]
     first, *others = extent.groups
     pilot = PlannedSweep("pilot", pilot_rows(extent.rows), "pilot")
     curvatures = [curvature(extent.rows, first, NODES), *(curvature(extent.rows, group, 1) for group in others)]
-    return [pilot, *curvatures, scores]
+    return [pilot, *curvatures, *scores]
 
 
 def _sample(extent: Extent) -> Sample | None:
@@ -260,4 +272,6 @@ def _tell(solved: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str,
     }
 
 
-METHOD = Method("datainf", _program, _sweeps, _sample, damped=True, tell=_tell)
+METHOD = Method(
+    "datainf", _program, _sweeps, _sample, damped=True, self_influence=True, tell=_tell, refuses=refuses, state=state
+)

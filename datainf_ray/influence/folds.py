@@ -328,3 +328,7 @@ class Scores(Fold):
     def by_block(self) -> Tensor | None:
         """The same through every block, rows × m × blocks; None where that was not asked for."""
         return self.block_scores
+
+    def self_influence(self) -> tuple[Tensor, Tensor] | None:
+        """Every row's influence on itself and its standard error, rows each; None where that is not known."""
+        return None

@@ -17,8 +17,9 @@ class InMemory:
     """`Sweeps` over gradient matrices.
 
     `gradients` holds n × d_l per block; `batch` rows are folded at a time and `chunk` rows merged at a time. `pilot` is
-    the number of rows of the pilot (None: all of them), and `sample` that of the sampled curvature, drawn with `seed`.
-    `names` lists the sweeps that were done, and after a method has run `scores` is n × m.
+    the number of rows of the pilot (None: all of them), `sample` that of the sampled curvature and `own` that of
+    self-influence's sample, drawn with `seed`. `names` lists the sweeps that were done, and after a method has run
+    `scores` is n × m, and `selves` the rows' influences on themselves and their standard errors, where it gives them.
 
         sweeps = InMemory({"a": g_a, "b": g_b})
         datainf(sweeps, sweeps.vectors({"a": v_a, "b": v_b}), damping=0.1, norms_first=True)
@@ -33,6 +34,7 @@ class InMemory:
         *,
         pilot: int | None = None,
         sample: int | None = None,
+        own: int | None = None,
         seed: int = 0,
         groups: Sequence[tuple[int, int]] = ((0, 2**31),),
     ) -> None:
@@ -47,10 +49,12 @@ class InMemory:
             "pilot": order[:pilot].sort().values,
             "half a": order[:half].sort().values,
             "half b": order[half : sample or n].sort().values,
+            "self": order.flip(0)[:own].sort().values,
         }
         self.n = n
         self.names: list[str] = []
         self.scores: Tensor | None = None
+        self.selves: tuple[Tensor, ...] | None = None
         self._sqnorms: dict[str, Tensor] = {}  # of all rows, by block
 
     @staticmethod
@@ -71,7 +75,8 @@ class InMemory:
         chosen = self.rows[over]
         total = self.n if chosen is None else len(chosen)
         merged: dict[str, Statistic] | None = None
-        scores = []
+        scores: list[Tensor] = []
+        selves: list[tuple[Tensor, Tensor]] = []
         for start in range(0, total, self.chunk):
             rows = min(self.chunk, total - start)
             part = fold(self.blocks, rows, **given)
@@ -86,8 +91,11 @@ class InMemory:
             merged = result if merged is None else {k: fold.merge(merged[k], result[k]) for k in merged}
             if isinstance(part, Scores):
                 scores.append(part.influence())
+                selves += [own] if (own := part.self_influence()) is not None else []
         if scores:
             self.scores = torch.cat(scores)
+        if selves:
+            self.selves = tuple(map(torch.cat, zip(*selves, strict=True)))
         return merged or {}
 
     def _norms(self, block: str) -> Tensor:
@@ -103,3 +111,14 @@ class InMemory:
 
     def remember(self, name: str, solve: Callable[[], dict[str, Statistics]]) -> dict[str, Statistics]:
         return solve()
+
+    def iterate(
+        self,
+        name: str,
+        start: Callable[[], dict[str, Statistics]],
+        step: Callable[[int, dict[str, Statistics]], dict[str, Statistics] | None],
+    ) -> dict[str, Statistics]:
+        states, k = start(), 1
+        while (after := step(k, states)) is not None:
+            states, k = after, k + 1
+        return states

@@ -8,7 +8,7 @@ raises the query's loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 from datainf_ray.influence.folds import Fold, Statistic
@@ -20,8 +20,9 @@ SIGN = (
 
 Handle = TypeVar("Handle")
 
-#: Which rows a sweep goes over: all, a small random sample, or two disjoint halves of a larger one.
-Over = Literal["train", "pilot", "half a", "half b"]
+#: Which rows a sweep goes over: all, a small random sample, two disjoint halves of a larger one, or those that
+#: self-influence sums over.
+Over = Literal["train", "pilot", "half a", "half b", "self"]
 
 
 class Sweeps(Protocol[Handle]):
@@ -53,13 +54,36 @@ class Sweeps(Protocol[Handle]):
     def remember(self, name: str, solve: Callable[[], dict[str, Handle]]) -> dict[str, Handle]:
         """What `solve` gives, kept with the run, so that a run that is picked up again need not solve twice."""
 
+    def iterate(
+        self,
+        name: str,
+        start: Callable[[], dict[str, Handle]],
+        step: Callable[[int, dict[str, Handle]], dict[str, Handle] | None],
+    ) -> dict[str, Handle]:
+        """The last of the states that begin with `start()` and go on with `step(k, states)`, k = 1, 2, …, until None.
+
+        The newest states are kept with the run, so that a run that is picked up again goes on behind its last step.
+        """
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What a program is asked: the configuration's `method`, less its name and its loss."""
+    """What a program is asked: the configuration's `method`, less its name and its loss; and how large the problem is.
+
+    `rows` and `sizes` are for programs that do otherwise where the problem is larger: they must not depend on anything
+    that may be different when the run is picked up again.
+    """
 
     damping: float = 0.1  #: c
     sampled: bool = False  #: the curvature is that of the rows "half a" and "half b"
+    tolerance: float = 1e-6  #: of a relative residual
+    iterations: int | None = None  #: the most; None: what is needed
+    scale: float | None = None  #: of LiSSA; None: from the largest eigenvalue
+    seed: int = 0
+    self_influence: bool = False  #: every row's influence on itself is wanted, too
+    rows: int = 0  #: of the corpus
+    curvature_rows: int = 0  #: rows that the curvature is taken from
+    sizes: Mapping[str, int] = field(default_factory=dict)  #: by block, d_l: entries of a gradient as it is swept
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,7 @@ class Extent:
     groups: Sequence[tuple[int, int]]  #: first..last-1 of the queries, as `Sweeps.groups`
     sampled: int | None = None  #: rows that the curvature is taken from, where those are not all
     known: bool = False  #: the damping is known already
+    settings: Settings = field(default_factory=Settings)
 
     @property
     def queries(self) -> int:
@@ -86,6 +111,7 @@ class PlannedSweep:
     queries: int = 0  #: q
     products: int = 0  #: matrix products of n × D with D × q, or of that size
     sums: int = 0  #: vectors of D float32 that a chunk sends for every query
+    state: int = 0  #: bytes that its sums come to beside these, however many queries there are
 
 
 @dataclass(frozen=True)
@@ -114,7 +140,9 @@ class Method:
     `sweeps` tells which sweeps that makes, `sample` which random rows it needs beside the corpus.
     `prepare(sweeps, gradients)` is what becomes of the queries' gradients first, before any projection. `tell(solved,
     rows)` is what run.json says of the curvature, from what was solved (collected) and the number of rows that it was
-    taken from; None where there was none.
+    taken from; None where there was none. `refuses(extent)` says why it makes no sense for so much, and what would;
+    None where it does. `state(extent, size)` is what the largest statistic of a block of `size` entries takes, in
+    bytes, apart from what grows with the queries.
     """
 
     name: str
@@ -122,10 +150,13 @@ class Method:
     sweeps: Callable[[Extent], list[PlannedSweep]]
     sample: Callable[[Extent], Sample | None] = lambda extent: None
     damped: bool = False  #: `method.damping` and `method.curvature_rows` mean something to it
+    keys: frozenset[str] = frozenset()  #: what else of the configuration's `method` does: tolerance, iterations, scale
+    self_influence: bool = False  #: it can tell every row's influence on itself
     prepare: Callable[[Sweeps[Any], Any], Any] = lambda sweeps, gradients: gradients
     tell: Callable[[Mapping[str, Mapping[str, Statistic]], int], dict[str, Any] | None] = lambda solved, rows: None
+    refuses: Callable[[Extent], tuple[str, str] | None] = lambda extent: None
+    state: Callable[[Extent, int], int] = lambda extent, size: 0
 
-    def sums(self, sampled: bool) -> int:
+    def sums(self, extent: Extent) -> int:
         """The most vectors of D float32 that a chunk sends for every query; 0: it sends no sums."""
-        extent = Extent(1, ((0, 1),), sampled=1 if sampled else None)
         return max(sweep.sums for sweep in self.sweeps(extent))

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from datainf_ray.influence.method import Method
 
 #: By name, the module that has the method's record, `METHOD`. It is loaded when it is asked for: that loads torch.
-_MODULES = {"datainf": "datainf", "hessian-free": "hessian_free", "cosine": "cosine"}
+_MODULES = {
+    "datainf": "datainf",
+    "hessian-free": "hessian_free",
+    "cosine": "cosine",
+    "exact": "exact",
+    "lissa": "lissa",
+}
 
 NAMES = tuple(_MODULES)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from datainf_ray.common.errors import RequestError
@@ -190,7 +190,7 @@ def flops_per_second(job: Job, gpus: int) -> float:
 
 def nodes_of(job: Job) -> int:
     """Vectors of all parameters that a chunk sends for a query: at how many dampings the curvature is summed, say."""
-    return job.method.sums(job.sampled_rows is not None)
+    return job.method.sums(replace(job.extent(((0, job.queries),)), known=False))
 
 
 def row_seconds(job: Job, gpus: int) -> float:

@@ -21,7 +21,8 @@ from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.tokens import ENCODING, Example
 from datainf_ray.influence.folds import Statistics
 from datainf_ray.influence.method import Extent, Method, Settings
-from datainf_ray.influence.register import method_named
+from datainf_ray.influence.projection import projected_size
+from datainf_ray.influence.register import NAMES, method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.model.limits import Trace, traces
@@ -106,11 +107,24 @@ class Job:
     @property
     def settings(self) -> Settings:
         """What the method's program is asked."""
-        return Settings(self.config.method.damping, sampled=self.sampled_rows is not None)
+        asked, side = self.config.method, None if self.projection is None else self.projection[0]
+        return Settings(
+            asked.damping,
+            sampled=self.sampled_rows is not None,
+            tolerance=asked.tolerance,
+            iterations=asked.iterations,
+            scale=asked.scale,
+            seed=self.config.seed,
+            self_influence=self.config.results.self_influence,
+            rows=self.rows,
+            curvature_rows=self.sampled_rows or self.rows,
+            sizes={block.name: projected_size(block, side) for block in self.facts.blocks},
+        )
 
     def extent(self, groups: Sequence[tuple[int, int]]) -> Extent:
         """What the method's program has to go over, with the queries in `groups`."""
-        return Extent(self.rows, groups, self.sampled_rows, known=self.known is not None)
+        known = self.known is not None
+        return Extent(self.rows, groups, self.sampled_rows, known=known, settings=self.settings)
 
     @property
     def index(self) -> RunDirectory | None:
@@ -215,7 +229,7 @@ def prepare(config: RunConfig, writable: bool = True) -> Job:
 def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = with_template(request.config), request.corpora
-    _check_method(config)
+    check_method(config)
     task = task_of(config.model)
     facts = inspect_model(config.model, task, config.storage_options)
     tokenizer = load_tokenizer(config.model, config.storage_options)
@@ -229,13 +243,32 @@ def complete(request: Request, writable: bool = True) -> Job:
     usable = next(example for example in examples["train"] if example.status == OK)
     row = seen(usable, tokenizer, "train")
     job = Job(config, request.directory, facts, corpora, examples, groups, names, traces=limits, row=row)
+    check_extent(job)
     if writable:
         job.check_output()
     return job
 
 
-def _check_method(config: RunConfig) -> None:
+_METHOD_KEYS = ("tolerance", "iterations", "scale")
+
+
+def check_method(config: RunConfig) -> None:
     """What would have no effect on the method that is asked for is a mistake."""
-    asked = config.method
-    if asked.curvature_rows is not None and not method_named(asked.name).damped:
+    asked, method = config.method, method_named(config.method.name)
+    if asked.curvature_rows is not None and not method.damped:
         raise RequestError("method.curvature_rows", asked.curvature_rows, f"{asked.name} has no curvature", "use null")
+    for key in _METHOD_KEYS:
+        value = getattr(asked, key)
+        if key not in method.keys and value != type(asked).model_fields[key].default:
+            those = " and ".join(name for name in NAMES if key in method_named(name).keys)
+            raise RequestError(f"method.{key}", value, f"has no effect on {asked.name}", f"it belongs to {those}")
+    if config.results.self_influence and not method.self_influence:
+        those = " or ".join(name for name in NAMES if method_named(name).self_influence)
+        raise RequestError("results.self_influence", "true", f"{asked.name} has none", f"use {those}")
+
+
+def check_extent(job: Job) -> None:
+    """Raises `RequestError` where the method makes no sense for so much."""
+    refused = job.method.refuses(job.extent(((0, job.queries),)))
+    if refused is not None:
+        raise RequestError("method.name", job.config.method.name, *refused)

@@ -1,0 +1,218 @@
+"""Exact influence and LiSSA over gradients in memory, against dense inverses in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from datainf_ray.influence import exact as module
+from datainf_ray.influence.block import Block
+from datainf_ray.influence.exact import METHOD, exact, portions
+from datainf_ray.influence.lissa import POWER, lissa
+from datainf_ray.influence.memory import InMemory
+from datainf_ray.influence.method import Extent, Settings
+from datainf_ray.influence.products import SecondMoments, products_of
+from tests import reference
+
+
+def gradients(rows: int, seed: int, sizes: tuple[int, ...] = (40, 7)) -> dict[str, Tensor]:
+    """Blocks of very different scale, whose rows' norms go over orders of magnitude, and one without gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for k, size in enumerate(sizes):
+        wide = torch.randn(rows, 1, generator=generator).exp()
+        found[f"b{k}"] = 10.0 ** (-2 * k) * wide * torch.randn(rows, size, generator=generator)
+    return found | {"zero": torch.zeros(rows, 5)}
+
+
+def doubled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.double() for name, x in state.items()}
+
+
+def iterating(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a problem that is too large for any matrix."""
+    monkeypatch.setattr(module, "SIDE", 4)
+    return Settings(0.1, tolerance=1e-9, rows=50, curvature_rows=50, sizes={"b0": 40, "b1": 7, "zero": 5})
+
+
+def run(g: dict[str, Tensor], v: dict[str, Tensor], settings: Settings, **how: Any) -> tuple[InMemory, dict[str, Any]]:
+    options = {k: how.pop(k) for k in ("batch", "chunk", "groups", "sample") if k in how}
+    sweeps = InMemory(g, **{"batch": 7, "chunk": 16, **options})
+    return sweeps, exact(sweeps, sweeps.vectors(v), settings, **how)
+
+
+@pytest.mark.parametrize("rows", [5, 30, 50, 70, 81, 200])
+@pytest.mark.parametrize("chunk", [9, 1024])
+def test_exact_equals_the_dense_inverse(rows: int, chunk: int) -> None:
+    """With more rows than entries and with fewer, and where the one form goes over into the other."""
+    g, v = gradients(rows, 1), gradients(3, 2)
+    sweeps, found = run(g, v, Settings(0.1), chunk=chunk)
+    want = reference.exact(doubled(g), doubled(v))
+    np.testing.assert_allclose(sweeps.scores, want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+    assert reference.worst(sweeps.scores, want) < 1e-5
+    assert sweeps.names == ["products", "scores"]
+    assert float(found["facts"]["b0"]["form"]) == (2 if rows <= 40 else 1)
+    assert all(float(f["residual"]) < 1e-10 for f in found["facts"].values())
+
+
+def test_the_three_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, v = gradients(50, 1, (40, 26)), gradients(3, 2, (40, 26))
+    by_matrix, matrix = run(g, v, Settings(0.1), form="matrix")
+    by_rows, gram = run(g, v, Settings(0.1), form="gram")
+    assert {float(f["form"]) for n, f in matrix["facts"].items() if n != "zero"} == {1}
+    assert {float(f["form"]) for n, f in gram["facts"].items() if n != "zero"} == {2}
+    monkeypatch.setattr(module, "SIDE", 4)
+    sizes = {"b0": 40, "b1": 26, "zero": 5}
+    by_sweeps, _ = run(g, v, Settings(0.1, tolerance=1e-9, curvature_rows=50, sizes=sizes))
+    assert "products" not in by_sweeps.names
+    assert reference.worst(by_rows.scores, by_matrix.scores) < 1e-5
+    assert reference.worst(by_sweeps.scores, by_matrix.scores) < 1e-5
+
+
+def test_every_block_stops_by_itself_at_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = iterating(monkeypatch)
+    g, v = gradients(50, 1), gradients(3, 2)
+    v["b0"][1] = 0  # a query without gradient there
+    want = reference.exact(doubled(g), doubled(v))
+    worst = []
+    for tolerance in (1e-2, 1e-4, 1e-8):
+        sweeps, found = run(g, v, Settings(**{**vars(settings), "tolerance": tolerance}))
+        facts = found["facts"]
+        assert all(float(f["residual"]) <= tolerance for f in facts.values())
+        assert 0 == facts["zero"]["iterations"] < facts["b1"]["iterations"] < facts["b0"]["iterations"]
+        assert len(sweeps.names) == facts["b0"]["iterations"] + 1
+        worst.append(reference.worst(sweeps.scores, want))
+    assert worst[0] > worst[1] > worst[2]
+    assert worst[2] < 1e-6
+
+
+def test_no_more_iterations_than_asked_for_and_the_residual_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(**{**vars(iterating(monkeypatch)), "iterations": 3})
+    g, v = gradients(50, 1), gradients(3, 2)
+    sweeps, found = run(g, v, settings)
+    assert sweeps.names == ["iteration"] * 3 + ["scores"]
+    assert float(found["facts"]["b0"]["residual"]) > settings.tolerance
+    told = METHOD.tell(found, 50)
+    assert told is not None
+    assert told["iterations"] == 3
+    assert told["residual"] == float(found["facts"]["b0"]["residual"])
+    assert [s.name for s in METHOD.sweeps(Extent(50, ((0, 3),), settings=settings))] == sweeps.names
+
+
+@pytest.mark.parametrize("way", ["direct", "conjugate"])
+@pytest.mark.parametrize("how", ["groups", "known", "sample"])
+def test_groups_a_known_damping_and_a_sample(how: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = iterating(monkeypatch) if way == "conjugate" else Settings(0.1)
+    g, v = gradients(50, 1), gradients(3, 2)
+    want = reference.exact(doubled(g), doubled(v))
+    options: dict[str, Any] = {}
+    if how == "groups":
+        options["groups"] = ((0, 1), (1, 3))
+    elif how == "known":
+        options["known"] = {name: {"damping": 0.3 * x.double().square().mean()} for name, x in g.items()}
+        want = reference.exact(doubled(g), doubled(v), 0.3)
+    else:  # of all rows, in its two halves
+        settings, options["sample"] = Settings(**{**vars(settings), "sampled": True}), 50
+    sweeps, _ = run(g, v, settings, **options)
+    assert reference.worst(sweeps.scores, want) < 1e-5
+    if how == "sample":
+        some, _ = run(g, v, settings, sample=20)
+        rows = torch.cat([some.rows["half a"], some.rows["half b"]])
+        part = reference.exact({k: x.double()[rows] for k, x in g.items()}, doubled(v), on=doubled(g))
+        assert reference.worst(some.scores, part) < 1e-5
+
+
+def test_what_does_not_fit_at_once_is_swept_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, v = gradients(50, 1, (40, 30, 7)), gradients(3, 2, (40, 30, 7))
+    sizes = {name: x.shape[1] for name, x in g.items()}
+    settings = Settings(0.1, rows=50, curvature_rows=50, sizes=sizes)
+    assert portions(settings) == [None]
+    monkeypatch.setattr(module, "PORTION", 10_000)  # 4 · 50 · 40 bytes of rows are 8,000
+    assert portions(settings) == [["b0"], ["b1", "b2", "zero"]]
+    sweeps, _ = run(g, v, settings)
+    assert sweeps.names == ["products", "products", "scores"]
+    assert [s.name for s in METHOD.sweeps(Extent(50, ((0, 3),), settings=settings))] == sweeps.names
+    assert reference.worst(sweeps.scores, reference.exact(doubled(g), doubled(v))) < 1e-5
+    monkeypatch.setattr(module, "MOST_PORTIONS", 1)
+    assert portions(settings) is None
+
+
+def test_products_of_many_merges_are_those_of_all_rows() -> None:
+    """Rows as long as they take less room than their products; wherever in the tree that ends."""
+    g = gradients(90, 3, (20,))["b0"]
+    block = [Block("b0", "", (20,))]
+
+    def part(rows: Tensor) -> dict[str, Tensor]:
+        fold = SecondMoments(block, len(rows))
+        for few in torch.arange(len(rows)).split(6):
+            fold.update("b0", rows[few], few)
+        fold.finite(torch.arange(len(rows)))
+        return fold.result()["b0"]
+
+    want = g.double().T @ g.double()
+    for cuts in ((10, 20, 60), (45, 45), (0, 40, 50), (90,), (3, 7, 70, 10)):
+        parts = [part(some) for some in g.split(list(cuts))]
+        merged = parts[0]
+        for more in parts[1:]:
+            merged = SecondMoments.merge(merged, more)
+        assert ("products" in merged) == (len(g) > 40)
+        torch.testing.assert_close(products_of(merged), want, rtol=1e-12, atol=1e-12 * float(want.abs().max()))
+        assert merged["moments"][0] == 90
+    assert "gradients" in part(g[:40])
+
+
+def test_lissas_limit_is_exact() -> None:
+    g, v = gradients(50, 1, (12, 7)), gradients(3, 2, (12, 7))
+    want = reference.exact(doubled(g), doubled(v), 1.0)
+    off = []
+    for steps in (5, 50, 2000):
+        sweeps = InMemory(g, chunk=16)
+        found = lissa(sweeps, sweeps.vectors(v), Settings(1.0, iterations=steps))
+        assert sweeps.names == ["power"] * POWER + ["iteration"] * steps + ["scores"]
+        off.append(reference.worst(sweeps.scores, want))
+        assert all(float(f["residual"]) <= 1 for f in found["facts"].values())
+    assert off[0] > off[1] > off[2]
+    assert off[2] < 1e-5
+
+
+def test_lissas_steps_are_the_recursion() -> None:
+    """A loop with a scale that is given, and what it comes to after three steps."""
+    g, v = gradients(50, 1), gradients(3, 2)
+    sweeps = InMemory(g, chunk=16, groups=((0, 2), (2, 3)))
+    scale = 500.0
+    lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=3, scale=scale))
+    want = reference.lissa(doubled(g), doubled(v), 3, scale)
+    assert reference.worst(sweeps.scores, want) < 1e-5
+    with pytest.raises(FloatingPointError, match=r"b0: LiSSA does not converge with a scale of 0.01: use a larger"):
+        lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=3, scale=0.01))
+
+
+def test_the_scale_is_above_the_largest_eigenvalue() -> None:
+    for seed in range(10):
+        g, v = gradients(50, seed), gradients(1, 2)
+        sweeps = InMemory(g)
+        facts = lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=1, seed=seed))["facts"]
+        for name in ("b0", "b1"):
+            x = doubled(g)[name]
+            largest = float(torch.linalg.eigvalsh(x.T @ x / 50)[-1] + facts[name]["damping"])
+            assert largest < float(facts[name]["scale"]) < 2 * largest
+
+
+def test_exact_is_refused_where_it_takes_too_much() -> None:
+    sizes = {"a": 50_000}
+    large = Settings(rows=10**7, curvature_rows=10**7, sizes=sizes)
+    refused = METHOD.refuses(Extent(10**7, ((0, 1),), settings=large))
+    assert refused is not None
+    assert "a block of 50,000 entries and 10,000,000 rows need about 30 sweeps, 3.0e+08 backward passes" in refused[0]
+    for fine in (
+        {"iterations": 100}, {"curvature_rows": 4096}, {"sizes": {"a": 4096}}, {"curvature_rows": 10**6},
+    ):  # fmt: skip
+        settings = Settings(**{**vars(large), **fine})
+        assert METHOD.refuses(Extent(10**7, ((0, 1),), settings=settings)) is None
+    own = METHOD.refuses(Extent(10**7, ((0, 1),), settings=Settings(**{**vars(large), "self_influence": True})))
+    assert own is not None
+    assert own[1] == "use method.curvature_rows: 4096"
