@@ -54,9 +54,12 @@ def commit_scores(
         if (each := fold.by_block()) is not None:
             by_block = each.shape[2]
             columns.append(vectors(each.flatten(1).float().cpu().numpy(), missing))
+    selves = fold.self_influence()
+    for own in selves or ():
+        columns.append(pa.chunked_array([pa.array(own.float().cpu().numpy(), pa.float32(), mask=missing)]))
     state = fold.result()
     moments = {name: statistic["moments"].tolist() for name, statistic in state.items()}
-    schema = examples_schema(influence.shape[1], keep, by_block)
+    schema = examples_schema(influence.shape[1], keep, by_block, selves is not None)
     schema = schema.with_metadata({MOMENTS: json.dumps(moments).encode()})
     name = chunk_name(chunk.number)
     data = table_file(pa.Table.from_arrays(columns, schema=schema), owner, name)

@@ -28,7 +28,9 @@ def consolidate_parts(job: Job, chunk_rows: Sequence[int], owner: str) -> dict[s
     where a chunk's file is not as it was written.
     """
     results = job.config.results
-    size = row_bytes(job.queries, results.scores, len(job.facts.blocks) if results.blocks else 0)
+    size = row_bytes(
+        job.queries, results.scores, len(job.facts.blocks) if results.blocks else 0, results.self_influence
+    )
     parts = plan_parts(chunk_rows, size)
     small = len(parts) == 1 and not is_large(sum(chunk_rows) * size)
     waiting: _Waiting = {}

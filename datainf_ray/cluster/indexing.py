@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,8 @@ def finish_index(job: Job, sweeps: ClusterSweeps, gradients: Shards, blocks: pa.
     known = None
     if method.damped:
         known = {block: {"damping": torch.tensor(value, dtype=torch.float64)} for block, value in dampings.items()}
-    method.program(asked, vectors, job.settings, None if known is None else asked.spread(known))
+    settings = replace(job.settings, self_influence=False)
+    method.program(asked, vectors, settings, None if known is None else asked.spread(known))
     pairs = (
         tuple(
             matrix(read_checked_table(d, chunk_name(c.number), sweeps.owner)["influence"])

@@ -31,16 +31,24 @@ class States:
     """What is done with states between sweeps: the half of `influence.method.Sweeps` that needs no worker.
 
     `queries` is the number of queries, which the size of a shard follows from; `directory` is where `remember` keeps
-    states, as those of the run `owner`, and `say` receives a line when it finds them there.
+    states, as those of the run `owner`, and `say` receives a line when it finds them there. `held(size)` is what the
+    largest statistic of a block of `size` entries takes, in bytes, where that does not follow from the queries.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], queries: int, directory: RunDirectory, owner: str, say: Callable[[str], None]
+        self,
+        blocks: Sequence[Block],
+        queries: int,
+        directory: RunDirectory,
+        owner: str,
+        say: Callable[[str], None],
+        held: Callable[[int], int] = lambda size: 0,
     ) -> None:
         self.owner = owner
         self.blocks = {block.name: block for block in blocks}
-        self.shards = shard_blocks(blocks, queries)
-        self.queries, self.directory, self.say = queries, directory, say
+        self.shards = shard_blocks(blocks, queries, held)
+        self.queries, self.directory, self.say, self.held = queries, directory, say, held
+        self.step = ""  # of `iterate`: what is under way
 
     def each_block(self, function: Callable[..., Statistic], *states: Shards, **values: Any) -> Shards:
         def shard(number: int) -> Any:
@@ -66,16 +74,54 @@ class States:
         except DamagedError as error:
             self.say(f"{name}: computed again, because {error.path}: {error.problem}")
         solved = solve()
+        write_document(self.directory, index, self._written(name, solved), self.owner)
+        return solved
+
+    def iterate(
+        self,
+        name: str,
+        start: Callable[[], dict[str, Shards]],
+        step: Callable[[int, dict[str, Shards]], dict[str, Shards] | None],
+    ) -> dict[str, Shards]:
+        """Keep what every step leaves, as `remember` does, in place of what the step before left.
+
+        The sums of a step's sweeps are kept under the step's own name, so that no other step takes them for its own.
+        """
+        index = f"{CHECKPOINTS}/{name}.json"
+        k, files = 0, {}
+        try:
+            found = read_document(self.directory, index, self.owner)
+            states, k, files = self._restored(found["files"]), found["step"], found["files"]
+            self.say(f"{name}: taken up from an earlier attempt, behind step {k}")
+        except FileNotFoundError:
+            states = start()
+        except DamagedError as error:
+            self.say(f"{name}: computed again, because {error.path}: {error.problem}")
+            states = start()
+        while True:
+            self.step = f"{name}-{k + 1}"
+            after = step(k + 1, states)
+            self.step = ""
+            if after is None:
+                return states
+            states, k, before = after, k + 1, files
+            files = self._written(f"{name}-{k}", states)
+            write_document(self.directory, index, {"step": k, "files": files}, self.owner)
+            sums = [f for f in self.directory.list(f"{CHECKPOINTS}/sums/") if f"-{name}-{k}-" in f]
+            for file in [f for some in before.values() for f in some] + sums:  # their use is over
+                self.directory.remove(file)
+
+    def _written(self, name: str, states: Mapping[str, Shards]) -> dict[str, list[str]]:
+        """Write states, a file per state and shard; the files by state."""
         files: dict[str, list[str]] = {}
-        for key, state in solved.items():
+        for key, state in states.items():
             files[key] = [f"{CHECKPOINTS}/{name}-{key}-{k:04d}.safetensors" for k in range(len(state))]
             written = [
                 compute(functools.partial(write_shard, self.directory, file, self.owner), [reference], self.bytes_of(k))
                 for k, (file, reference) in enumerate(zip(files[key], state, strict=True))
             ]
             got(written)
-        write_document(self.directory, index, files, self.owner)
-        return solved
+        return files
 
     def _restored(self, stored: Mapping[str, Sequence[str]]) -> dict[str, Shards]:
         """The states whose files are listed. Raises `DamagedError` where one of them is not as it was written."""
@@ -103,16 +149,21 @@ class States:
         return tuple(ray.put(arrays({name: state[name] for name in shard})) for shard in self.shards)
 
     def bytes_of(self, shard: int) -> int:
-        """About what a shard of the curvature takes, at two nodes: more than that of any other statistic."""
-        return 4 * 2 * self.queries * sum(self.blocks[name].size for name in self.shards[shard])
+        """About what the largest statistic of a shard takes: the curvature's at two nodes, or what is `held`."""
+        sizes = [self.blocks[name].size for name in self.shards[shard]]
+        return sum(max(4 * 2 * self.queries * size, self.held(size)) for size in sizes)
 
 
-def shard_blocks(blocks: Sequence[Block], queries: int) -> tuple[tuple[str, ...], ...]:
-    """The blocks' names in runs whose queries × d_l float32 take about `SHARD_BYTES`; a larger block is alone."""
+def shard_blocks(
+    blocks: Sequence[Block], queries: int, held: Callable[[int], int] = lambda size: 0
+) -> tuple[tuple[str, ...], ...]:
+    """The blocks' names in runs whose queries × d_l float32, or what else is `held` of d_l entries, take about
+    `SHARD_BYTES`; a larger block is alone.
+    """
     shards: list[list[str]] = []
     room = 0
     for block in blocks:
-        size = 4 * queries * block.size
+        size = max(4 * queries * block.size, held(block.size))
         if not shards or size > room:
             shards.append([])
             room = SHARD_BYTES

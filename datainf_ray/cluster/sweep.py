@@ -56,10 +56,11 @@ class ClusterSweeps(States):
         source: Source = "backward",
         directory: RunDirectory | None = None,
         *,
+        held: Callable[[int], int] = lambda size: 0,
         recorded: Callable[[], None] = lambda: None,
         pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(spec.facts.blocks, queries, directory or spec.directory, spec.fingerprint, watcher.say)
+        super().__init__(spec.facts.blocks, queries, directory or spec.directory, spec.fingerprint, watcher.say, held)
         self.pool, self.spec, self.sizes = pool, spec, sizes
         self.chunks, self.query_chunks = chunks, query_chunks
         self.groups = sizes.groups
@@ -124,7 +125,18 @@ class ClusterSweeps(States):
         """Sweeps by the same workers for the same queries over the gradient index, with scores in another directory."""
         sizes = replace(self.sizes, gradients="recompute")
         quiet = ClusterSweeps(
-            self.pool, self.spec, chunks, [], self.queries, sizes, Silent(), frozenset(), [], "index", directory
+            self.pool,
+            self.spec,
+            chunks,
+            [],
+            self.queries,
+            sizes,
+            Silent(),
+            frozenset(),
+            [],
+            "index",
+            directory,
+            held=self.held,
         )
         quiet.unusable = self.unusable
         return quiet
@@ -236,7 +248,8 @@ class ClusterSweeps(States):
 
     def _key(self, name: str, over: str) -> str:
         """What a sweep is called in files: the same in every attempt, because a method's program is."""
-        stem = "-".join([name, *([over] if over not in ("train", name) else [])]).replace(" ", "-")
+        parts = [name, *([over] if over not in ("train", name) else []), *([self.step] if self.step else [])]
+        stem = "-".join(parts).replace(" ", "-")
         self._runs[stem] += 1
         return f"{stem}-{self._runs[stem]}"
 

@@ -27,7 +27,14 @@ from datainf_ray.influence.damping import (
 )
 from datainf_ray.influence.folds import TINY, Curvature, Fold, Moments, Norms, Scores, Statistic
 from datainf_ray.influence.method import Extent, Handle, Method, Over, PlannedSweep, Sample, Settings, Sweeps
-from datainf_ray.influence.self_influence import SelfScores, refuses, self_sweeps, selves_from_sample, state
+from datainf_ray.influence.self_influence import (
+    SelfScores,
+    refuses,
+    self_sample,
+    self_sweeps,
+    selves_from_sample,
+    state,
+)
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
 
@@ -273,5 +280,14 @@ def _tell(solved: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str,
 
 
 METHOD = Method(
-    "datainf", _program, _sweeps, _sample, damped=True, self_influence=True, tell=_tell, refuses=refuses, state=state
+    "datainf",
+    _program,
+    _sweeps,
+    _sample,
+    damped=True,
+    self_influence=True,
+    tell=_tell,
+    self_sample=self_sample,
+    refuses=refuses,
+    state=state,
 )

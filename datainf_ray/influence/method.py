@@ -137,7 +137,8 @@ class Method:
     a state with the `damping` and the `moments` of every block where they are known, as from a gradient index, else
     None.
 
-    `sweeps` tells which sweeps that makes, `sample` which random rows it needs beside the corpus.
+    `sweeps` tells which sweeps that makes, `sample` which random rows it needs beside the corpus, and `self_sample`
+    which ones self-influence does.
     `prepare(sweeps, gradients)` is what becomes of the queries' gradients first, before any projection. `tell(solved,
     rows)` is what run.json says of the curvature, from what was solved (collected) and the number of rows that it was
     taken from; None where there was none. `refuses(extent)` says why it makes no sense for so much, and what would;
@@ -154,6 +155,7 @@ class Method:
     self_influence: bool = False  #: it can tell every row's influence on itself
     prepare: Callable[[Sweeps[Any], Any], Any] = lambda sweeps, gradients: gradients
     tell: Callable[[Mapping[str, Mapping[str, Statistic]], int], dict[str, Any] | None] = lambda solved, rows: None
+    self_sample: Callable[[Extent], Sample | None] = lambda extent: None
     refuses: Callable[[Extent], tuple[str, str] | None] = lambda extent: None
     state: Callable[[Extent, int], int] = lambda extent, size: 0
 

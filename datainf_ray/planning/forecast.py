@@ -30,12 +30,14 @@ from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
     PLANNED_NODES,
     SHARE,
+    STORE_RATE,
     Sizes,
     choose_chunk_rows,
     choose_query_rows,
     choose_sizes,
     expected_batch_tokens,
     nodes_of,
+    state_bytes,
     transport_seconds,
     transport_share,
 )
@@ -130,15 +132,17 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     uneven = math.ceil(chunks / workers) * workers / chunks  # the last round leaves workers idle
     own = _overhead(job, sizes, sweeps, room) if calibration is None else 0.0  # it is in the measured rate
     seconds = (flops / rate + own + reading + chunks * transport_seconds(job)) * uneven / workers
+    seconds += sum(s.state for s in sweeps) / STORE_RATE
     seconds += calibration.start_seconds if calibration is not None else _START_SECONDS
 
     worker, device = _memory(job, sizes, room, calibration)
     state = 4 * m * facts.parameters
     largest = max(last - first for first, last in sizes.groups) / m * nodes_of(job) * state
+    largest = max(largest, state_bytes(job))
     kept = 4 * facts.parameters * job.rows if sizes.gradients == "keep" else 0
     blocks = len(facts.blocks) if config.results.blocks else 0
     places = 2 * m * min(config.results.top_k, job.rows)
-    output = job.rows * row_bytes(m, config.results.scores, blocks)
+    output = job.rows * row_bytes(m, config.results.scores, blocks, config.results.self_influence)
     sampled = next((s.rows for s in sweeps if s.name in ("pilot", "moments")), 0)
     tables = output + places * _PLACE_BYTES + min(places, job.rows) * text_bytes(job)
     share = transport_share(job, room.gpus_per_worker, sizes.chunk_rows, len(sizes.groups))
@@ -233,6 +237,7 @@ class _SweepCost:
     rows: int  # of the corpus
     backward: bool  # else from kept gradients
     products: float  # operations of the fold
+    state: int = 0  # bytes of what it sums, apart from what grows with the queries
 
 
 def _sweeps(job: Job, sizes: Sizes) -> list[_SweepCost]:
@@ -242,7 +247,7 @@ def _sweeps(job: Job, sizes: Sizes) -> list[_SweepCost]:
     for sweep in job.method.sweeps(job.extent(sizes.groups)):
         operations = 2.0 * sweep.products * sweep.rows * sweep.queries * job.facts.parameters
         whole = sweep.over == "train"
-        planned.append(_SweepCost(sweep.name, sweep.rows, not (whole and kept), operations))
+        planned.append(_SweepCost(sweep.name, sweep.rows, not (whole and kept), operations, sweep.state))
         kept = kept or (whole and sizes.gradients == "keep")
     return planned
 
@@ -261,6 +266,7 @@ def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None)
     host = _PROCESS_BYTES + sums + sizes.chunk_rows * score_bytes(job)
     if sizes.gradients == "keep":
         host += 2 * 4 * job.facts.parameters * sizes.chunk_rows
+    host += state_bytes(job)  # of a chunk, or what every worker holds of self-influence
     if job.config.index:
         host += 4 * index_row_bytes(job) * sizes.chunk_rows
     if not (on_gpu and sizes.resident):

@@ -193,6 +193,15 @@ def nodes_of(job: Job) -> int:
     return job.method.sums(replace(job.extent(((0, job.queries),)), known=False))
 
 
+def state_bytes(job: Job) -> int:
+    """What the largest sums of the method take that do not grow with the queries."""
+    extent = job.extent(((0, job.queries),))
+    held = sum(job.method.state(extent, size) for size in extent.settings.sizes.values())
+    if extent.settings.self_influence:  # every worker holds it for all blocks
+        return held
+    return min(held, max(sweep.state for sweep in job.method.sweeps(extent)))
+
+
 def row_seconds(job: Job, gpus: int) -> float:
     """A training row's nominal computing time in the curvature sweep, on a worker with so many GPUs."""
     products = (2 + 2 * nodes_of(job)) * job.queries * job.facts.parameters

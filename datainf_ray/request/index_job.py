@@ -20,7 +20,7 @@ from datainf_ray.model.inspect import inspect_model, load_tokenizer
 from datainf_ray.model.limits import traces
 from datainf_ray.request.encoding import first_rows
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.job import Job, Source
+from datainf_ray.request.job import Job, Source, check_extent
 from datainf_ray.request.places import check_places, model_places, place_of
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute, begun, index_directory
@@ -113,6 +113,9 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     place = index_directory(made)
     if place is None:
         raise RequestError("run", run.url, "has no gradient index", "run it with index: true to ask it more queries")
+    if config.results.self_influence:
+        problem, remedy = "does not depend on queries", f"ask for it in the run itself, {run.url}"
+        raise RequestError("results.self_influence", "true", problem, remedy)
     made_by = run.record
     sizes = made_by.sizes
     if made_by.state != "done" or sizes is None:
@@ -154,6 +157,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         run.blocks(),
         traces=limits,
     )
+    check_extent(job)
     for part in ("adapter", "base"):
         if job.identity[part] != made_by.identity.get(part):
             raise RequestError(f"model.{part}", getattr(config.model, part), f"has changed since {run.url} was made")

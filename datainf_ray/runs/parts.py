@@ -64,9 +64,9 @@ def names_of(directory: RunDirectory, beginning: str) -> list[str]:
     return sorted(names, key=lambda name: (len(name), name))  # after 999999 the names grow
 
 
-def row_bytes(queries: int, scores: bool = True, blocks: int = 0) -> int:
+def row_bytes(queries: int, scores: bool = True, blocks: int = 0, selves: bool = False) -> int:
     """What a row of examples/ takes in a file, about; `blocks` is 0 where there is no block_influence."""
-    return _ROW_BYTES + (4 * queries * (1 + blocks) if scores else 0)
+    return _ROW_BYTES + (4 * queries * (1 + blocks) if scores else 0) + (8 if selves else 0)
 
 
 def plan_parts(chunk_rows: Sequence[int], row_bytes: int) -> list[range]:

@@ -213,7 +213,7 @@ class Run:
 
     def blocks(self) -> pa.Table:
         """One row per block; the columns are block, kind, shape, size, damping, mean_sqnorm and what the curvature's
-        accuracy follows from: smallest_sqnorm, nodes, error_bound; and left_out.
+        accuracy follows from: smallest_sqnorm, nodes, error_bound; left_out; and residual.
         """
         return self._table("blocks.parquet")
 
@@ -235,7 +235,8 @@ class Run:
         """That of the rows' files."""
         counts = self._record.counts  # a run that has just begun has none
         blocks = (counts.blocks if counts else 1) if self.config["results"]["blocks"] else 0
-        return examples_schema(counts.queries if counts else 1, self.has_scores, blocks)
+        selves = bool(self.config["results"].get("self_influence"))
+        return examples_schema(counts.queries if counts else 1, self.has_scores, blocks, selves)
 
     def _examples(self, columns: list[str] | None, done: bool) -> pa.Table:
         schema = self._schema()

@@ -21,20 +21,21 @@ CRASHED = "crashed"
 FAILED = "failed"
 
 #: Columns that earlier versions did not write: null where a file does not have them.
-LATER = frozenset({"tokens_cut", "left_out"})
+LATER = frozenset({"tokens_cut", "left_out", "residual"})
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory
 _ROW_BYTES = 64  # of a row of examples/ besides its lists, about
 
 
-def examples_schema(queries: int, scores: bool = True, blocks: int = 0) -> pa.Schema:
+def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: bool = False) -> pa.Schema:
     """The schema of examples/part-*.parquet, in which every input row stands once.
 
     `influence` has one value per query and is left out where `scores` is false. With `blocks` > 0 there is
     `block_influence` as well: queries × blocks values, all blocks of query 0 first, in the order of blocks.parquet.
-    `loss`, `sqnorm` and the influences are null where `status` is not "ok". `tokens_cut` are those that the row has
-    beyond max_length; null in the run of a version that did not count them.
+    With `selves` there is `self_influence`, the row's influence on itself, and `self_influence_error`, its standard
+    error: 0 where no sum is over a sample. `loss`, `sqnorm` and the influences are null where `status` is not "ok".
+    `tokens_cut` are those that the row has beyond max_length; null in the run of a version that did not count them.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -49,6 +50,8 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0) -> pa.Sc
         fields.append(pa.field("influence", pa.list_(pa.float32(), queries)))
         if blocks:
             fields.append(pa.field("block_influence", pa.list_(pa.float32(), queries * blocks)))
+    if selves:
+        fields += [pa.field("self_influence", pa.float32()), pa.field("self_influence_error", pa.float32())]
     return pa.schema(fields)
 
 
@@ -76,7 +79,8 @@ def blocks_schema() -> pa.Schema:
     where there was no curvature, as `damping` is.
 
     `left_out` says whether no influence goes through the block because its gradient is rounding: then λ is zero. It is
-    null where there is no damping, and in the run of a version that left no block out.
+    null where there is no damping, and in the run of a version that left no block out. `residual` is the relative
+    residual of the block's iHVP, ‖(G + λI) r − v‖ / ‖v‖, the largest over the queries, of a method that solves for it.
     """
     return pa.schema(
         [
@@ -90,6 +94,7 @@ def blocks_schema() -> pa.Schema:
             pa.field("nodes", pa.list_(pa.float64())),
             pa.field("error_bound", pa.float64()),
             pa.field("left_out", pa.bool_()),
+            pa.field("residual", pa.float64()),
         ]
     )
 

@@ -86,7 +86,8 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
     earlier = open_run(run, options_among(overrides))
     asked = queries if isinstance(queries, dict) else {"path": queries}
     changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
-    made_without = {"index": None, "index_projection": None}
+    results = {**earlier.config["results"], "self_influence": False}  # it is there: it does not depend on queries
+    made_without = {"index": None, "index_projection": None, "results": results}
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)
     with failing(), Ahead(config.cluster) as ahead:
         with loading(), patience(AT_FIRST):

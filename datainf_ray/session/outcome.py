@@ -67,6 +67,7 @@ def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Ta
             known("nodes", nodes),
             known("bound"),
             _left_out(job, facts),
+            known("residual"),
         ],
         schema=blocks_schema(),
     )
@@ -77,7 +78,10 @@ def known_blocks(job: Job, made: pa.Table, facts: Statistics) -> pa.Table:
     at = made.schema.get_field_index("left_out")
     if made["left_out"].null_count:
         made = made.set_column(at, made.schema.field(at), _left_out(job, facts))
-    return made
+    residuals = [facts[b.name].get("residual") for b in job.facts.blocks]
+    column = pa.array([None if r is None else float(r) for r in residuals], pa.float64())
+    at = made.schema.get_field_index("residual")
+    return made.set_column(at, made.schema.field(at), column)
 
 
 def _left_out(job: Job, facts: Statistics) -> pa.Array:
@@ -108,6 +112,8 @@ def findings(run: Run) -> list[str]:
     if cut := record.counts and record.counts.rows_cut:
         rows = f"{cut:,} of {counted(record.counts.rows, 'row')}"
         lines.append(f"{rows} had more tokens than max_length, and were cut: tokens_cut in examples/ says by how many")
+    if line := _unsolved(record):
+        lines.append(line)
     if record.left_out and record.counts:
         lines.append(tell_left_out(record.left_out, record.counts.blocks))
     for query in [q for q in queries if q["status"] == OK][:1]:
@@ -119,6 +125,16 @@ def findings(run: Run) -> list[str]:
     lines.append(f"more:   datainf top {run.url}")
     lines.append(f"done in {record.seconds:.0f} s: {scored(record)}")
     return lines
+
+
+def _unsolved(record: RunRecord) -> str | None:
+    """What to say where conjugate gradient had fewer iterations than it needed."""
+    curvature, method = record.curvature or {}, record.config["method"]
+    residual, tolerance = curvature.get("residual"), method.get("tolerance")
+    if curvature.get("way") != "conjugate gradient" or residual is None or tolerance is None or residual <= tolerance:
+        return None
+    done = counted(curvature["iterations"], "iteration")
+    return f"after {done} the relative residual is {residual:.1e}, above method.tolerance, {tolerance:.0e}"
 
 
 def scored(record: RunRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections import Counter
@@ -110,6 +111,7 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
                 _committed(job),
                 record.sweeps,
                 job.source,
+                held=functools.partial(job.method.state, job.extent(sizes.groups)),
                 recorded=attempt.keep,
                 pulse=attempt.pulse,
             )
@@ -199,8 +201,8 @@ def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, record: RunRecord) -> Si
 def _chunks(job: Job, sizes: Sizes) -> dict[Over, list[Chunk]]:
     """The chunks of every set of training rows that the method sweeps over."""
     chunks: dict[Over, list[Chunk]] = {"train": job.chunks(sizes.chunk_rows)}
-    sample = job.method.sample(job.extent(sizes.groups))
-    if sample is not None:
+    extent = job.extent(sizes.groups)
+    for sample in filter(None, (job.method.sample(extent), job.method.self_sample(extent))):
         most = min(sizes.chunk_rows, max(FEWEST_ROWS, sample.rows // sample.pieces))
         chunk_rows = equal_rows(sample.rows, most) if sample.even else most
         corpus, seed = job.corpora["train"], job.config.seed
@@ -226,7 +228,10 @@ def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunR
         blocks = blocks_table(job, found["facts"], found.get("nodes"))
         record.curvature = method.tell(found, job.sampled_rows or job.rows)
     elif method.damped:
-        blocks = known_blocks(job, blocks, sweeps.collect(solved["facts"]))
+        facts = sweeps.collect(solved["facts"])
+        blocks = known_blocks(job, blocks, facts)
+        if any("residual" in statistic for statistic in facts.values()):
+            record.curvature = method.tell({"facts": facts}, job.rows)
     if method.damped:
         note_left_out(record, blocks)
     assert sweeps.top is not None

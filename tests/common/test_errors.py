@@ -49,8 +49,13 @@ WRONG: dict[str, tuple[Any, tuple[str, Any, str, str | None]]] = {
         ("cluster.min_workers", 5, "is more than max_workers, 2", None),
     ),
     "a key of later": (
-        configure(**{"results.self_influence": True}),
-        ("results.self_influence", "true", "is not available in this version", "use false"),
+        configure(**{"method.name": "representation"}),
+        (
+            "method.name",
+            "representation",
+            "is not available in this version",
+            'use "datainf" or "hessian-free" or "cosine" or "exact" or "lissa"',
+        ),
     ),
     "a secret": (
         configure(storage_options={"s3": "AKIAIOSFODNN7EXAMPLE"}),

@@ -111,7 +111,16 @@ def _of_sizes(
 
 
 def _of_curvature(
-    *, rows: int, sampled: bool, bound: float | None, exact_blocks: int, error: float | None = None, **_: Any
+    *,
+    rows: int,
+    sampled: bool,
+    bound: float | None = None,
+    exact_blocks: int = 0,
+    error: float | None = None,
+    way: str | None = None,
+    residual: float | None = None,
+    iterations: int | None = None,
+    **_: Any,
 ) -> list[str]:
     remarks = []
     if sampled:
@@ -124,6 +133,10 @@ def _of_curvature(
             "The curvature was summed while the damping was not yet known, at values around it, and interpolated: "
             f"that adds a relative error of at most {bound:.1e}."
         )
+    if residual is not None:
+        left = f"the relative residual of a block's inverse-Hessian products is at most {residual:.1e}"
+        how = f"{way}, {_many(iterations, 'iteration')}" if iterations else way
+        remarks.append(f"The inverse was computed block by block ({how}): {left}.")
     if exact_blocks:
         what = "was not exact enough, so there was one more sweep, at the damping itself"
         remarks.append(f"For {_many(exact_blocks, 'block')} interpolating {what}.")
