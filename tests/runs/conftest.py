@@ -143,6 +143,7 @@ def make_run(
                 "nodes": [[1e-6, 2e-6]] * len(names),
                 "error_bound": draw.uniform(0, 1e-9, len(names)),
                 "left_out": [False] * len(names),
+                "residual": [None] * len(names),
             },
             schema=blocks_schema(),
         ),

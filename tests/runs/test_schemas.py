@@ -32,13 +32,17 @@ def test_examples_hold_the_contracts_columns() -> None:
     }
     assert "influence" not in examples_schema(3, scores=False).names
     assert examples_schema(3, blocks=5).field("block_influence").type.list_size == 15
+    assert examples_schema(3, selves=True).names[-3:] == ["influence", "self_influence", "self_influence_error"]
 
 
 @pytest.mark.parametrize(
     ("schema", "names"),
     [
         (queries_schema(), "query id rows tokens loss preview status"),
-        (blocks_schema(), "block kind shape size damping mean_sqnorm smallest_sqnorm nodes error_bound left_out"),
+        (
+            blocks_schema(),
+            "block kind shape size damping mean_sqnorm smallest_sqnorm nodes error_bound left_out residual",
+        ),
         (top_schema(), "query direction rank row id influence preview"),
     ],
 )
