@@ -23,6 +23,7 @@ from datainf_ray.runs.checksums import read_document, write_document
 from datainf_ray.runs.directory import RunDirectory
 
 SHARD_BYTES = 64 * 2**20
+_AT_ONCE = 4  # shards that are worked on at a time, of those whose size does not follow from the queries
 
 Shards = tuple[Any, ...]  #: a state: a reference per shard to {block name: {name: numpy array}}
 
@@ -57,7 +58,13 @@ class States:
             work = functools.partial(_apply, function, blocks, values)
             return compute(work, references, self.bytes_of(number))
 
-        return tuple(shard(number) for number in range(len(self.shards)))
+        done: list[Any] = []
+        for number in range(len(self.shards)):
+            # Matrices take much memory to be solved, and any number of tasks would begin at once.
+            if number >= _AT_ONCE and self._holds(number):
+                ray.wait([done[number - _AT_ONCE]])
+            done.append(shard(number))
+        return tuple(done)
 
     def remember(self, name: str, solve: Callable[[], dict[str, Shards]]) -> dict[str, Shards]:
         """Keep states as safetensors in the run directory, a file per state and shard, the list of them last.
@@ -147,6 +154,9 @@ class States:
     def spread(self, state: Mapping[str, Statistic]) -> Shards:
         """A small state from the driver's memory: the inverse of `collect`."""
         return tuple(ray.put(arrays({name: state[name] for name in shard})) for shard in self.shards)
+
+    def _holds(self, shard: int) -> bool:
+        return any(self.held(self.blocks[name].size) for name in self.shards[shard])
 
     def bytes_of(self, shard: int) -> int:
         """About what the largest statistic of a shard takes: the curvature's at two nodes, or what is `held`."""

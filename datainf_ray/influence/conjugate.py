@@ -11,6 +11,7 @@ kept with the run: three vectors of float64 for every query and block.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 
@@ -139,8 +140,9 @@ def _with_ends(block: Block, facts: Statistic, *ends: Statistic) -> Statistic:
 
 def planned(extent: Extent) -> list[PlannedSweep]:
     """The sweeps; how many iterations there will be is a guess, where `iterations` is not given."""
+    guess = extent.settings.iterations is None
     return [
-        iteration(rows, over, group)
+        replace(iteration(rows, over, group), guess=guess)
         for group in extent.groups
         for _ in range(extent.settings.iterations or ITERATIONS)
         for rows, over in planned_over(extent)

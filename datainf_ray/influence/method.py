@@ -112,6 +112,7 @@ class PlannedSweep:
     products: int = 0  #: matrix products of n × D with D × q, or of that size
     sums: int = 0  #: vectors of D float32 that a chunk sends for every query
     state: int = 0  #: bytes that its sums come to beside these, however many queries there are
+    guess: bool = False  #: how many of these there will be is not known before
 
 
 @dataclass(frozen=True)

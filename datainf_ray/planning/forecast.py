@@ -80,6 +80,7 @@ class Plan(BaseModel):
     groups: list[tuple[int, int]] = Field(description="ranges of queries; each costs a curvature sweep")
     resident: bool = Field(description="queries and sums lie on the device; else they are moved block by block")
     sweeps: list[str] = Field(description="in order; a block whose damping was hard to guess may cost one more")
+    sweeps_guessed: bool = Field(False, description="how many there will be shows only when they are made")
     sampled_rows: int = Field(description="rows of the pilot, or the sample that the curvature is taken from")
     gradients: Literal["keep", "recompute"]
     gradients_why: str
@@ -165,6 +166,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         groups=list(sizes.groups),
         resident=sizes.resident,
         sweeps=[s.name for s in sweeps],
+        sweeps_guessed=any(s.guess for s in sweeps),
         sampled_rows=job.sampled_rows or sampled,
         gradients=sizes.gradients,
         gradients_why=sizes.why,
@@ -238,6 +240,7 @@ class _SweepCost:
     backward: bool  # else from kept gradients
     products: float  # operations of the fold
     state: int = 0  # bytes of what it sums, apart from what grows with the queries
+    guess: bool = False
 
 
 def _sweeps(job: Job, sizes: Sizes) -> list[_SweepCost]:
@@ -247,7 +250,7 @@ def _sweeps(job: Job, sizes: Sizes) -> list[_SweepCost]:
     for sweep in job.method.sweeps(job.extent(sizes.groups)):
         operations = 2.0 * sweep.products * sweep.rows * sweep.queries * job.facts.parameters
         whole = sweep.over == "train"
-        planned.append(_SweepCost(sweep.name, sweep.rows, not (whole and kept), operations, sweep.state))
+        planned.append(_SweepCost(sweep.name, sweep.rows, not (whole and kept), operations, sweep.state, sweep.guess))
         kept = kept or (whole and sizes.gradients == "keep")
     return planned
 
@@ -326,7 +329,7 @@ def render(expected: Plan) -> str:
         "model": f"{p.base_parameters:,} parameters, of which none gets a gradient",
         "precision": "" if p.half_precision is None else tell_half_precision(p.half_precision),
         "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed{_but(p)}",
-        "sweeps": f"{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
+        "sweeps": f"{'perhaps ' if p.sweeps_guessed else ''}{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",
         "gradients": p.gradients_why.removeprefix("gradients "),
         "transport": f"of a chunk's statistics, {p.transport:.1%} of its computing time"

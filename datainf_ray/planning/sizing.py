@@ -165,7 +165,7 @@ def choose_gradients(job: Job, room: Room, chunk_rows: int) -> tuple[Literal["ke
 
 def held_bytes(job: Job, device_bytes: int | None = None) -> int:
     """What queries and sums may take of a device beside model and batch; at most the 40 % of `choose_groups`."""
-    held = 4 * (1 + PLANNED_NODES) * job.queries * job.facts.parameters
+    held = 4 * (1 + PLANNED_NODES) * job.queries * job.facts.parameters + state_bytes(job)
     return held if device_bytes is None else min(held, int(_ON_DEVICE * device_bytes))
 
 

@@ -1,0 +1,61 @@
+"""What is asked of a method and would have no effect, or makes no sense, is refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import datainf_ray
+from datainf_ray.common.errors import RequestError
+from datainf_ray.influence import exact
+from datainf_ray.planning.forecast import render
+from tests import tiny
+
+WRONG = {
+    "method.tolerance: 0.001: has no effect on datainf; it belongs to exact": {"method.tolerance": 1e-3},
+    "method.iterations: 3: has no effect on cosine; it belongs to exact and lissa": {
+        "method.name": "cosine", "method.iterations": 3,
+    },
+    "method.scale: 2.0: has no effect on exact; it belongs to lissa": {"method.name": "exact", "method.scale": 2.0},
+    "method.curvature_rows: 5: cosine has no curvature": {"method.name": "cosine", "method.curvature_rows": 5},
+    "results.self_influence: true: lissa has none; use datainf or hessian-free or exact": {
+        "method.name": "lissa", "results.self_influence": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_key_without_effect_is_refused(said: str, tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        datainf_ray.plan(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"), **WRONG[said])
+    assert str(caught.value).startswith(said)
+
+
+def test_exact_by_sweeps_is_planned_and_refused_where_they_are_too_many(
+    tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", method={"name": "exact"}, gradients="recompute")
+    direct = datainf_ray.plan(config)
+    assert direct.sweeps == ["queries", "products", "scores"]
+    assert not direct.sweeps_guessed
+    monkeypatch.setattr(exact, "SIDE", 4)
+    planned = datainf_ray.plan(config)
+    assert planned.sweeps == ["queries", *["iteration"] * 30, "scores"]
+    assert planned.flops > 8 * direct.flops
+    assert "perhaps 32: queries, 30 × iteration, scores" in render(planned)
+    assert datainf_ray.plan(config, **{"method.iterations": 7}).sweeps.count("iteration") == 7
+    monkeypatch.setattr(exact, "MOST_PASSES", 100)
+    with pytest.raises(RequestError) as caught:
+        datainf_ray.plan(config)
+    assert str(caught.value).startswith("method.name: exact: a block of 128 entries and 40 rows need about 30 sweeps, ")
+    assert datainf_ray.plan(config, **{"method.iterations": 7}).sweeps.count("iteration") == 7
+
+
+def test_self_influence_costs_the_plan_its_sample(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+    without, with_it = (datainf_ray.plan(config, **{"results.self_influence": own}) for own in (False, True))
+    assert with_it.sweeps == [*without.sweeps[:-1], "self", "scores"]
+    assert with_it.worker_bytes > without.worker_bytes
+    assert with_it.output_bytes > without.output_bytes
