@@ -28,6 +28,10 @@ _AT_ONCE = 4  # shards that are worked on at a time, of those whose size does no
 Shards = tuple[Any, ...]  #: a state: a reference per shard to {block name: {name: numpy array}}
 
 
+class Held(tuple[Any, ...]):
+    """A state as a sweep leaves it whose fold is `held`: its size does not follow from the queries."""
+
+
 class States:
     """What is done with states between sweeps: the half of `influence.method.Sweeps` that needs no worker.
 
@@ -52,16 +56,18 @@ class States:
         self.step = ""  # of `iterate`: what is under way
 
     def each_block(self, function: Callable[..., Statistic], *states: Shards, **values: Any) -> Shards:
+        held = any(isinstance(state, Held) for state in states)
+
         def shard(number: int) -> Any:
             blocks = [self.blocks[name] for name in self.shards[number]]
             references = [state[number] for state in states]
             work = functools.partial(_apply, function, blocks, values)
-            return compute(work, references, self.bytes_of(number))
+            return compute(work, references, self.bytes_of(number, held))
 
         done: list[Any] = []
         for number in range(len(self.shards)):
             # Matrices take much memory to be solved, and any number of tasks would begin at once.
-            if number >= _AT_ONCE and self._holds(number):
+            if held and number >= _AT_ONCE:
                 ray.wait([done[number - _AT_ONCE]])
             done.append(shard(number))
         return tuple(done)
@@ -155,13 +161,10 @@ class States:
         """A small state from the driver's memory: the inverse of `collect`."""
         return tuple(ray.put(arrays({name: state[name] for name in shard})) for shard in self.shards)
 
-    def _holds(self, shard: int) -> bool:
-        return any(self.held(self.blocks[name].size) for name in self.shards[shard])
-
-    def bytes_of(self, shard: int) -> int:
-        """About what the largest statistic of a shard takes: the curvature's at two nodes, or what is `held`."""
+    def bytes_of(self, shard: int, held: bool = False) -> int:
+        """About what a shard of the curvature takes, at two nodes: more than that of any other statistic but `Held`."""
         sizes = [self.blocks[name].size for name in self.shards[shard]]
-        return sum(max(4 * 2 * self.queries * size, self.held(size)) for size in sizes)
+        return sum(max(4 * 2 * self.queries * size, self.held(size) if held else 0) for size in sizes)
 
 
 def shard_blocks(

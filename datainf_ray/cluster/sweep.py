@@ -14,7 +14,7 @@ import ray
 
 from datainf_ray.cluster.orders import Order, Sweep, WorkerSpec
 from datainf_ray.cluster.pool import Done, Pool
-from datainf_ray.cluster.states import Shards, States
+from datainf_ray.cluster.states import Held, Shards, States
 from datainf_ray.cluster.sums import Sums, Tally
 from datainf_ray.common.errors import StoppedError
 from datainf_ray.corpus.chunks import Chunk
@@ -95,7 +95,7 @@ class ClusterSweeps(States):
         sums = Sums(
             fold,
             len(chunks),
-            [self.bytes_of(k) for k in range(len(self.shards))],
+            [self.bytes_of(k, fold.held) for k in range(len(self.shards))],
             fold.scoring,
             self.spec.directory if over != "queries" and self.elsewhere is None else None,
             f"{CHECKPOINTS}/sums/{key}",
@@ -244,7 +244,8 @@ class ClusterSweeps(States):
             *root, self.top = root
             self.status, self.problems, self.cut = Counter(tally.status), list(tally.problems), tally.cut
             self._kept = {}
-        return tuple(value if k in sums.large else ray.put(value) for k, value in enumerate(root))
+        state = tuple(value if k in sums.large else ray.put(value) for k, value in enumerate(root))
+        return Held(state) if sweep.fold.held else state
 
     def _key(self, name: str, over: str) -> str:
         """What a sweep is called in files: the same in every attempt, because a method's program is."""

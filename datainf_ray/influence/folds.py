@@ -58,6 +58,7 @@ class Fold(ABC):
     """
 
     scoring: ClassVar[bool] = False  #: it is a `Scores`, whose rows are committed, listed and written
+    held: ClassVar[bool] = False  #: its statistics take what `Method.state` says, not what follows from the queries
     keeps: ClassVar[bool] = False  #: a later sweep over the same rows will want the gradients that it is given
 
     def __init__(self, blocks: Sequence[Block], rows: int, device: torch.device | str = "cpu") -> None:

@@ -30,6 +30,7 @@ class SecondMoments(Fold):
     (None: all); of the others there are the `moments` alone.
     """
 
+    held = True
     keeps = True
 
     def __init__(

@@ -33,6 +33,7 @@ class Gathered(Fold):
     For few rows. A row without gradient in a block has zeros there, so that it stands at the same place in all blocks.
     """
 
+    held = True
     keeps = True
 
     def __init__(self, blocks: Sequence[Block], rows: int, device: torch.device | str = "cpu") -> None:
