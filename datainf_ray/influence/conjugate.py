@@ -22,7 +22,7 @@ from datainf_ray.influence.method import Extent, Handle, Over, PlannedSweep, Set
 from datainf_ray.influence.products import Products
 from datainf_ray.influence.sampled import over_sample, planned_over
 
-ITERATIONS = 30  #: sweeps that are planned for where nobody says how many
+ITERATIONS = 200  #: sweeps that are planned for where nobody says how many: with c = 0.1, G + λI is ill-conditioned
 _MOST = 1000
 
 
@@ -140,13 +140,18 @@ def _with_ends(block: Block, facts: Statistic, *ends: Statistic) -> Statistic:
 
 def planned(extent: Extent) -> list[PlannedSweep]:
     """The sweeps; how many iterations there will be is a guess, where `iterations` is not given."""
-    guess = extent.settings.iterations is None
+    settings = extent.settings
     return [
-        replace(iteration(rows, over, group), guess=guess)
+        replace(iteration(rows, over, group), guess=settings.iterations is None)
         for group in extent.groups
-        for _ in range(extent.settings.iterations or ITERATIONS)
+        for _ in range(settings.iterations or expected(settings))
         for rows, over in planned_over(extent)
     ]
+
+
+def expected(settings: Settings) -> int:
+    """About how many iterations there will be: with exact arithmetic one more than there are eigenvalues, at most."""
+    return min(ITERATIONS, settings.curvature_rows + 1, max(settings.sizes.values(), default=ITERATIONS) + 1)
 
 
 def iteration(rows: int, over: Over, group: tuple[int, int], name: str = "iteration") -> PlannedSweep:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.conjugate import ITERATIONS, conjugate, planned
+from datainf_ray.influence.conjugate import conjugate, expected, planned
 from datainf_ray.influence.datainf import damping_of, without_rounding
 from datainf_ray.influence.folds import COUNT, Scores, Statistic
 from datainf_ray.influence.method import Extent, Handle, Method, PlannedSweep, Sample, Settings, Sweeps
@@ -254,10 +254,11 @@ def _refuses(extent: Extent) -> tuple[str, str] | None:
     what = f"a block of {largest:,} entries and {settings.curvature_rows:,} rows"
     if settings.self_influence:
         return f"self_influence needs matrices of at most {SIDE:,}, not {what}", f"use method.curvature_rows: {SIDE}"
-    passes = ITERATIONS * settings.curvature_rows
+    rounds = expected(settings)
+    passes = rounds * settings.curvature_rows
     if settings.iterations is None and passes > MOST_PASSES and not extent.known:
         return (
-            f"{what} need about {ITERATIONS} sweeps, {passes:.1e} backward passes",
+            f"{what} need about {rounds} sweeps, {passes:.1e} backward passes",
             f"use method.curvature_rows: {SIDE}, which takes one; or method.iterations, the most that you want",
         )
     return None

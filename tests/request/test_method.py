@@ -42,14 +42,14 @@ def test_exact_by_sweeps_is_planned_and_refused_where_they_are_too_many(
     assert not direct.sweeps_guessed
     monkeypatch.setattr(exact, "SIDE", 4)
     planned = datainf_ray.plan(config)
-    assert planned.sweeps == ["queries", *["iteration"] * 30, "scores"]
+    assert planned.sweeps == ["queries", *["iteration"] * 41, "scores"]
     assert planned.flops > 8 * direct.flops
-    assert "perhaps 32: queries, 30 × iteration, scores" in render(planned)
+    assert "perhaps 43: queries, 41 × iteration, scores" in render(planned)
     assert datainf_ray.plan(config, **{"method.iterations": 7}).sweeps.count("iteration") == 7
     monkeypatch.setattr(exact, "MOST_PASSES", 100)
     with pytest.raises(RequestError) as caught:
         datainf_ray.plan(config)
-    assert str(caught.value).startswith("method.name: exact: a block of 128 entries and 40 rows need about 30 sweeps, ")
+    assert str(caught.value).startswith("method.name: exact: a block of 128 entries and 40 rows need about 41 sweeps, ")
     assert datainf_ray.plan(config, **{"method.iterations": 7}).sweeps.count("iteration") == 7
 
 
