@@ -68,11 +68,15 @@ def half_precision(job: Job, on_gpu: bool) -> bool:
     return job.config.model.dtype in ("bfloat16", "float16") or (on_gpu and job.config.model.dtype == "auto")
 
 
+def row_gradient_bytes(job: Job) -> int:
+    """A row's gradients in the largest block: the product, what the fold makes of it, and a copy where it is kept."""
+    return 3 * 4 * max(block.size for block in job.facts.blocks)
+
+
 def activation_bytes(job: Job, batch_tokens: int, on_gpu: bool) -> int:
     """Peak memory of a batch's forward and backward pass beyond the weights: activations, logits, gradients."""
     facts, tokens = job.facts, max(batch_tokens, mean_tokens(job))
     used = tokens * token_bytes(facts, half_precision(job, on_gpu))
     used += job.task.cost(tokens, facts.vocabulary, on_gpu)
-    # a block's gradients: the product, what the fold makes of it, and a copy where they are kept
-    used += 3 * 4 * tokens / mean_tokens(job) * max(block.size for block in facts.blocks)
+    used += tokens / mean_tokens(job) * row_gradient_bytes(job)
     return int((GPU_GAPS if on_gpu else CPU_GAPS) * used)

@@ -24,6 +24,7 @@ from datainf_ray.planning.estimate import (
     text_bytes,
     weight_bytes,
 )
+from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.guess import guess_room
 from datainf_ray.planning.overhead import overhead_seconds
 from datainf_ray.planning.room import Room
@@ -96,6 +97,7 @@ class Plan(BaseModel):
     flops: float = Field(description="floating-point operations of all sweeps")
     seconds: float
     assumption: str = Field(description="what the seconds rest on, and the memory where a cluster was not asked")
+    problem: str | None = Field(description="why such a run fits in no way, and what would; null where it may fit")
     output: str
 
 
@@ -185,6 +187,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         flops=flops,
         seconds=seconds,
         assumption=f"{counted(workers, 'worker')} at {said}{assumed}",
+        problem=too_large(job, room),
         output=job.directory.url,
     )
 
@@ -332,6 +335,7 @@ def render(expected: Plan) -> str:
         "index": f"{byte_size(p.index_bytes)}" if p.index_bytes else "",
         "work": f"{p.flops:.2g} floating-point operations",
         "time": f"about {estimate(p.seconds)}: {p.assumption}",
+        "cannot run": p.problem or "",
     }
     wrapped = textwrap.TextWrapper(100, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
     told = [wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text]

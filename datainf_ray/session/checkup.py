@@ -20,6 +20,7 @@ from datainf_ray.common.storage import AT_FIRST, patience
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
+from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.forecast import forecast
 from datainf_ray.request.job import Job, prepare
 from datainf_ray.request.sampled import describe
@@ -96,6 +97,8 @@ class _Checks(ExitStack):
         self._say("joining the cluster, or starting one here")
         self.cluster = self.enter_context(connected(config.cluster, config.output))
         room = self.cluster.room
+        if not room.gpus_per_worker and (problem := too_large(self.job, room)) is not None:
+            raise RequestError("model", None, f"cannot run: {problem}")
         where = "a local one, started here" if self.cluster.local else "the cluster"
         workers = counted(room.workers, "worker")
         return f"{where}: {describe_nodes()}; up to {workers} of {wants(config.cluster, room.gpus_per_worker)}"

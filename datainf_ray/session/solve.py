@@ -20,21 +20,23 @@ from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.states import Shards
 from datainf_ray.cluster.sweep import ClusterSweeps
-from datainf_ray.common.errors import DamagedError, RunFailedError
+from datainf_ray.common.errors import DamagedError, RequestError, RunFailedError
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.sample import sample_chunks
 from datainf_ray.influence.folds import GradientSums, Statistics
 from datainf_ray.influence.method import Over
 from datainf_ray.influence.projection import projected
 from datainf_ray.influence.queries import mean_of_group
-from datainf_ray.model.fit import CPU_BATCH_TOKENS
 from datainf_ray.model.replica import Verdict
+from datainf_ray.planning.fits import too_large
+from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
     FEWEST_ROWS,
     Sizes,
     choose_query_rows,
     choose_sizes,
     equal_rows,
+    expected_batch_tokens,
     held_bytes,
 )
 from datainf_ray.request.job import Job
@@ -89,6 +91,8 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
         log=attempt.journal.log,
     )
     with closing(pool):
+        if not cluster.room.gpus_per_worker:
+            _must_fit(job, cluster.room)
         pool.start(job.rows)
         sizes = _sizes(job, cluster, pool, record)
         if job.written_index is not None:
@@ -179,16 +183,23 @@ def _tell(verdict: Verdict, watcher: Watcher) -> None:
         watcher.say(f"logits were formed for whole batches, which takes memory: {verdict.loss_reason}")
 
 
+def _must_fit(job: Job, room: Room) -> None:
+    """Raises `RequestError` where the run would end for want of memory, however it is cut into portions."""
+    if (problem := too_large(job, room)) is not None:
+        raise RequestError("model", None, f"cannot run: {problem}")
+
+
 def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, record: RunRecord) -> Sizes:
     """How large the portions are; those of an earlier attempt where there was one, because the bits depend on them."""
     room, earlier = cluster.room, record.sizes
     asked = job.config.cluster.batch_tokens if earlier is None else earlier.batch_tokens
     if room.gpus_per_worker:
         room = cluster.with_device(pool.first("device_bytes"))
+        _must_fit(job, room)
     if asked == "auto" and room.device_bytes is not None:
         longest = max((e.tokens for examples in job.examples.values() for e in examples), default=1)
         asked = pool.first("largest_batch", longest, held_bytes(job, room.device_bytes))
-    tokens = CPU_BATCH_TOKENS if asked == "auto" else asked
+    tokens = expected_batch_tokens(job, room) if asked == "auto" else asked
     sizes = choose_sizes(job, room, tokens)
     if earlier is not None:
         sizes = replace(sizes, chunk_rows=earlier.chunk_rows, groups=earlier.groups, resident=earlier.resident)
