@@ -30,10 +30,14 @@ def test_what_fits_is_not_complained_of(room: Room) -> None:
 
 def test_a_base_that_does_not_fit_by_itself() -> None:
     said = too_large(job("8B"), replace(CPU, worker_bytes=16 * GB))
-    assert said is not None and said.startswith("a worker's memory must be 3") and "the base alone takes 32" in said
+    assert said is not None
+    assert said.startswith("a worker's memory must be 3")
+    assert "the base alone takes 32" in said
     assert "cluster.cpus_per_worker" in said
     on_gpu = too_large(job("8B"), replace(GPU, device_bytes=12 * GB))
-    assert on_gpu is not None and "GPU memory" in on_gpu and "model.quantization" in on_gpu
+    assert on_gpu is not None
+    assert "GPU memory" in on_gpu
+    assert "model.quantization" in on_gpu
 
 
 def test_tables_that_were_saved_are_named_where_they_are_too_much() -> None:
