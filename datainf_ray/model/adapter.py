@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
@@ -88,7 +90,7 @@ def _peft_config(folder: str) -> Any:
 def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the adapter's tensors, from its file's header; of a pickle, from what it holds."""
     if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
-        return _pickled_shapes(folder)
+        return {key: tuple(tensor.shape) for key, tensor in read_pickled(folder, "meta").items()}
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -100,14 +102,15 @@ def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
         ) from None
 
 
-def _pickled_shapes(folder: str) -> dict[str, tuple[int, ...]]:
-    import torch
+def read_pickled(folder: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of an adapter that is saved as a pickle, by name. Raises `RequestError` where it holds anything else.
 
+    Nothing in it is run: tensors are rebuilt, and torch refuses the rest.
+    """
     file = f"{folder}/{ADAPTER_PICKLE}"
     try:
-        # weights_only: tensors are rebuilt, and anything that would run code is refused
-        state = torch.load(file, map_location="meta", weights_only=True)
-        return {str(key): tuple(tensor.shape) for key, tensor in state.items()}
+        state = torch.load(file, map_location=device, weights_only=True)
+        return {str(key): tensor.detach() for key, tensor in state.items()}
     except Exception as error:  # pickle, zip and torch have their own classes, and the file may hold anything
         raise RequestError(
             "model.adapter",
