@@ -14,6 +14,7 @@ from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.model.replica import Verdict
+from datainf_ray.model.sense import StartLoss
 from datainf_ray.request.job import Job, Source
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.tasks import own
@@ -29,6 +30,7 @@ class WorkerSpec:
     facts: ModelFacts
     corpora: dict[str, Corpus]  # train, queries
     sample: tuple[Example, ...]  # real rows on which every replica compares its gradients with autograd
+    tried: tuple[Example, ...]  # and those that tell whether the adapter makes their loss smaller
     directory: RunDirectory
     index: RunDirectory | None = None  # where the gradient index is written, or read from
     index_owner: str | None = None  # the fingerprint in its parts; None: they are an older version's, and have none
@@ -44,6 +46,7 @@ def worker_spec(job: Job) -> WorkerSpec:
         facts=job.facts,
         corpora=job.corpora,
         sample=job.sample,
+        tried=job.tried,
         directory=job.directory,
         index=job.index,
         index_owner=job.index_owner,
@@ -61,6 +64,8 @@ class WorkerInfo:
     dtype: str
     attention: str
     verdict: Verdict
+    weights: str  # digest
+    loss: StartLoss | None
     fetched: float  # seconds until the base's files were on this machine
     seconds: float  # until the model was loaded and checked, fetching included
 

@@ -59,6 +59,7 @@ from datainf_ray.model.fit import largest_batch
 from datainf_ray.model.forward import base_of
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.load import load_replica
+from datainf_ray.model.sense import start_loss, weights_digest
 from datainf_ray.request.encoding import encoder_for
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
@@ -144,6 +145,7 @@ class Worker:
         if sample is not None:
             self.replica.require_finite(sample, config.model)
         verdict = self.replica.check(sample)
+        tried = self._batch(spec.tried, range(len(spec.tried))).to(self.device) if spec.tried else None
         base = base_of(self.replica.model)
         return WorkerInfo(
             node=ray.get_runtime_context().get_node_id(),
@@ -152,6 +154,8 @@ class Worker:
             dtype=str(base.dtype).removeprefix("torch."),
             attention=str(getattr(base.config, "_attn_implementation", None)),
             verdict=verdict,
+            weights=weights_digest(self.replica.model),
+            loss=None if tried is None else start_loss(self.replica, tried),
             fetched=fetched,
             seconds=time.perf_counter() - began,
         )

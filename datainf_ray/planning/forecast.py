@@ -72,6 +72,9 @@ class Plan(BaseModel):
     parameters: int = Field(description="trainable, in all blocks")
     left_out: list[str] = Field(description="blocks that are likely to have no gradient but rounding")
     base_parameters: int
+    adapter: str | None = Field(description="null: the base was trained itself")
+    chosen: bool = Field(description="model.blocks says which blocks count")
+    notes: tuple[str, ...] = Field(description="what is to be known of base and adapter")
     half_precision: str | None = Field(description="the 16 bits that the base computes in; null: it has more")
     chunks: int
     chunk_rows: int
@@ -156,6 +159,9 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         parameters=facts.parameters,
         left_out=_key_biases(job),
         base_parameters=facts.base_parameters,
+        adapter=config.model.adapter,
+        chosen=config.model.blocks is not None,
+        notes=facts.notes,
         half_precision=_half(job, room),
         chunks=chunks,
         chunk_rows=sizes.chunk_rows,
@@ -320,9 +326,11 @@ def render(expected: Plan) -> str:
         "rows": f"{p.rows:,}, about {p.tokens:,} tokens, in {chunks}",
         "queries": groups,
         "rows seen": "; ".join(filter(None, (describe(seen, name) for name, seen in p.looked.items()))),
-        "model": f"{p.base_parameters:,} parameters, of which none gets a gradient",
+        "model": f"{p.base_parameters:,} parameters" + (", of which none gets a gradient" if p.adapter else ""),
         "precision": "" if p.half_precision is None else tell_half_precision(p.half_precision),
-        "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed{_but(p)}",
+        "adapter" if p.adapter else "blocks": f"{p.blocks:,} blocks with {p.parameters:,} parameters, "
+        f"{'as model.blocks says' if p.chosen else 'all attributed'}{_but(p)}",
+        "note": "; ".join(p.notes),
         "sweeps": f"{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",
         "gradients": p.gradients_why.removeprefix("gradients "),

@@ -25,6 +25,7 @@ from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.model.limits import Trace, traces
+from datainf_ray.model.sense import StartLoss, chance
 from datainf_ray.request.cuts import hints
 from datainf_ray.request.encoding import first_rows, rows_of
 from datainf_ray.request.groups import query_groups
@@ -39,6 +40,8 @@ from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
 from datainf_ray.tasks.register import own_code, task_of
 from datainf_ray.tasks.task import Task
+
+_TRIED = 16  # training rows whose loss is looked at when a worker starts
 
 Source = Literal["backward", "index"]  #: where the gradients of training rows come from
 
@@ -169,6 +172,12 @@ class Job:
         """Some real rows, for comparing gradients with autograd; see `rows_to_compare`."""
         return rows_to_compare([e for examples in self.examples.values() for e in examples])
 
+    @property
+    def tried(self) -> tuple[Example, ...]:
+        """Some short training rows, on which an adapter that fits makes the loss smaller; none where none are here."""
+        usable = [e for e in self.examples.get("train", []) if e.status == OK]
+        return tuple(sorted(usable, key=lambda example: example.tokens)[:_TRIED])
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What makes this run this run, part by part: the settings that matter, and the content of model and rows."""
@@ -202,6 +211,11 @@ def rows_to_compare(examples: Sequence[Example]) -> tuple[Example, ...]:
     twins = next((k for k in range(last) if usable[k].lengths == usable[k + 1].lengths), None)
     chosen = {0, last} | (set() if twins is None else {twins, twins + 1})
     return tuple(usable[k] for k in sorted(chosen) if 0 <= k <= last)
+
+
+def doubt_of(job: Job, loss: StartLoss | None) -> str | None:
+    """What the loss at the start says against the adapter's belonging to base and rows; None where nothing."""
+    return None if loss is None else loss.doubt(chance(job.facts.vocabulary, job.facts.task.get("num_labels")))
 
 
 def prepare(config: RunConfig, writable: bool = True) -> Job:

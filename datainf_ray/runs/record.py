@@ -59,6 +59,14 @@ class Capture(_Part):
     lengths_reason: str | None = None  #: why only rows of the same length shared a batch
 
 
+class StartLoss(_Part):
+    """The mean loss of a few training rows before the first sweep."""
+
+    rows: int
+    adapter: float  #: of base and adapter
+    base: float  #: of the base alone
+
+
 class Portions(_Part):
     """How the work was cut; a run that is picked up again takes them from here, because its bits depend on them."""
 
@@ -158,6 +166,8 @@ class RunRecord(_Part):
     dtype: str | None = None
     attention: str | None = None
     capture: Capture | None = None
+    weights: dict[str, str] = Field(default_factory=dict)  #: digests of the workers' models, by device and dtype
+    start_loss: StartLoss | None = None
     sizes: Portions | None = None
     sweeps: list[SweepRecord] = Field(default_factory=list)
     crashed: dict[str, list[int]] = Field(default_factory=dict)  #: by corpus, rows that ended every worker

@@ -22,7 +22,7 @@ from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.forecast import forecast
-from datainf_ray.request.job import Job, prepare
+from datainf_ray.request.job import Job, doubt_of, prepare
 from datainf_ray.request.sampled import describe
 from datainf_ray.request.understand import begun
 
@@ -84,7 +84,9 @@ class _Checks(ExitStack):
             f"{job.rows:,} training rows, {counted(job.queries, 'query', 'queries')}; the adapter "
             f"fits its base: {len(job.facts.blocks)} blocks with {job.facts.parameters:,} parameters"
         )
-        return "; ".join(filter(None, (said, *(describe(seen, name) for name, seen in job.looked.items()))))
+        return "; ".join(
+            filter(None, (said, *job.facts.notes, *(describe(seen, name) for name, seen in job.looked.items())))
+        )
 
     def output(self) -> str:
         with patience(AT_FIRST):
@@ -121,6 +123,8 @@ class _Checks(ExitStack):
             how = f"for rows of the same length together: {verdict.lengths_reason}"
         if verdict.cosine is not None:
             how += f", cosine {verdict.cosine:.6f} to autograd's on real rows"
+        if (doubt := doubt_of(self.job, info.loss)) is not None:
+            how += f"; {doubt}"
         return (
             f"up in {time.perf_counter() - began:.1f} s on {info.host} ({info.device}, {info.dtype}): model fetched in "
             f"{info.fetched:.1f} s, loaded and checked in {info.seconds - info.fetched:.1f} s; gradients {how}"

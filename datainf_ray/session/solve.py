@@ -39,13 +39,13 @@ from datainf_ray.planning.sizing import (
     expected_batch_tokens,
     held_bytes,
 )
-from datainf_ray.request.job import Job
+from datainf_ray.request.job import Job, doubt_of
 from datainf_ray.runs.checkpoints import CHECKPOINTS, forget_scores
 from datainf_ray.runs.checksums import Stored, read_checked_table, stored, table_file
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.parts import CHUNKS, names_of
-from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord
+from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord, StartLoss
 from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
 from datainf_ray.runs.top import top_table
 from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table
@@ -89,6 +89,7 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
         crashed=record.crashed,
         found=attempt.keep,
         log=attempt.journal.log,
+        weights=record.weights,
     )
     with closing(pool):
         if not cluster.room.gpus_per_worker:
@@ -142,7 +143,10 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
         info = pool.infos[0]
         record.device, record.dtype, record.attention = info.device, info.dtype, info.attention
         record.capture = Capture(**asdict(info.verdict))
+        record.start_loss = None if info.loss is None else StartLoss(**asdict(info.loss))
         _tell(info.verdict, attempt.watcher)
+        if (doubt := doubt_of(job, info.loss)) is not None:
+            attempt.watcher.say(doubt)
     assert record.counts is not None
     record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.records[-1].tokens
     record.counts.rows_cut = sweeps.cut
