@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import datainf_ray
 from datainf_ray.common.errors import RunFailedError
@@ -72,12 +71,23 @@ def small_run(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     return tiny.configuration(folder, model, folder / "run")
 
 
+def untrain(model: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Train the adapter towards a larger loss of the rows."""
+    exact = reference.load(model, torch.float32)
+    optimizer = torch.optim.Adam([p for p in exact.parameters() if p.requires_grad], 0.1, maximize=True)
+    for _ in range(20):
+        optimizer.zero_grad()
+        torch.stack([reference.loss(exact, row) for row in rows]).mean().backward()
+        optimizer.step()
+    exact.save_pretrained(model["adapter"])
+
+
 def test_a_run_says_when_the_adapter_makes_it_worse(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As one does that was trained on another base."""
     model = tiny.save_model(tmp_path, "llama")
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
-    save_file({name: 60 * x for name, x in load_file(file).items()}, file)
-    run = datainf_ray.attribute(small_run(tmp_path, model), progress="lines")
+    config = small_run(tmp_path, model)
+    untrain(model, reference.encode(model, str(tmp_path / "train.jsonl")))
+    run = datainf_ray.attribute(config, progress="lines")
     loss = run.record.start_loss
     assert loss is not None
     assert loss.adapter > 1.05 * loss.base
