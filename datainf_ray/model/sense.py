@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from datainf_ray.model.faults import is_of_rows
+
 if TYPE_CHECKING:
     from datainf_ray.model.replica import BatchLike, Replica
 
@@ -62,14 +64,19 @@ def _sum_of_bits(tensor: Tensor) -> int:
 
 @torch.no_grad()
 def start_loss(replica: Replica, batch: BatchLike) -> StartLoss | None:
-    """The losses of a batch with the adapter and without; None without a LoRA, or where a loss is not finite."""
+    """The losses of a batch with the adapter and without; None without a LoRA, or where a row has no finite loss."""
     model: Any = replica.model
     config = getattr(model, "peft_config", {}).get("default")
     if config is None or str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
         return None
-    own = replica.task.losses(replica.model, batch.values, "mean").double().mean()
-    with model.disable_adapter():
-        base = replica.task.losses(replica.model, batch.values, "mean").double().mean()
+    try:
+        own = replica.task.losses(replica.model, batch.values, "mean").double().mean()
+        with model.disable_adapter():
+            base = replica.task.losses(replica.model, batch.values, "mean").double().mean()
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or is_of_rows(error):  # the sweep will find which rows it is
+            return None
+        raise
     if not (own.isfinite() and base.isfinite()):
         return None
     return StartLoss(len(batch), float(own), float(base))

@@ -33,6 +33,13 @@ def test_the_start_s_losses_are_the_models(tmp_path: Path) -> None:
     assert found.adapter != found.base
 
 
+def test_rows_that_the_model_cannot_compute_tell_nothing(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path, "llama")
+    rows = rows_for(model, tmp_path)
+    rows[1]["input_ids"][0] = tiny.VOCABULARY
+    assert start_loss(tiny.replica(model), batch_of(examples_of(rows), range(len(rows)))) is None
+
+
 @pytest.mark.parametrize(
     ("loss", "said"),
     [
