@@ -33,7 +33,7 @@ def _made(**lora: Any) -> Callable[[Path], None]:
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(1)
-        options = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj"]} | lora
+        options: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj", "v_proj"]} | lora
         tokens, names = options.pop("tokens", None), options.pop("names", ["default"])
         base = AutoModelForCausalLM.from_pretrained(folder / "base")
         if tokens is not None:
@@ -49,6 +49,10 @@ def _made(**lora: Any) -> Callable[[Path], None]:
 
 def _edited(name: str, **changes: Any) -> Callable[[Path], Any]:
     return lambda f: (f / name).write_text(json.dumps({**json.loads((f / name).read_text()), **changes}))
+
+
+def _written(name: str, content: str) -> Callable[[Path], Any]:
+    return lambda f: (f / name).write_text(content)
 
 
 def _tensors(name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
@@ -113,8 +117,8 @@ def _adapters() -> Iterator[tuple[str, Callable[[Path], Any], str]]:
         "a bomb as a key": lambda f: {_Bomb(): torch.zeros(1)},
     }
     for name, content in bombs.items():
-        yield f"pickle of {name}", _pickled(content), "plain tensors"
-        yield f"plain pickle of {name}", _pickled(content, 2), "plain tensors"
+        yield f"pickle of {name}", _pickled(content), "none of it was run"
+        yield f"plain pickle of {name}", _pickled(content, 2), "none of it was run"
     yield "pickle of a list", _pickled(lambda f: [1, 2]), "adapter_model.bin"
     yield "pickle of no tensors", _pickled(lambda f: {"a": 1}), "adapter_model.bin"
     yield "pickle of NaN", _pickled(lambda f: {k: v * float("nan") for k, v in load_file(f / _ADAPTER).items()}), ""
@@ -128,7 +132,7 @@ def _adapters() -> Iterator[tuple[str, Callable[[Path], Any], str]]:
         ),
         "adapter_model.bin",
     )
-    yield "modules saved one within the other", _made(modules_to_save=["mlp", "gate_proj"]), "two of its tensors"
+    yield "modules saved one within the other", _made(modules_to_save=["mlp", "gate_proj"]), "its file has no"
     yield "tokens beyond the vocabulary", _edited("adapter/adapter_config.json", trainable_token_indices=[3, 70]), ""
     yield "a negative token", _edited("adapter/adapter_config.json", trainable_token_indices=[-2]), ""
     yield "tokens of text", _edited("adapter/adapter_config.json", trainable_token_indices=["a"]), ""
@@ -144,11 +148,6 @@ def _adapters() -> Iterator[tuple[str, Callable[[Path], Any], str]]:
     )
     one = in_turn(_made(tokens=70), _tensors(_ADAPTER, lambda w: w.pop("base_model.model.lm_head.weight")))
     yield "an extended vocabulary without its head", one, "70"
-    yield (
-        "an extended vocabulary without embeddings",
-        in_turn(_made(tokens=70), _tensors(_ADAPTER, lambda w: [w.pop(k) for k in list(w) if "lora" not in k])),
-        "",
-    )
     yield (
         "tables of different vocabularies",
         in_turn(
@@ -179,7 +178,7 @@ def _adapters() -> Iterator[tuple[str, Callable[[Path], Any], str]]:
             _edited("adapter/adapter_config.json", init_lora_weights=start),
             "init_lora_weights",
         )
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "PROMPT_TUNING": {"num_virtual_tokens": 4, "token_dim": 32},
         "PREFIX_TUNING": {"num_virtual_tokens": 4},
         "P_TUNING": {"num_virtual_tokens": 4},
@@ -191,8 +190,7 @@ def _adapters() -> Iterator[tuple[str, Callable[[Path], Any], str]]:
     }  # fmt: skip
     for kind, settings in kinds.items():
         config = json.dumps({"peft_type": kind, "task_type": "CAUSAL_LM", **settings})
-        yield f"{kind}", (lambda f, c=config: (f / "adapter/adapter_config.json").write_text(c)), kind
-    yield "target_parameters nowhere", _edited("adapter/adapter_config.json", target_parameters=["mlp.experts.x"]), ""
+        yield f"{kind}", _written("adapter/adapter_config.json", config), "adapter"
     yield (
         "of more layers",
         _tensors(_ADAPTER, lambda w: w.update({next(iter(w)).replace("layers.0", "layers.7"): torch.zeros(4, 32)})),

@@ -58,7 +58,7 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
         except UnusableBaseError as error:
             raise RequestError("model.base", model.base, str(error)) from None
     own = task.facts(model, found.config)
-    if found.adapter is not None and not found.adapter.pickled:
+    if found.adapter is not None:
         require_sound_adapter(model, found.adapter.folder)
     blocks = tuple(Block(n, kind_of(found.model, p), tuple(p.shape)) for n, p in name_blocks(found.model).items())
     text = found.config.get_text_config()

@@ -124,7 +124,7 @@ def _vocabularies() -> Iterator[Case]:
     yield Case(
         "Llama",
         "trainable tokens alone",
-        other("TrainableTokensConfig", target_modules=["embed_tokens"], token_indices=[5, 9]),
+        other("TrainableTokensConfig", target_modules=["embed_tokens"], token_indices=list(range(4, 50))),
     )
 
 
