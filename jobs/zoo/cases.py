@@ -34,6 +34,7 @@ class Case:
     tokens: int | None = None  #: to how many the vocabulary was extended before it was trained
     saved: Callable[[Path], None] | None = None  #: changes the adapter's folder
     command: bool = False  #: by the command, with a Ray of its own
+    refused: str = ""  #: what the line says, where it is refused
 
     @property
     def model(self) -> Architecture:
@@ -88,6 +89,13 @@ def _of_transformers_4(router: str, names: tuple[str, str, str], inner: int) -> 
     return change
 
 
+def _pickled(folder: Path) -> None:
+    """As PEFT saved adapters before it had safetensors."""
+    file = folder / "adapter_model.safetensors"
+    torch.save(load_file(file), folder / "adapter_model.bin")
+    file.unlink()
+
+
 def _plain() -> Iterator[Case]:
     """Query and value on every architecture; and for each something else that its users do."""
     for name in ARCHITECTURES:
@@ -109,6 +117,8 @@ def _vocabularies() -> Iterator[Case]:
     for name in ("Llama", "Qwen2", "Gemma 3"):
         yield _on(name, "extended vocabulary", grown)
         yield _on(name, "extended, embeddings and head saved", grown, modules_to_save=["embed_tokens", "lm_head"])
+    less = {"settings": {"vocab_size": GROWN}, "tokens": WORDS}
+    yield _on("Llama", "reduced vocabulary", less)
     new = list(range(WORDS, GROWN))
     yield _on("Llama", "extended, new tokens trained", grown, trainable_token_indices=new)
     yield _on("Llama", "extended, tied to the head", grown | tied)
@@ -162,7 +172,6 @@ def _kinds() -> Iterator[Case]:
         "LoHa": other("LoHaConfig", r=3),
         "LoKr": other("LoKrConfig", r=3),
         "OFT": other("OFTConfig", oft_block_size=4),
-        "BOFT": other("BOFTConfig", boft_block_size=4),
         "VeRA": other("VeraConfig", r=8, target_modules=["q_proj"]),
         "HRA": other("HRAConfig", r=4),
         "FourierFT": other("FourierFTConfig", n_frequency=20),
@@ -172,10 +181,16 @@ def _kinds() -> Iterator[Case]:
         "RoAd": other("RoadConfig", group_size=8, target_modules=["q_proj"]),
         "DeLoRA": other("DeloraConfig", r=3),
         "MiSS": other("MissConfig", r=4),
-        "SHiRA": other("ShiraConfig", r=2),
         "WaveFT": other("WaveFTConfig", n_frequency=20, target_modules=["q_proj"]),
     }.items():
         yield Case("Llama", name, adapter)
+    for name, adapter in {
+        "BOFT": other("BOFTConfig", boft_block_size=4),
+        "SHiRA": other("ShiraConfig", r=2),
+    }.items():
+        yield Case("Llama", name, adapter, refused="PEFT cannot lay it out without the base's weights")
+    drawn = {"refused": "draws another base at every load"}
+    yield _on("Llama", "PiSSA by iterations", drawn, init_lora_weights="pissa_niter_4")
 
 
 def _whole() -> Iterator[Case]:
@@ -184,10 +199,16 @@ def _whole() -> Iterator[Case]:
         yield Case(name, "all of it trained", None)
 
 
+def _files() -> Iterator[Case]:
+    """Adapters whose files are other than PEFT writes them now."""
+    yield _on("Llama", "pickled", {"saved": _pickled})
+    yield _on("Llama", "extended vocabulary, pickled", {"saved": _pickled, "tokens": GROWN})
+
+
 def _commands() -> Iterator[Case]:
     yield _on("Llama", "q,v, by the command", {"command": True})
     yield _on("ConvBERT", "q,v, by the command", {"command": True})
     yield Case("GPT-2", "all of it trained, by the command", None, command=True)
 
 
-CASES: list[Case] = [*_plain(), *_vocabularies(), *_variants(), *_kinds(), *_whole(), *_commands()]
+CASES: list[Case] = [*_plain(), *_vocabularies(), *_variants(), *_kinds(), *_whole(), *_files(), *_commands()]

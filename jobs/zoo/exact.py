@@ -22,10 +22,10 @@ _WRAPPERS = ("default", "modules_to_save")  # what PEFT puts into the name of a 
 
 
 class Exact:
-    """The gradients of a case's rows and queries, by block."""
+    """The gradients of a case's rows and queries, by block; computed in `dtype`, and summed in float64."""
 
-    def __init__(self, case: Case, config: Mapping[str, Any]) -> None:
-        model = _load(case, config["model"])
+    def __init__(self, case: Case, config: Mapping[str, Any], dtype: torch.dtype = torch.float64) -> None:
+        model = _load(case, config["model"]).to(dtype).eval()
         self.train, self.queries = (
             _gradients(model, config[name]["path"], case.model.task) for name in ("train", "queries")
         )
@@ -53,8 +53,8 @@ def _load(case: Case, model: Mapping[str, Any]) -> nn.Module:
     with suppress(Exception):  # of models without experts
         base.set_experts_implementation("eager")  # the others multiply no float64
     if model["adapter"] is None:
-        return base.double().eval()
-    return PeftModel.from_pretrained(base, model["adapter"], is_trainable=True).double().eval()
+        return base
+    return PeftModel.from_pretrained(base, model["adapter"], is_trainable=True)
 
 
 def _gradients(model: nn.Module, path: str, task: str) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def _gradients(model: nn.Module, path: str, task: str) -> dict[str, Tensor]:
         loss = _loss(model, json.loads(line), task)
         gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         for (name, parameter), g in zip(trained.items(), gradients, strict=True):
-            found[name].append((torch.zeros_like(parameter) if g is None else g).flatten())
+            found[name].append((torch.zeros_like(parameter) if g is None else g).double().flatten())
     return {_block(name): torch.stack(rows) for name, rows in found.items()}
 
 
