@@ -21,6 +21,7 @@ SOME = [
     "BERT / biases",
     "ConvBERT / q,v",
     "LLaVA, texts / q,v",
+    "Llama, a classifier / q,v",
     "T5 / DoRA",
 ]
 
@@ -36,6 +37,7 @@ def test_some_cases_are_right(tmp_path: Path) -> None:
     assert ran.returncode == 0, "\n".join(lines) + ran.stderr[-2000:]
     named = {" / ".join(cell.strip() for cell in line.split("|")[1:3]) for line in lines}
     assert set(SOME) <= named
+    assert any(line.startswith("| Llama, a classifier | q,v | sequence-classification | by hooks |") for line in lines)
     assert f"{len(lines)} cases: " in ran.stdout
     assert "; 0 wrong; " in ran.stdout
 
