@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
@@ -107,7 +110,7 @@ def _require_start(where: str, start: Any) -> None:
 def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the adapter's tensors, from its file's header; of a pickle, from what it holds."""
     if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
-        return _pickled_shapes(folder)
+        return {key: tuple(tensor.shape) for key, tensor in read_pickled(folder, "meta").items()}
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -119,19 +122,11 @@ def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
         ) from None
 
 
-def _pickled_shapes(folder: str) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in pickled_tensors(folder, "meta").items()}
+def read_pickled(folder: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of an adapter that is saved as a pickle, by name. Raises `RequestError` where it holds anything else.
 
-
-def pickled_tensors(folder: str, device: str = "cpu") -> dict[str, Any]:
-    """The tensors of an adapter that is a pickle. Raises `RequestError` where it holds anything else.
-
-    They are rebuilt by torch's `weights_only`, which runs no code of the file's.
+    Nothing in it is run: tensors are rebuilt, and torch refuses the rest.
     """
-    import pickle
-
-    import torch
-
     file = f"{folder}/{ADAPTER_PICKLE}"
     remedy = "save it again with safe_serialization=True"
     try:
@@ -144,4 +139,4 @@ def pickled_tensors(folder: str, device: str = "cpu") -> dict[str, Any]:
         raise RequestError("model.adapter", file, f"cannot be read: {one_line(error)[:200]}", remedy) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise RequestError("model.adapter", file, "is a pickle of something else than tensors by name", remedy)
-    return {str(key): tensor for key, tensor in state.items()}
+    return {str(key): tensor.detach() for key, tensor in state.items()}

@@ -21,7 +21,7 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options, persistently, reason
 from datainf_ray.common.words import counted
 from datainf_ray.config import ModelConfig
-from datainf_ray.model.adapter import pickled_tensors
+from datainf_ray.model.adapter import read_pickled
 from datainf_ray.model.files import ADAPTER_WEIGHTS, is_remote, listing, local_folder
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # in the order in which transformers looks
@@ -100,8 +100,9 @@ def require_sound_adapter(model: ModelConfig, folder: str) -> None:
     """Raises `RequestError` naming model.adapter where its weights are truncated or not finite."""
     file = Path(folder) / ADAPTER_WEIGHTS
     if not file.is_file():
-        for name, values in pickled_tensors(folder).items():
-            _must_be_finite(model, name, int((~values.isfinite()).sum()), values.numel())
+        for name, values in read_pickled(folder).items():
+            bad = int(values.numel() - values.isfinite().sum())
+            _must_be_finite(model, name, bad, values.numel())
         return
     read = functools.partial(_read_local, file)
     size = file.stat().st_size
