@@ -13,8 +13,7 @@ from datainf_ray.corpus.tokens import Example
 from datainf_ray.model.mapped import mapped
 from datainf_ray.model.replica import Replica
 from tests import tiny
-from tests.model.compare import batch_of
-from tests.model.test_alone import LIMIT, Case, E, agree, alone, examples_for, model_of, taken
+from tests.model.test_alone import CLASSIFIERS, LIMIT, Case, E, agree, alone, examples_for, model_of, taken
 
 #: As the models are published: positions go through the layers of the words.
 SHARED: dict[str, Any] = {
@@ -25,27 +24,34 @@ DEBERTA = Case(lambda: T.DebertaV2Config(**E, **SHARED), ["query_proj", "value_p
 CLASSES = "sequence-classification"
 
 
-def checked(double: bool = False) -> tuple[Replica, list[Example], Any]:
-    model = model_of(DEBERTA, CLASSES)
-    model = model.double() if double else model
+def coupled() -> Any:
+    """A model whose rows mind their neighbours, and of which hooks see whole batches."""
+    model = model_of(CLASSIFIERS["BERT"], CLASSES)
+    module: nn.Module = model.get_base_model().bert.embeddings
+    module.register_forward_hook(lambda layer, inputs, out: out + 0.1 * (out - out.mean(0, keepdim=True)))
+    return model
+
+
+def batch_for(examples: list[Example], rows: list[int] | range) -> Any:
+    return tiny.task(CLASSES).batch(examples, rows, 1)
+
+
+def test_rows_that_hooks_cannot_tell_apart_go_by_vmap() -> None:
     examples = examples_for(CLASSES, LIMIT)
-    replica = Replica(model, tiny.task(CLASSES))
-    verdict = replica.check(batch_of(examples, range(len(examples)), task=tiny.task(CLASSES)))
-    return replica, examples, verdict
-
-
-def test_a_table_of_positions_that_all_rows_share_is_told_apart() -> None:
-    replica, examples, verdict = checked()
+    replica = Replica(coupled(), tiny.task(CLASSES))
+    verdict = replica.check(batch_for(examples, range(len(examples))))
     assert (verdict.path, replica.path) == ("vmap", "vmap")
-    assert "no row for each of" in str(verdict.reason)
+    assert verdict.reason == verdict.lengths_reason is not None
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
-    agree(taken(replica, CLASSES, examples, 60), alone(model_of(DEBERTA, CLASSES), examples))
+    agree(taken(replica, CLASSES, examples, 60), alone(coupled(), examples))
 
 
 def test_gradients_and_losses_are_autograds_and_the_model_is_as_before() -> None:
-    replica, examples, _ = checked(double=True)
+    """A table that all rows share has gradients for each of them."""
+    examples = examples_for(CLASSES, LIMIT)
+    replica = Replica(model_of(DEBERTA, CLASSES).double(), tiny.task(CLASSES))
     before = {id(module): set(vars(module)) for module in replica.model.modules()}
-    batch = batch_of(examples, [1, 2], task=tiny.task(CLASSES))  # of the same length
+    batch = batch_for(examples, [1, 2])  # of the same length
     losses, found = mapped(replica.model, replica.parameters, replica.task.losses, batch.values, "mean", scale=8.0)
     for k in range(2):
         right: dict[str, torch.Tensor] = {}
@@ -58,12 +64,12 @@ def test_gradients_and_losses_are_autograds_and_the_model_is_as_before() -> None
 
 
 def test_a_model_that_decides_by_its_data_goes_one_by_one() -> None:
-    model = model_of(DEBERTA, CLASSES)
+    model = coupled()
 
     def decide(module: nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
         return out if out.sum() > 0 else out * 2
 
-    model.get_base_model().deberta.embeddings.register_forward_hook(decide)
+    model.get_base_model().bert.embeddings.register_forward_hook(decide)
     examples = examples_for(CLASSES, LIMIT)
     replica = Replica(model, tiny.task(CLASSES))
-    assert replica.check(batch_of(examples, range(len(examples)), task=tiny.task(CLASSES))).path == "one by one"
+    assert replica.check(batch_for(examples, range(len(examples)))).path == "one by one"
