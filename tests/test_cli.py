@@ -40,6 +40,11 @@ def reshape_base(folder: Path) -> None:
     (folder / "other" / "base").rename(folder / "base")
 
 
+def shorten_base(folder: Path) -> None:
+    file = folder / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+
+
 def pickle_adapter(folder: Path) -> None:
     (folder / "adapter" / "adapter_model.safetensors").rename(folder / "adapter" / "adapter_model.bin")
 
@@ -65,8 +70,15 @@ WRONG: dict[str, tuple[list[str], Any, str]] = {
     "absent module": ([], lambda f: change_adapter(f, target_modules=["nothing"]), "does not fit the base"),
     "absent tensor": ([], drop_tensor, "its file has no base_model"),
     "other rank": ([], lambda f: change_adapter(f, r=2), "is 4×32 in the adapter and 2×32 in the base"),
+    "unknown start": ([], lambda f: change_adapter(f, init_lora_weights="x"), "init_lora_weights is x: Unknown"),
+    "quantized, without an adapter": (
+        ["model.adapter=null", "model.blocks=['*']", "model.quantization=4bit"],
+        None,
+        "model.quantization: 4bit: no weights of a quantized model are trained",
+    ),
+    "a base of fewer layers": ([], shorten_base, "the base has no place for base_model.model.model.layers.1."),
     "other base": ([], reshape_base, "does not fit the base"),
-    "pickled adapter": ([], pickle_adapter, "adapter_model.bin: cannot be read as plain tensors"),
+    "pickled adapter": ([], pickle_adapter, "is a pickle of more than tensors, and none of it was run"),
     "no trainable block": ([], lambda f: change_adapter(f, r=0), "model.adapter: "),
     "unwritable output": (["output=/proc/nothing/run"], None, "output: /proc/nothing/run: cannot be written"),
     "broken template": ([], lambda f: (f / "base" / "tokenizer.json").write_text("{"), "no tokenizer can be loaded"),

@@ -56,7 +56,7 @@ from datainf_ray.influence.projection import Projector
 from datainf_ray.influence.transform import Transform
 from datainf_ray.model.files import local_folder
 from datainf_ray.model.fit import largest_batch
-from datainf_ray.model.forward import base_of
+from datainf_ray.model.forward import base_of, padding
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.load import load_replica
 from datainf_ray.model.sense import start_loss, weights_digest
@@ -134,9 +134,7 @@ class Worker:
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
         self.tokenizer = load_tokenizer(config.model, options)
-        ids = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
-        room = spec.facts.vocabulary or 1  # a padding token that was added to the tokenizer may have no embedding
-        self.pad_id = next((i for i in ids if i is not None and i < room), 0)
+        self.pad_id = padding(self.replica.model, self.tokenizer, spec.facts.vocabulary)
         self.readers = {name: RowReader(corpus) for name, corpus in spec.corpora.items()}
         self.encoders = {
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()

@@ -20,7 +20,11 @@ from datainf_ray.model.capture import Capture, Consume, unsupported
 from datainf_ray.model.compare import Taken, difference, in_double, is_doubtful, rounding
 from datainf_ray.model.faults import is_of_rows, told
 from datainf_ray.model.forward import bare_rows, base_of
+from datainf_ray.model.mapped import mapped
 from datainf_ray.model.objective import Objective, Reduction, Values
+
+#: Of gradients: see `capture`, `mapped`, and `Replica._alone`.
+Path = Literal["hooks", "vmap", "one by one"]
 
 
 class BatchLike(Protocol):
@@ -51,7 +55,7 @@ class BatchLike(Protocol):
 class Verdict:
     """How a replica takes its losses and gradients, and how that compares with plain autograd on single rows."""
 
-    path: Literal["hooks", "one by one"]
+    path: Path
     cosine: float | None  # the smallest over blocks, between a row's gradient in a batch and alone; None: not measured
     reason: str | None  # why not by hooks
     loss: Literal["chunked", "whole"]
@@ -62,7 +66,7 @@ class Verdict:
 class Replica:
     """A model in eval mode whose adapter's tensors are the blocks.
 
-    `blocks` are in the order of the model's parameters; `path` is "hooks" or "one by one" (see `capture`), and `loss`
+    `blocks` are in the order of the model's parameters; `path` is "hooks", "vmap" or "one by one", and `loss`
     "chunked" or "whole" (see `shortcut`). Both are the quick way unless `reason` or `shortcut.whole` says why not, or
     the task knows no shortcut. A reason is given when the replica is made and may be by `check`; assign one to take the
     plain way on purpose. `alike` says which rows may share a batch, and `lengths_reason` why only those of the same
@@ -90,14 +94,17 @@ class Replica:
         config = getattr(base_of(model), "config", None)
         self.alike = alike_by(config)
         self.lengths_reason: str | None = None
+        self.maps = False  # where `reason` says why not by hooks: whether by vmap, for rows of the same length
         self._growing = growing(model)
         self.shortcut = None if task.shortcut is None else task.shortcut(model, self.parameters, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
     @property
-    def path(self) -> Literal["hooks", "one by one"]:
-        return "hooks" if self.reason is None else "one by one"
+    def path(self) -> Path:
+        if self.reason is None:
+            return "hooks"
+        return "vmap" if self.maps else "one by one"
 
     @property
     def device_name(self) -> str:
@@ -130,15 +137,15 @@ class Replica:
     def gradients(self, batch: BatchLike, consume: Consume, one_by_one: bool = False) -> Tensor:
         """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients, all on `device`.
 
-        By hooks a block comes once, with all b rows, or once for each part of the batch whose rows may be together; one
-        by one, as may be asked for, it comes for every row by itself. A block that a row's loss does not depend on may
-        not come at all: its gradient is zero.
+        By hooks or vmap a block comes once, with all b rows, or once for each part of the batch whose rows may be
+        together; one by one, as may be asked for, it comes for every row by itself. A block that a row's loss does not
+        depend on may not come at all: its gradient is zero.
         """
-        if one_by_one or self._capture is None or self.reason is not None:
+        if one_by_one or self.path == "one by one":
             return torch.stack([self._alone(batch.one(i), i, consume) for i in range(len(batch))])
         groups = self.alike.groups(batch.lengths)
         if len(groups) == 1:
-            return self._together(self._capture, batch, consume)
+            return self._together(batch, consume)
         losses: dict[int, Tensor] = {}
         for group in groups:
             places = torch.tensor(group, device=self.device)
@@ -146,18 +153,30 @@ class Replica:
             def placed(block: str, gradients: Tensor, rows: Tensor, places: Tensor = places) -> None:
                 consume(block, gradients, places[rows])
 
-            losses |= zip(group, self._together(self._capture, batch.pick(group), placed), strict=True)
+            losses |= zip(group, self._together(batch.pick(group), placed), strict=True)
         return torch.stack([losses[i] for i in range(len(batch))])
 
-    def _together(self, capture: Capture, batch: BatchLike, consume: Consume) -> Tensor:
-        """The gradients of all rows of a batch, by hooks."""
+    def _together(self, batch: BatchLike, consume: Consume) -> Tensor:
+        """The gradients of all rows of a batch, which may be together."""
+        if self.path == "vmap":
+            return self._mapped(batch, consume)
+        assert self._capture is not None
         lengths = {x.shape[1] for x in batch.values.values() if x.ndim > 1}
         rows = torch.arange(len(batch), device=self.device)
         unpadded = bare_rows() if self.alike.equal else nullcontext()
-        with capture.into(consume, rows, self.scale, lengths), unpadded:
+        with self._capture.into(consume, rows, self.scale, lengths), unpadded:
             losses = self.losses(batch)
             (losses.sum() * self.scale).backward()
         return losses.detach()
+
+    def _mapped(self, batch: BatchLike, consume: Consume) -> Tensor:
+        """The gradients of rows of the same length, by `mapped`."""
+        forget_lengths(self._growing)
+        task, rows = self.task, torch.arange(len(batch), device=self.device)
+        losses, found = mapped(self.model, self.parameters, task.losses, batch.values, self.reduction, self.scale)
+        for name, gradient in found.items():
+            consume(name, gradient.to(_wide(gradient)).flatten(1).to(self.device), rows)
+        return losses.to(self.device, _wide(losses))
 
     def _alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
         """One bare example, by autograd on the blocks themselves: right for any layer, and slow."""
@@ -204,10 +223,11 @@ class Replica:
         """Compare the losses and gradients of a batch with plain autograd on each of its rows, bare and alone.
 
         Where they differ by more than rounding, the replica goes down a ladder until they agree: no shortcut to the
-        losses (whole logits, with a mask); rows of the same length together; both; one row at a time. It stays there
-        and says why. Rows of the same length are tried where the batch has two such. A row that cannot be computed
-        alone, or for which the device has no room, is left out. Without a batch nothing is compared, and the verdict is
-        what was found when the replica was made. Raises `RunFailedError` where no row can be computed.
+        losses (whole logits, with a mask); rows of the same length together; both; those by vmap; one row at a time.
+        It stays there and says why. Rows of the same length are tried where the batch has two such, and by vmap. A row
+        that cannot be computed alone, or for which the device has no room, is left out. Without a batch nothing is
+        compared, and the verdict is what was found when the replica was made. Raises `RunFailedError` where no row can
+        be computed.
         """
         quick = self.shortcut is not None and (self.shortcut.whole is None or self.shortcut.unmasked)
         if batch is None or (self.path == "one by one" and not quick):
@@ -270,15 +290,16 @@ class Replica:
         lengths = [tuple(each) for each in batch.lengths]
         if 1 < len(set(lengths)) < len(lengths):
             yield from (replace(step, lengths_reason=wrong) for step in steps)
+        yield replace(plain, reason=wrong, lengths_reason=here.lengths_reason or wrong, maps=True)
         yield from (replace(step, reason=wrong) for step in steps)
 
     def _state(self) -> _State:
         way = self.shortcut
         whole, unmasked = (None, False) if way is None else (way.whole, way.unmasked)
-        return _State(self.reason, self.lengths_reason, whole, unmasked)
+        return _State(self.reason, self.lengths_reason, whole, unmasked, self.maps)
 
     def _go(self, state: _State) -> None:
-        self.reason, self.lengths_reason = state.reason, state.lengths_reason
+        self.reason, self.lengths_reason, self.maps = state.reason, state.lengths_reason, state.maps
         self.alike = replace(self.alike, equal=state.lengths_reason is not None)
         if self.shortcut is not None:
             self.shortcut.whole, self.shortcut.unmasked = state.whole, state.unmasked
@@ -332,6 +353,7 @@ class _State:
     lengths_reason: str | None
     whole: str | None
     unmasked: bool
+    maps: bool = False
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

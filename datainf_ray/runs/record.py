@@ -51,7 +51,7 @@ class Trainable(_Part):
 class Capture(_Part):
     """How losses and gradients were taken, and how they compare with plain autograd on single rows."""
 
-    path: Literal["hooks", "one by one"]
+    path: Literal["hooks", "vmap", "one by one"]
     cosine: float | None = None
     reason: str | None = None
     loss: Literal["chunked", "whole"]

@@ -118,7 +118,11 @@ class _Checks(ExitStack):
         self.pool.first("device_bytes")
         info = self.pool.infos[0]
         verdict = info.verdict
-        how = "for whole batches" if verdict.path == "hooks" else f"one row at a time, which is slow: {verdict.reason}"
+        how = {
+            "hooks": "for whole batches",
+            "vmap": f"by vmap, for rows of the same length together: {verdict.reason}",
+            "one by one": f"one row at a time, which is slow: {verdict.reason}",
+        }[verdict.path]
         if verdict.lengths_reason and not verdict.reason:
             how = f"for rows of the same length together: {verdict.lengths_reason}"
         if verdict.cosine is not None:

@@ -180,7 +180,10 @@ def _written(job: Job, tables: dict[str, pa.Table]) -> dict[str, Stored]:
 def _tell(verdict: Verdict, watcher: Watcher) -> None:
     """What the user should know of how gradients were taken."""
     if verdict.reason:
-        watcher.say(f"gradients were taken one example at a time, which is slow: {verdict.reason}")
+        how = (
+            "by vmap, for rows of the same length" if verdict.path == "vmap" else "one example at a time, which is slow"
+        )
+        watcher.say(f"gradients were taken {how}: {verdict.reason}")
     if verdict.lengths_reason and not verdict.reason:
         watcher.say(f"only rows of the same length shared a batch: {verdict.lengths_reason}")
     if verdict.loss_reason is not None:
