@@ -65,7 +65,7 @@ def test_gradients_are_autograds_for_each_row(case: str, settings: dict[str, Any
     for parameter in replica.parameters.values():
         parameter.requires_grad_(False)
     assert replica.path == "hooks"
-    for size in (3, 2, 1, 7):
+    for size in (3, 2, 1):
         got, _ = captured(replica, examples_of(given), size, dtype=torch.float64)
         for (name, gradients), exactly in zip(got.items(), want.values(), strict=True):
             if float(exactly.norm()) > 1e-9:  # a key's bias is rounding
