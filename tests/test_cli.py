@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from datainf_ray.planning.room import Room
 from tests import tiny
 from tests.runs_of import COMMAND, status_of
 
@@ -178,3 +179,24 @@ def test_a_machine_without_room_for_a_worker_says_what_it_has(config: Path) -> N
     assert done.returncode == 2
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: cluster: no node has room for a worker of 1000000 CPUs; the cluster has ")
+
+
+def test_plan_says_what_cannot_run(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Room(workers=1, gpus_per_worker=0, store_bytes=10**9, worker_bytes=10**5, device_bytes=None)
+    monkeypatch.setattr("datainf_ray.planning.forecast.guess_room", lambda job: (small, ""))
+    assert status_of(monkeypatch, "plan", config) == 2
+    assert "cannot run    a worker's memory must be " in capsys.readouterr().out
+    assert status_of(monkeypatch, "plan", config, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["problem"].startswith("a worker's memory must be ")
+
+
+def test_a_run_that_cannot_fit_ends_before_a_worker_starts(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datainf_ray.planning.fits._least", lambda job, on_gpu: (10**15, 1, 1))
+    monkeypatch.setattr("datainf_ray.cluster.pool.Pool.start", lambda *a: pytest.fail("a worker was asked for"))
+    assert status_of(monkeypatch, "run", config) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: model: cannot run: a worker's memory must be 1,000.0 TB at least, and is ")
