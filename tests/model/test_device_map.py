@@ -293,7 +293,8 @@ def test_fewer_gpus_than_asked_for_are_refused(tmp_path: Path) -> None:
         ((20000, 0), 0, 8192),
         ((0, 20000), 20000, 8192),  # sums lie on the first
         ((0, 0), 20000, 8192),
-        ((0, 35000), 0, None),
+        ((0, 36000), 0, None),
+        ((0, 35000), 0, 512),  # fewer than FIRST
     ],
 )
 def test_a_batch_has_room_on_every_gpu(
