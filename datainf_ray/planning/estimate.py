@@ -13,8 +13,11 @@ _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def mean_tokens(job: Job, corpus: str = "train") -> float:
-    """Tokens in a row, the mean over the rows that were looked at, at least 1; rows that cannot be used have none."""
-    examples = job.examples[corpus]
+    """Tokens in a row, the mean over the rows that were looked at, at least 1; rows that cannot be used have none.
+
+    Where an index has the training rows' gradients the queries alone pass through the model, and are looked at.
+    """
+    examples = job.examples.get(corpus, job.examples["queries"])
     return max(sum(e.tokens for e in examples if e.status == OK) / max(len(examples), 1), 1.0)
 
 
