@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Assembly:
     rows: int | None  #: to how many tokens the base's embeddings are brought; None: as they are
     model: nn.Module  #: what takes a gradient are the blocks
     base_parameters: int
+    facts: dict[str, Any] = field(default_factory=dict)  #: the task's own
 
     def load(self, **settings: Any) -> nn.Module:
         """The base with its weights, in `settings` as transformers' from_pretrained takes them.
@@ -117,6 +118,7 @@ def assemble(model: ModelConfig, task: Objective, options: Options | None = None
     """
     adapter = read_adapter(model, options)
     config, folder = base_config(model, task.configure({} if adapter is None else adapter.shapes), weights, options)
+    facts = task.facts(model, config)  # raises where such a model is none of the task's
     first: str | None = None
     for model_class, own in _candidates(task, config):
         try:
@@ -125,7 +127,7 @@ def assemble(model: ModelConfig, task: Objective, options: Options | None = None
         except _Misfit as error:
             first = first or str(error)
             continue
-        return found
+        return replace(found, facts=facts)
     raise RequestError("model.adapter", model.adapter, f"does not fit the base {model.base}: {first}")
 
 

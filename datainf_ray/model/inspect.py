@@ -61,7 +61,6 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
                 found.require_complete(checkpoint)
         except UnusableBaseError as error:
             raise RequestError("model.base", model.base, str(error)) from None
-    own = task.facts(model, found.config)
     if found.adapter is not None:
         require_sound_adapter(model, found.adapter.folder)
     blocks = tuple(Block(n, kind_of(found.model, p), tuple(p.shape)) for n, p in name_blocks(found.model).items())
@@ -69,7 +68,7 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
     return ModelFacts(
         blocks=blocks,
         base_parameters=found.base_parameters,
-        task=own,
+        task=found.facts,
         max_length=longest_row(text, found.model),
         hidden_size=getattr(text, "hidden_size", 0) or 0,
         vocabulary=found.rows or getattr(text, "vocab_size", 0) or 0,
