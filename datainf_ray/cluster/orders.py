@@ -30,7 +30,6 @@ class WorkerSpec:
     facts: ModelFacts
     corpora: dict[str, Corpus]  # train, queries
     sample: tuple[Example, ...]  # real rows on which every replica compares its gradients with autograd
-    tried: tuple[Example, ...]  # and those that tell whether the adapter makes their loss smaller
     directory: RunDirectory
     index: RunDirectory | None = None  # where the gradient index is written, or read from
     index_owner: str | None = None  # the fingerprint in its parts; None: they are an older version's, and have none
@@ -46,7 +45,6 @@ def worker_spec(job: Job) -> WorkerSpec:
         facts=job.facts,
         corpora=job.corpora,
         sample=job.sample,
-        tried=job.tried,
         directory=job.directory,
         index=job.index,
         index_owner=job.index_owner,

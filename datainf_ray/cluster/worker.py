@@ -143,7 +143,6 @@ class Worker:
         if sample is not None:
             self.replica.require_finite(sample, config.model)
         verdict = self.replica.check(sample)
-        tried = self._batch(spec.tried, range(len(spec.tried))).to(self.device) if spec.tried else None
         base = base_of(self.replica.model)
         return WorkerInfo(
             node=ray.get_runtime_context().get_node_id(),
@@ -153,7 +152,7 @@ class Worker:
             attention=str(getattr(base.config, "_attn_implementation", None)),
             verdict=verdict,
             weights=weights_digest(self.replica.model),
-            loss=None if tried is None else start_loss(self.replica, tried),
+            loss=None if sample is None else start_loss(self.replica, sample),
             fetched=fetched,
             seconds=time.perf_counter() - began,
         )

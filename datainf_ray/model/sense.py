@@ -15,13 +15,13 @@ from datainf_ray.model.faults import is_of_rows
 if TYPE_CHECKING:
     from datainf_ray.model.replica import BatchLike, Replica
 
-_WORSE = 1.05  # an adapter that was trained on rows makes their loss smaller; a few rows may be an exception
+_WORSE = 1.1  # an adapter that was trained on rows makes their loss smaller; a few rows may be an exception
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class StartLoss:
-    """The mean loss of a few training rows when a worker starts."""
+    """The mean loss of a few rows when a worker starts."""
 
     rows: int
     adapter: float  #: of base and adapter
@@ -32,7 +32,7 @@ class StartLoss:
 
         `chance` is the loss of a model that knows nothing.
         """
-        seen = f"on {self.rows} training rows the mean loss is {self.adapter:.2f}"
+        seen = f"on {self.rows} rows the mean loss is {self.adapter:.2f}"
         if self.adapter > _WORSE * self.base:
             return f"{seen}, and without the adapter {self.base:.2f}: was it trained on this base, and with these rows?"
         if chance is not None and self.adapter > _WORSE * chance:
@@ -64,15 +64,19 @@ def _sum_of_bits(tensor: Tensor) -> int:
 
 @torch.no_grad()
 def start_loss(replica: Replica, batch: BatchLike) -> StartLoss | None:
-    """The losses of a batch with the adapter and without; None without a LoRA, or where a row has no finite loss."""
+    """The losses of a batch's rows with the adapter and without; None without a LoRA, or where one is not finite.
+
+    The rows are those of the check, one after the other: a row that ends a process, or a batch that finds no room, must
+    not do so here.
+    """
     model: Any = replica.model
     config = getattr(model, "peft_config", {}).get("default")
     if config is None or str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
         return None
     try:
-        own = replica.task.losses(replica.model, batch.values, "mean").double().mean()
+        own = _mean_loss(replica, batch)
         with model.disable_adapter():
-            base = replica.task.losses(replica.model, batch.values, "mean").double().mean()
+            base = _mean_loss(replica, batch)
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or is_of_rows(error):  # the sweep will find which rows it is
             return None
@@ -80,6 +84,12 @@ def start_loss(replica: Replica, batch: BatchLike) -> StartLoss | None:
     if not (own.isfinite() and base.isfinite()):
         return None
     return StartLoss(len(batch), float(own), float(base))
+
+
+def _mean_loss(replica: Replica, batch: BatchLike) -> Tensor:
+    rows = [batch.one(i) for i in range(len(batch))]
+    losses = [replica.task.losses(replica.model, row.values, "mean").double() for row in rows]
+    return torch.cat(losses).mean()
 
 
 def chance(vocabulary: int, labels: int | None) -> float | None:

@@ -41,8 +41,6 @@ from datainf_ray.tasks import own
 from datainf_ray.tasks.register import own_code, task_of
 from datainf_ray.tasks.task import Task
 
-_TRIED = 16  # training rows whose loss is looked at when a worker starts
-
 Source = Literal["backward", "index"]  #: where the gradients of training rows come from
 
 
@@ -171,12 +169,6 @@ class Job:
     def sample(self) -> tuple[Example, ...]:
         """Some real rows, for comparing gradients with autograd; see `rows_to_compare`."""
         return rows_to_compare([e for examples in self.examples.values() for e in examples])
-
-    @property
-    def tried(self) -> tuple[Example, ...]:
-        """Some short training rows, on which an adapter that fits makes the loss smaller; none where none are here."""
-        usable = [e for e in self.examples.get("train", []) if e.status == OK]
-        return tuple(sorted(usable, key=lambda example: example.tokens)[:_TRIED])
 
     @cached_property
     def identity(self) -> dict[str, Any]:

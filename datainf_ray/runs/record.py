@@ -60,7 +60,7 @@ class Capture(_Part):
 
 
 class StartLoss(_Part):
-    """The mean loss of a few training rows before the first sweep."""
+    """The mean loss of a few rows before the first sweep."""
 
     rows: int
     adapter: float  #: of base and adapter

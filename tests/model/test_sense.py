@@ -44,8 +44,8 @@ def test_rows_that_the_model_cannot_compute_tell_nothing(tmp_path: Path) -> None
     ("loss", "said"),
     [
         (StartLoss(16, 2.0, 3.0), None),
-        (StartLoss(16, 2.04, 2.0), None),  # a few rows may be an exception
-        (StartLoss(16, 2.2, 2.0), "and without the adapter 2.00"),
+        (StartLoss(16, 2.1, 2.0), None),  # a few rows may be an exception
+        (StartLoss(16, 2.3, 2.0), "and without the adapter 2.00"),
         (StartLoss(16, 5.0, 6.0), "and of a model that guesses 4.16"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_run_says_when_the_adapter_makes_it_worse(tmp_path: Path, capfd: pytes
     run = datainf_ray.attribute(config, progress="lines")
     loss = run.record.start_loss
     assert loss is not None
-    assert loss.adapter > 1.05 * loss.base
+    assert loss.adapter > 1.1 * loss.base
     assert f"mean loss is {loss.adapter:.2f}, and without the adapter {loss.base:.2f}" in capfd.readouterr().err
 
 
