@@ -54,8 +54,9 @@ from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Curvature, Fold
 from datainf_ray.influence.projection import Projector
 from datainf_ray.influence.transform import Transform
+from datainf_ray.model.check import check
 from datainf_ray.model.files import local_folder
-from datainf_ray.model.fit import largest_batch
+from datainf_ray.model.fit import CPU_BATCH_TOKENS, largest_batch
 from datainf_ray.model.forward import base_of, padding
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.load import load_replica
@@ -142,7 +143,9 @@ class Worker:
         sample = self._batch(spec.sample, range(len(spec.sample))).to(self.device) if spec.sample else None
         if sample is not None:
             self.replica.require_finite(sample, config.model)
-        verdict = self.replica.check(sample)
+        asked = config.cluster.batch_tokens
+        budget = (None if use_gpu else CPU_BATCH_TOKENS) if asked == "auto" else asked
+        verdict = check(self.replica, sample, budget)
         base = base_of(self.replica.model)
         return WorkerInfo(
             node=ray.get_runtime_context().get_node_id(),

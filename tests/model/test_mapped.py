@@ -10,6 +10,7 @@ import transformers as T
 from torch import nn
 
 from datainf_ray.corpus.tokens import Example
+from datainf_ray.model.check import check
 from datainf_ray.model.mapped import mapped
 from datainf_ray.model.replica import Replica
 from tests import tiny
@@ -39,7 +40,7 @@ def batch_for(examples: list[Example], rows: list[int] | range) -> Any:
 def test_rows_that_hooks_cannot_tell_apart_go_by_vmap() -> None:
     examples = examples_for(CLASSES, LIMIT)
     replica = Replica(coupled(), tiny.task(CLASSES))
-    verdict = replica.check(batch_for(examples, range(len(examples))))
+    verdict = check(replica, batch_for(examples, range(len(examples))))
     assert (verdict.path, replica.path) == ("vmap", "vmap")
     assert verdict.reason == verdict.lengths_reason is not None
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
@@ -72,4 +73,4 @@ def test_a_model_that_decides_by_its_data_goes_one_by_one() -> None:
     model.get_base_model().bert.embeddings.register_forward_hook(decide)
     examples = examples_for(CLASSES, LIMIT)
     replica = Replica(model, tiny.task(CLASSES))
-    assert replica.check(batch_for(examples, range(len(examples)))).path == "one by one"
+    assert check(replica, batch_for(examples, range(len(examples)))).path == "one by one"
