@@ -42,6 +42,7 @@ class Assembly:
     config: Any  #: the base's transformers configuration
     folder: str  #: of the base, here; or its hub id
     model_class: Any  #: what loads the base
+    base_class: Any  #: what the base then is
     rows: int | None  #: to how many tokens the base's embeddings are brought; None: as they are
     model: nn.Module  #: what takes a gradient are the blocks
     base_parameters: int
@@ -76,9 +77,7 @@ class Assembly:
         if getattr(self.config, "quantization_config", None) is not None:
             return
         state = {key: torch.empty(shape, device="meta") for key, shape in checkpoint.items()}
-        with torch.device("meta"):
-            base = self.model_class.from_config(copy.deepcopy(self.config), trust_remote_code=True)
-        _, info = type(base).from_pretrained(
+        _, info = self.base_class.from_pretrained(
             None,
             config=copy.deepcopy(self.config),
             state_dict=state,
@@ -166,6 +165,7 @@ def _put_together(model: ModelConfig, adapter: Adapter | None, model_class: Any,
     try:
         with torch.device("meta"):
             base = model_class.from_config(copy.deepcopy(config), trust_remote_code=trusted)
+            base_class = type(base)
             rows = None if adapter is None else _rows_of(base, adapter)
             if rows is not None:
                 base.resize_token_embeddings(rows, mean_resizing=False)
@@ -179,7 +179,7 @@ def _put_together(model: ModelConfig, adapter: Adapter | None, model_class: Any,
     if adapter is not None:
         _must_fit(wrapped, adapter)
     choose_blocks(wrapped, model)
-    return Assembly(adapter, config, folder, model_class, rows, wrapped, parameters)
+    return Assembly(adapter, config, folder, model_class, base_class, rows, wrapped, parameters)
 
 
 def _wrapped(base: nn.Module, adapter: Adapter) -> nn.Module:

@@ -329,6 +329,21 @@ def test_pickled_adapters_are_read_as_tensors_and_nothing_else(tmp_path: Path) -
         assert not (tmp_path / "written").exists()
 
 
+def test_code_beside_a_base_is_not_run(tmp_path: Path) -> None:
+    """Where config.json names some, and transformers knows the model as well; nobody has asked for it."""
+    model = save(tmp_path, _LLAMA(), lora())
+    (tmp_path / "base" / "modeling_theirs.py").write_text(
+        f"open({str(tmp_path / 'written')!r}, 'w')\n"
+        "from transformers import LlamaForCausalLM\nclass Theirs(LlamaForCausalLM):\n    pass\n"
+    )
+    file = tmp_path / "base" / "config.json"
+    theirs = {"auto_map": {"AutoModelForCausalLM": "modeling_theirs.Theirs"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
+    assert inspect_model(ModelConfig(**model), tiny.task("causal-lm")).blocks
+    assert type(tiny.replica(model).model.get_base_model()).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "written").exists()
+
+
 def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
     model = save(tmp_path, _LLAMA(), lora())
     for name in ("out/checkpoint-9", "out/checkpoint-10", "out/last/reward"):
