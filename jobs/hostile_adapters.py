@@ -146,24 +146,14 @@ def _adapters() -> Iterator[tuple[str, Callable[[Path], Any], str]]:
         ),
         "",
     )
-    one = in_turn(_made(tokens=70), _tensors(_ADAPTER, lambda w: w.pop("base_model.model.lm_head.weight")))
-    yield "an extended vocabulary without its head", one, "70"
-    yield (
-        "tables of different vocabularies",
-        in_turn(
-            _made(tokens=70),
-            _tensors(_ADAPTER, lambda w: w.update({"base_model.model.lm_head.weight": torch.zeros(80, 32)})),
-        ),
-        "80",
-    )
-    yield (
-        "rows of another width",
-        in_turn(
-            _made(tokens=70),
-            _tensors(_ADAPTER, lambda w: w.update({"base_model.model.lm_head.weight": torch.zeros(70, 16)})),
-        ),
-        "16",
-    )
+    head = "base_model.model.lm_head.weight"
+    extended: dict[str, tuple[Callable[[Any], Any], str]] = {
+        "an extended vocabulary without its head": (lambda w: w.pop(head), "70"),
+        "tables of different vocabularies": (lambda w: w.update({head: torch.zeros(80, 32)}), "80"),
+        "rows of another width": (lambda w: w.update({head: torch.zeros(70, 16)}), "16"),
+    }
+    for name, (spoil, said) in extended.items():
+        yield name, in_turn(_made(tokens=70), _tensors(_ADAPTER, spoil)), said
     yield (
         "another number of trained tokens",
         in_turn(
