@@ -18,18 +18,13 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.model.adapter import Adapter, read_adapter
-from datainf_ray.model.blocks import PREFIX, choose_blocks
+from datainf_ray.model.blocks import ADAPTER_NAME, PREFIX, choose_blocks
 from datainf_ray.model.files import local_folder
 from datainf_ray.model.objective import Objective
 from datainf_ray.model.quiet import quiet
 
-ADAPTER_NAME = "default"
-_WRAPPERS = (
-    "modules_to_save",
-    "original_module",
-    "base_layer",
-    ADAPTER_NAME,
-)  # what PEFT puts into the name of a base's tensor
+#: What PEFT puts into the name of a base's tensor.
+_WRAPPERS = ("modules_to_save", "original_module", "base_layer", ADAPTER_NAME)
 #: Their starts are not looked for in the base's weights, which are not there; `mica` also says what is trained.
 _KEPT_STARTS = ("mica",)
 
@@ -258,7 +253,7 @@ def _trained_tokens(config: Any) -> tuple[int, ...]:
 def _must_fit(wrapped: nn.Module, adapter: Adapter) -> None:
     """Every tensor of the adapter's file has its place and its shape in the model, and every trained one is there."""
     places = wrapped.state_dict()
-    found = _converted(wrapped, adapter, places)
+    found = _converted(wrapped, adapter)
     names: dict[int, list[str]] = {}
     for name, parameter in wrapped.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -277,7 +272,7 @@ def _must_fit(wrapped: nn.Module, adapter: Adapter) -> None:
             raise _Misfit(f"{_filed(name)} is {there} in the adapter and {here} in the base")
 
 
-def _converted(wrapped: nn.Module, adapter: Adapter, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _converted(wrapped: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """The adapter's tensors, on meta, by the names under which PEFT would load them."""
     from peft import set_peft_model_state_dict
 

@@ -136,9 +136,7 @@ class Capture:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
             if not self._running():
                 return output
-            if isinstance(
-                output, tuple
-            ):  # of which one may be made of another: as views each has a gradient of its own
+            if isinstance(output, tuple):  # one may be made of another: as views each has a gradient of its own
                 output = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in output)
             self._forward(watch, inputs, keywords, output)
             return output

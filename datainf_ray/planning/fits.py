@@ -15,7 +15,6 @@ from datainf_ray.planning.sizing import nodes_of
 from datainf_ray.request.job import Job
 
 _HEAVY = 0.1  # of all parameters: a block of so many is worth naming
-_NAMED = 4
 _LARGER = "use larger machines, or fewer workers on each (cluster.cpus_per_worker)"
 
 
@@ -58,7 +57,7 @@ def _instead(job: Job, room: Room, model: int) -> str:
     names = heavy_blocks(job.facts.blocks)
     kept = tuple(b for b in job.facts.blocks if not any(_alike(b.name) == name for name in names))
     if names and kept:
-        patterns = ", ".join(f'"!{name}"' for name in names[:_NAMED])
+        patterns = ", ".join(f'"!{name}"' for name in names)
         share = 1 - sum(b.size for b in kept) / job.facts.parameters
         fits = too_large(replace(job, facts=replace(job.facts, blocks=kept)), room) is None
         then = "it would fit" if fits else "it would need less"

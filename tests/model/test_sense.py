@@ -79,10 +79,10 @@ def small_run(folder: Path, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def untrain(model: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Train the adapter towards a larger loss of the rows, as far as that goes."""
+    """Train the adapter towards a larger loss of the rows."""
     exact = reference.load(model, torch.float32)
-    optimizer = torch.optim.Adam([p for p in exact.parameters() if p.requires_grad], 1.0, maximize=True)
-    for _ in range(80):
+    optimizer = torch.optim.Adam([p for p in exact.parameters() if p.requires_grad], 0.1, maximize=True)
+    for _ in range(20):
         optimizer.zero_grad()
         torch.stack([reference.loss(exact, row) for row in rows]).mean().backward()
         optimizer.step()
@@ -91,15 +91,14 @@ def untrain(model: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 def test_a_run_says_when_the_adapter_makes_it_worse(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As one does that was trained on another base."""
-    model = tiny.save_model(tmp_path, "llama")
+    model = tiny.save_model(tmp_path, "llama", settings={"initializer_range": 0.5})  # that says more than chance
     config = small_run(tmp_path, model)
     untrain(model, reference.encode(model, str(tmp_path / "train.jsonl")))
     run = datainf_ray.attribute(config, progress="lines")
     loss = run.record.start_loss
     assert loss is not None
-    assert loss.adapter > loss.base
-    doubt = loss.doubt(chance(tiny.VOCABULARY, None))
-    assert doubt is None or doubt in capfd.readouterr().err
+    assert loss.adapter > 1.1 * loss.base
+    assert f"mean loss is {loss.adapter:.2f}, and without the adapter {loss.base:.2f}" in capfd.readouterr().err
 
 
 def test_workers_with_other_weights_than_before_end_the_run(tmp_path: Path) -> None:
