@@ -200,3 +200,17 @@ def test_a_run_that_cannot_fit_ends_before_a_worker_starts(
     assert status_of(monkeypatch, "run", config) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: model: cannot run: a worker's memory must be 1,000.0 TB at least, and is ")
+
+
+def test_code_beside_a_base_is_not_run_by_any_command(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = config.parent / "base"
+    written = config.parent / "written"
+    (folder / "modeling_theirs.py").write_text(
+        f"open({str(written)!r}, 'w')\nfrom transformers import LlamaForCausalLM\nTheirs = LlamaForCausalLM\n"
+    )
+    theirs = {"auto_map": {"AutoModelForCausalLM": "modeling_theirs.Theirs"}}
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
+    for command in ("plan", "tokens"):
+        assert status_of(monkeypatch, command, config) == 0
+    assert not written.exists()
