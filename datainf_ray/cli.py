@@ -88,6 +88,8 @@ def plan(
     with _terminable():
         expected = forecast(config, calibrate=calibrate, **_overrides(assignments))
     typer.echo(json.dumps(expected.model_dump(), indent=2) if as_json else visible(render(expected)))
+    if expected.problem is not None:
+        sys.exit(2)
 
 
 @app.command()

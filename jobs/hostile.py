@@ -2,9 +2,9 @@
 
     python jobs/hostile.py [WORDS ...] [--all] [--table FILE]
 
-The requests are those of hostile_cases.py; WORDS choose the cases whose name has one of them. Each runs the `datainf`
-command on a small model, in a process and a folder of its own. An answer is right if it has status 2, one line on
-standard error that says what, where and what would be right, no traceback, and every file as it
+The requests are those of hostile_cases.py and hostile_adapters.py; WORDS choose the cases whose name has one of them.
+Each runs the `datainf` command on a small model, in a process and a folder of its own. An answer is right if it has
+status 2, one line on standard error that says what, where and what would be right, no traceback, and every file as it
 was; and if it comes before a worker would be started: whatever reaches the cluster is wrong here.
 
 Prints the cases that are answered wrongly (with --all each one) with the status and the line, and counts; status 1 if
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hostile_adapters
 import hostile_cases
 from hostile_cases import Case
 
@@ -55,7 +56,8 @@ def main() -> None:
     os.environ.update(hostile_cases.ENVIRONMENT)
     os.environ.pop("RAY_ADDRESS", None)
     _import_all()  # once: a case is a fork of this process
-    cases = [c for c in hostile_cases.CASES if not asked.words or any(word in c.name for word in asked.words)]
+    known = [*hostile_cases.CASES, *hostile_adapters.CASES]
+    cases = [c for c in known if not asked.words or any(word in c.name for word in asked.words)]
     told: list[tuple[Case, Answer, str | None]] = []
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         scene = hostile_cases.scene(Path(folder) / "scene")

@@ -541,7 +541,6 @@ def _models() -> Iterator[Case]:
         "adapter's header cut off": cut(adapter, 0.02),
         "adapter empty": replaced(adapter, b""),
         "adapter a text": replaced(adapter, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
-        "adapter pickled": pickled("adapter", "adapter_model.bin"),
         "adapter without a tensor": weights(adapter, lambda w: dict(list(w.items())[1:])),
         "adapter of another rank": edited("adapter/adapter_config.json", r=8),
         "adapter of another kind": edited("adapter/adapter_config.json", peft_type="IA3"),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from datainf_ray.planning.room import Room
 from tests import tiny
 from tests.runs_of import COMMAND, status_of
 
@@ -40,6 +41,11 @@ def reshape_base(folder: Path) -> None:
     (folder / "other" / "base").rename(folder / "base")
 
 
+def shorten_base(folder: Path) -> None:
+    file = folder / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 1}))
+
+
 def pickle_adapter(folder: Path) -> None:
     (folder / "adapter" / "adapter_model.safetensors").rename(folder / "adapter" / "adapter_model.bin")
 
@@ -56,13 +62,24 @@ WRONG: dict[str, tuple[list[str], Any, str]] = {
     "absent id": (["queries.id=nam"], None, "queries.id: "),
     "absent group": (["queries.group=topic"], None, "queries.group: "),
     "no base": (["model.base=/nowhere/at/all"], None, "model.base: /nowhere/at/all: no such directory"),
-    "no adapter": (["model.adapter=/nowhere/at/all"], None, "model.adapter: /nowhere/at/all: no such directory"),
+    "adapter nowhere": (["model.adapter=/nowhere/at/all"], None, "model.adapter: /nowhere/at/all: no such directory"),
     "base as adapter": ([], lambda f: change_adapter(f, peft_type="IA3"), "model.adapter: "),
+    "prompts": ([], lambda f: change_adapter(f, peft_type="PROMPT_TUNING"), "PROMPT_TUNING: it puts prompts before"),
+    "no adapter": (["model.adapter=null"], None, "model.adapter: null: needs model.blocks; give a PEFT adapter"),
+    "no such block": (["model.blocks=[x]"], None, "model.blocks: x: fits no block; the blocks are model.layers.0"),
+    "no block left": (["model.blocks=['!*']"], None, "model.blocks: ['!*']: leaves no block"),
     "absent module": ([], lambda f: change_adapter(f, target_modules=["nothing"]), "does not fit the base"),
-    "absent tensor": ([], drop_tensor, "adapter_model.safetensors has no base_model"),
+    "absent tensor": ([], drop_tensor, "its file has no base_model"),
     "other rank": ([], lambda f: change_adapter(f, r=2), "is 4×32 in the adapter and 2×32 in the base"),
+    "unknown start": ([], lambda f: change_adapter(f, init_lora_weights="x"), "init_lora_weights is x: Unknown"),
+    "quantized, without an adapter": (
+        ["model.adapter=null", "model.blocks=['*']", "model.quantization=4bit"],
+        None,
+        "model.quantization: 4bit: no weights of a quantized model are trained",
+    ),
+    "a base of fewer layers": ([], shorten_base, "the base has no place for base_model.model.model.layers.1."),
     "other base": ([], reshape_base, "does not fit the base"),
-    "pickled adapter": ([], pickle_adapter, "adapter_model.bin is a pickle"),
+    "pickled adapter": ([], pickle_adapter, "is a pickle of more than tensors, and none of it was run"),
     "no trainable block": ([], lambda f: change_adapter(f, r=0), "model.adapter: "),
     "unwritable output": (["output=/proc/nothing/run"], None, "output: /proc/nothing/run: cannot be written"),
     "broken template": ([], lambda f: (f / "base" / "tokenizer.json").write_text("{"), "no tokenizer can be loaded"),
@@ -162,3 +179,38 @@ def test_a_machine_without_room_for_a_worker_says_what_it_has(config: Path) -> N
     assert done.returncode == 2
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: cluster: no node has room for a worker of 1000000 CPUs; the cluster has ")
+
+
+def test_plan_says_what_cannot_run(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Room(workers=1, gpus_per_worker=0, store_bytes=10**9, worker_bytes=10**5, device_bytes=None)
+    monkeypatch.setattr("datainf_ray.planning.forecast.guess_room", lambda job: (small, ""))
+    assert status_of(monkeypatch, "plan", config) == 2
+    assert "cannot run    a worker's memory must be " in capsys.readouterr().out
+    assert status_of(monkeypatch, "plan", config, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["problem"].startswith("a worker's memory must be ")
+
+
+def test_a_run_that_cannot_fit_ends_before_a_worker_starts(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datainf_ray.planning.fits._least", lambda job, on_gpu: (10**15, 1, 1))
+    monkeypatch.setattr("datainf_ray.cluster.pool.Pool.start", lambda *a: pytest.fail("a worker was asked for"))
+    assert status_of(monkeypatch, "run", config) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: model: cannot run: a worker's memory must be 1,000.0 TB at least, and is ")
+
+
+def test_code_beside_a_base_is_not_run_by_any_command(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = config.parent / "base"
+    written = config.parent / "written"
+    (folder / "modeling_theirs.py").write_text(
+        f"open({str(written)!r}, 'w')\nfrom transformers import LlamaForCausalLM\nTheirs = LlamaForCausalLM\n"
+    )
+    theirs = {"auto_map": {"AutoModelForCausalLM": "modeling_theirs.Theirs"}}
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | theirs))
+    for command in ("plan", "tokens"):
+        assert status_of(monkeypatch, command, config) == 0
+    assert not written.exists()

@@ -68,9 +68,11 @@ class Members:
         say: Callable[[str], None],
         log: Log,
         metrics: DriverMetrics,
+        weights: dict[str, str],
     ) -> None:
         self.spec, self.limit, self.minimum, self.gpus_per_worker = spec, limit, minimum, gpus_per_worker
         self.hire, self.starts, self.say, self.log, self.metrics = hire, starts, say, log, metrics
+        self.weights = weights  # digests by device and dtype
         self.all: list[Member] = []
         self.infos: list[WorkerInfo] = []  # of every worker that ever came up
         self._hired = actors
@@ -113,6 +115,7 @@ class Members:
                 member.idle = time.monotonic()
                 self.starts.succeeded()
                 self._tell_of(member.info)
+                require_alike(member.info, self.weights)
                 self.infos.append(member.info)
                 self.log("worker_up", **who(member), device=member.info.device, seconds=round(member.info.seconds, 3))
                 self.metrics.workers(self.ready)
@@ -236,3 +239,17 @@ def who(member: Member) -> dict[str, str | None]:
     """A worker, for an event."""
     info = member.info
     return {"worker": member.name, "node": info.node if info else None, "host": info.host if info else None}
+
+
+def require_alike(info: WorkerInfo, weights: dict[str, str]) -> None:
+    """The same files must give the same weights as on the workers before, of this attempt and earlier ones.
+
+    `weights` has their digests by device and dtype, for where those differ so may what is computed while a model is
+    loaded; that of the first of a kind is added. Raises `RunFailedError`.
+    """
+    kind = f"{info.device}, {info.dtype}"
+    if weights.setdefault(kind, info.weights) != info.weights:
+        raise RunFailedError(
+            f"the model that {info.host} loaded has other weights than the workers before it, on the same device "
+            f"({kind}): something in base or adapter is drawn at random when it is loaded"
+        )

@@ -14,6 +14,7 @@ from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.model.replica import Verdict
+from datainf_ray.model.sense import StartLoss
 from datainf_ray.request.job import Job, Source
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.tasks import own
@@ -61,6 +62,8 @@ class WorkerInfo:
     dtype: str
     attention: str
     verdict: Verdict
+    weights: str  # digest
+    loss: StartLoss | None
     fetched: float  # seconds until the base's files were on this machine
     seconds: float  # until the model was loaded and checked, fetching included
 

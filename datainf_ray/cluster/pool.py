@@ -71,6 +71,7 @@ class Pool:
     that are on their way already, and are taken from there; with `grows` false none can come up later that cannot come
     up now. `say` receives one line per non-fatal problem, `log` every event. `crashed` has the rows, by
     corpus, that crash their workers. Rows that are found are added to it, and `found` is called.
+    So are digests of the workers' weights, by device and dtype, to `weights`: they must be the same.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Pool:
         crashed: dict[str, list[int]] | None = None,
         found: Callable[[], None] = lambda: None,
         log: Log = forget,
+        weights: dict[str, str] | None = None,
     ) -> None:
         self.spec, self.limit, self.minimum = spec, limit, minimum
         self.say, self.found, self.log = say, found, log
@@ -106,6 +108,7 @@ class Pool:
             say,
             log,
             self.metrics,
+            {} if weights is None else weights,
         )
 
     @property

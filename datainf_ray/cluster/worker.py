@@ -54,11 +54,13 @@ from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Curvature, Fold
 from datainf_ray.influence.projection import Projector
 from datainf_ray.influence.transform import Transform
+from datainf_ray.model.check import check
 from datainf_ray.model.files import local_folder
-from datainf_ray.model.fit import largest_batch
-from datainf_ray.model.forward import base_of
+from datainf_ray.model.fit import CPU_BATCH_TOKENS, largest_batch
+from datainf_ray.model.forward import base_of, padding
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.load import load_replica
+from datainf_ray.model.sense import start_loss, weights_digest
 from datainf_ray.request.encoding import encoder_for
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
@@ -133,9 +135,7 @@ class Worker:
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
         self.tokenizer = load_tokenizer(config.model, options)
-        ids = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
-        room = spec.facts.vocabulary or 1  # a padding token that was added to the tokenizer may have no embedding
-        self.pad_id = next((i for i in ids if i is not None and i < room), 0)
+        self.pad_id = padding(self.replica.model, self.tokenizer, spec.facts.vocabulary)
         self.readers = {name: RowReader(corpus) for name, corpus in spec.corpora.items()}
         self.encoders = {
             name: encoder_for(config, name, corpus, spec.facts, self.tokenizer) for name, corpus in spec.corpora.items()
@@ -143,7 +143,9 @@ class Worker:
         sample = self._batch(spec.sample, range(len(spec.sample))).to(self.device) if spec.sample else None
         if sample is not None:
             self.replica.require_finite(sample, config.model)
-        verdict = self.replica.check(sample)
+        asked = config.cluster.batch_tokens
+        budget = (None if use_gpu else CPU_BATCH_TOKENS) if asked == "auto" else asked
+        verdict = check(self.replica, sample, budget)
         base = base_of(self.replica.model)
         return WorkerInfo(
             node=ray.get_runtime_context().get_node_id(),
@@ -152,6 +154,8 @@ class Worker:
             dtype=str(base.dtype).removeprefix("torch."),
             attention=str(getattr(base.config, "_attn_implementation", None)),
             verdict=verdict,
+            weights=weights_digest(self.replica.model),
+            loss=None if sample is None else start_loss(self.replica, sample),
             fetched=fetched,
             seconds=time.perf_counter() - began,
         )

@@ -89,6 +89,8 @@ class ModelConfig(_Part):
             raise RequestError(
                 "model.adapter", "null", "needs model.blocks", 'give a PEFT adapter; or blocks: ["*"], all of the base'
             )
+        if self.adapter is None and self.quantization is not None:
+            raise RequestError("model.quantization", self.quantization, "no weights of a quantized model are trained")
         return self
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
@@ -16,11 +19,15 @@ from datainf_ray.model.quiet import quiet
 #: Kinds of adapters without tensors of their own in the model's layers, or that need more than a row to be called.
 _REFUSED = {
     "ADAPTION_PROMPT": "its prompts are no part of a layer",
+    "BOFT": "PEFT cannot lay it out without the base's weights",
     "POLY": "it is called with a number for each row's task",
+    "SHIRA": "PEFT cannot lay it out without the base's weights",
     "XLORA": "it is a mixture of other adapters",
 }
 #: What `init_lora_weights` may say that draws the base's own weights at random, every time that it is loaded.
 _DRAWN = "pissa_niter_"
+#: What it may say that a worker alone can do: it quantizes the base.
+_UNTRIED = ("loftq",)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ def _peft_config(folder: str) -> Any:
             f"init_lora_weights is {start}, which draws another base at every load: nobody has the trained model's",
             "save it as plain LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…), as PEFT has it",
         )
+    if kind == "LORA" and isinstance(start, str) and start not in _UNTRIED:
+        _require_start(where, start)
     if getattr(config, "monteclora_config", None) is not None:
         raise RequestError(
             "model.adapter", where, "monteclora_config: its weights are drawn at random while it is trained"
@@ -85,10 +94,23 @@ def _peft_config(folder: str) -> Any:
     return config
 
 
+def _require_start(where: str, start: Any) -> None:
+    """Raises `RequestError` where PEFT cannot load LoRA that started so, on the smallest layer that there is."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from torch import nn
+
+    try:
+        with quiet():
+            config = LoraConfig(r=2, target_modules=["0"], init_lora_weights=start)
+            inject_adapter_in_model(config, nn.Sequential(nn.Linear(4, 4)))
+    except ValueError as error:
+        raise RequestError("model.adapter", where, f"init_lora_weights is {start}: {one_line(error)[:200]}") from None
+
+
 def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the adapter's tensors, from its file's header; of a pickle, from what it holds."""
     if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
-        return _pickled_shapes(folder)
+        return {key: tuple(tensor.shape) for key, tensor in read_pickled(folder, "meta").items()}
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -100,18 +122,21 @@ def _shapes(folder: str) -> dict[str, tuple[int, ...]]:
         ) from None
 
 
-def _pickled_shapes(folder: str) -> dict[str, tuple[int, ...]]:
-    import torch
+def read_pickled(folder: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The tensors of an adapter that is saved as a pickle, by name. Raises `RequestError` where it holds anything else.
 
+    Nothing in it is run: tensors are rebuilt, and torch refuses the rest.
+    """
     file = f"{folder}/{ADAPTER_PICKLE}"
+    remedy = "save it again with safe_serialization=True"
     try:
-        # weights_only: tensors are rebuilt, and anything that would run code is refused
-        state = torch.load(file, map_location="meta", weights_only=True)
-        return {str(key): tuple(tensor.shape) for key, tensor in state.items()}
-    except Exception as error:  # pickle, zip and torch have their own classes, and the file may hold anything
+        state = torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:  # torch's text is on how to run it all the same
         raise RequestError(
-            "model.adapter",
-            file,
-            f"cannot be read as plain tensors: {one_line(error)[:200]}",
-            "save it again with safe_serialization=True",
+            "model.adapter", file, "is a pickle of more than tensors, and none of it was run", remedy
         ) from None
+    except Exception as error:  # zip and torch have their own classes, and the file may hold anything
+        raise RequestError("model.adapter", file, f"cannot be read: {one_line(error)[:200]}", remedy) from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise RequestError("model.adapter", file, "is a pickle of something else than tensors by name", remedy)
+    return {str(key): tensor.detach() for key, tensor in state.items()}

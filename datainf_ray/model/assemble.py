@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,18 +18,13 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.model.adapter import Adapter, read_adapter
-from datainf_ray.model.blocks import PREFIX, choose_blocks
+from datainf_ray.model.blocks import ADAPTER_NAME, PREFIX, choose_blocks
 from datainf_ray.model.files import local_folder
 from datainf_ray.model.objective import Objective
 from datainf_ray.model.quiet import quiet
 
-ADAPTER_NAME = "default"
-_WRAPPERS = (
-    "modules_to_save",
-    "original_module",
-    "base_layer",
-    ADAPTER_NAME,
-)  # what PEFT puts into the name of a base's tensor
+#: What PEFT puts into the name of a base's tensor.
+_WRAPPERS = ("modules_to_save", "original_module", "base_layer", ADAPTER_NAME)
 #: Their starts are not looked for in the base's weights, which are not there; `mica` also says what is trained.
 _KEPT_STARTS = ("mica",)
 
@@ -42,9 +37,11 @@ class Assembly:
     config: Any  #: the base's transformers configuration
     folder: str  #: of the base, here; or its hub id
     model_class: Any  #: what loads the base
+    base_class: Any  #: what the base then is
     rows: int | None  #: to how many tokens the base's embeddings are brought; None: as they are
     model: nn.Module  #: what takes a gradient are the blocks
     base_parameters: int
+    facts: dict[str, Any] = field(default_factory=dict)  #: the task's own
 
     def load(self, **settings: Any) -> nn.Module:
         """The base with its weights, in `settings` as transformers' from_pretrained takes them.
@@ -75,9 +72,7 @@ class Assembly:
         if getattr(self.config, "quantization_config", None) is not None:
             return
         state = {key: torch.empty(shape, device="meta") for key, shape in checkpoint.items()}
-        with torch.device("meta"):
-            base = self.model_class.from_config(copy.deepcopy(self.config), trust_remote_code=True)
-        _, info = type(base).from_pretrained(
+        _, info = self.base_class.from_pretrained(
             None,
             config=copy.deepcopy(self.config),
             state_dict=state,
@@ -117,6 +112,7 @@ def assemble(model: ModelConfig, task: Objective, options: Options | None = None
     """
     adapter = read_adapter(model, options)
     config, folder = base_config(model, task.configure({} if adapter is None else adapter.shapes), weights, options)
+    facts = task.facts(model, config)  # raises where such a model is none of the task's
     first: str | None = None
     for model_class, own in _candidates(task, config):
         try:
@@ -125,7 +121,7 @@ def assemble(model: ModelConfig, task: Objective, options: Options | None = None
         except _Misfit as error:
             first = first or str(error)
             continue
-        return found
+        return replace(found, facts=facts)
     raise RequestError("model.adapter", model.adapter, f"does not fit the base {model.base}: {first}")
 
 
@@ -164,6 +160,7 @@ def _put_together(model: ModelConfig, adapter: Adapter | None, model_class: Any,
     try:
         with torch.device("meta"):
             base = model_class.from_config(copy.deepcopy(config), trust_remote_code=trusted)
+            base_class = type(base)
             rows = None if adapter is None else _rows_of(base, adapter)
             if rows is not None:
                 base.resize_token_embeddings(rows, mean_resizing=False)
@@ -177,7 +174,7 @@ def _put_together(model: ModelConfig, adapter: Adapter | None, model_class: Any,
     if adapter is not None:
         _must_fit(wrapped, adapter)
     choose_blocks(wrapped, model)
-    return Assembly(adapter, config, folder, model_class, rows, wrapped, parameters)
+    return Assembly(adapter, config, folder, model_class, base_class, rows, wrapped, parameters)
 
 
 def _wrapped(base: nn.Module, adapter: Adapter) -> nn.Module:
@@ -256,7 +253,7 @@ def _trained_tokens(config: Any) -> tuple[int, ...]:
 def _must_fit(wrapped: nn.Module, adapter: Adapter) -> None:
     """Every tensor of the adapter's file has its place and its shape in the model, and every trained one is there."""
     places = wrapped.state_dict()
-    found = _converted(wrapped, adapter, places)
+    found = _converted(wrapped, adapter)
     names: dict[int, list[str]] = {}
     for name, parameter in wrapped.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -264,8 +261,9 @@ def _must_fit(wrapped: nn.Module, adapter: Adapter) -> None:
     for same in sorted(names.values()):
         if not found.keys() & set(same):
             raise _Misfit(f"its file has no {_filed(same[0])}")
+    known = {_plain(place) for place in places}
     for name, tensor in found.items():
-        if name.replace("modules_to_save.", "") in adapter.shapes and name not in places:
+        if name not in places and _plain(name) in known:
             continue  # of a table that was saved whole and resized, PEFT has saved everything, and some of it twice
         if name not in places:
             raise _Misfit(f"the base has no place for {_filed(name)}")
@@ -274,7 +272,7 @@ def _must_fit(wrapped: nn.Module, adapter: Adapter) -> None:
             raise _Misfit(f"{_filed(name)} is {there} in the adapter and {here} in the base")
 
 
-def _converted(wrapped: nn.Module, adapter: Adapter, places: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _converted(wrapped: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """The adapter's tensors, on meta, by the names under which PEFT would load them."""
     from peft import set_peft_model_state_dict
 

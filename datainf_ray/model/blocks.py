@@ -11,7 +11,8 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
 
 PREFIX = "base_model.model."  # PEFT's, before the base's own names
-_WRAPPERS = ("default", "modules_to_save")
+ADAPTER_NAME = "default"  #: what PEFT is told to call the adapter
+_WRAPPERS = (ADAPTER_NAME, "modules_to_save")
 _KINDS = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_A", "lora_B", "modules_to_save")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datainf_ray.model.copies import Copies
 from datainf_ray.model.samplers import Call, CaptureError, Layout, reads_output
 from datainf_ray.model.sites import Site, find_sites
 
@@ -41,6 +42,7 @@ class _Watch:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.layout: Layout | None = None  # how the layer is fed its rows, once a batch has shown it
+        self.is_table = False  # it is fed s × … that holds no rows, whatever s is
         self.calls = self.arrived = 0
         self.emitted = False
         self.gradients: dict[str, Tensor] = {}  # by the tensor's name, summed over the calls so far
@@ -61,7 +63,7 @@ class _Watch:
                 fits.append("rows")
             if x.ndim == 3 and x.shape[1] == b and len(x) > 1:
                 fits.append("sequence")
-            if x.ndim == 2 and len(x) > b and len(x) % b == 0 and len(x) // b in lengths:
+            if x.ndim == 2 and not self.is_table and len(x) > b and len(x) % b == 0 and len(x) // b in lengths:
                 fits.append("flat")
         if self.layout is None and len(fits) == 1 and b > 1:
             self.layout = fits[0]
@@ -85,6 +87,7 @@ class Capture:
         self.lengths: Collection[int] = ()
         self.scale = 1.0
         self.consume: Consume | None = None
+        self._copies, self._copying = Copies(1), False
         self._turn = threading.Lock()  # where layers lie on several GPUs, each GPU's backward pass has its own thread
         self._sampling = threading.local()  # a sampler may run a layer again, of which hooks must not take note
         for watch in self._watches:
@@ -100,6 +103,7 @@ class Capture:
         device sends its own over.
         """
         self.consume, self.rows, self.scale, self.lengths = consume, rows, scale, lengths
+        self._copies = Copies(len(rows))
         try:
             yield
             for watch in self._watches:
@@ -108,6 +112,9 @@ class Capture:
             for block, gradient in self._sums.items():
                 consume(block, gradient, self.rows)
         finally:
+            if self._copying:
+                self._copies.__exit__(None, None, None)
+                self._copying = False
             self.consume = None
             self._sums = {}
             for watch in self._watches:
@@ -129,9 +136,7 @@ class Capture:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
             if not self._running():
                 return output
-            if isinstance(
-                output, tuple
-            ):  # of which one may be made of another: as views each has a gradient of its own
+            if isinstance(output, tuple):  # one may be made of another: as views each has a gradient of its own
                 output = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in output)
             self._forward(watch, inputs, keywords, output)
             return output
@@ -145,6 +150,9 @@ class Capture:
             if not out.requires_grad:
                 out.requires_grad_(True)
             returned = None if layout is None or first is None else _returned(out, first, layout, len(self.rows))
+            if self._is_single(first, out, layout):
+                self._once(watch, inputs, keywords, out, part)
+                continue
             if layout is None or returned is None:
                 # no harm where it does not reach the loss, as what DoRA takes its norms from does not
                 out.register_hook(lambda gradient: self._lost(watch, first))
@@ -156,6 +164,48 @@ class Capture:
             shown = self._kept(out, out, layout, out.device) if reads_output(watch.site.sampler) else None
             call = Call(kept, named, shown, layout, returned, part)
             out.register_hook(lambda gradient, call=call: self._in_turn(watch, call, gradient))
+
+    def _is_single(self, first: Any, out: Tensor, layout: Layout | None) -> bool:
+        """Whether a layer was called once for all of several rows: with 1 × s × …, or with s × … that holds no rows."""
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return False
+        alone = (first.ndim == 3 and len(first) == 1 < len(self.rows)) or (first.ndim == 2 and layout is None)
+        return alone and out.ndim == first.ndim and out.shape[:-1] == first.shape[:-1]
+
+    def _once(
+        self, watch: _Watch, inputs: tuple[Any, ...], keywords: dict[str, Any], out: Tensor, part: int | None
+    ) -> None:
+        """A call that the rows share: its gradients come where the model copies what came of it for every row."""
+        b, expected = len(self.rows), False
+
+        def copied(x: Any) -> Any:
+            same = isinstance(x, Tensor) and x.shape[:-1] == out.shape[:-1]
+            return x.detach().expand(b, *x.shape[-2:]) if same else x
+
+        kept, named = tuple(map(copied, inputs)), {name: copied(x) for name, x in keywords.items()}
+        call = Call(kept, named, copied(out) if reads_output(watch.site.sampler) else None, "rows", "rows", part)
+
+        if b == 1:
+            watch.calls += 1
+            out.register_hook(lambda gradient: self._in_turn(watch, call, gradient[None]))
+            return
+
+        def found() -> Callable[[Tensor], None]:
+            nonlocal expected
+            expected = True
+            watch.calls += 1
+            watch.is_table = watch.is_table or out.ndim == 2
+            return lambda gradients: self._in_turn(watch, call, gradients)
+
+        def arrived(gradient: Tensor) -> None:
+            if not expected:
+                self._lost(watch, inputs[0] if inputs else None)
+
+        out.register_hook(arrived)
+        self._copies.expect(out, found)
+        if not self._copying:  # it costs every call of torch a little, so only where there is such a layer
+            self._copies.__enter__()
+            self._copying = True
 
     def _kept(self, x: Any, like: Any, layout: Layout, device: torch.device) -> Any:
         """What a layer was fed, with its rows first where it has the rows that its first input has."""

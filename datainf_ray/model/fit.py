@@ -28,21 +28,28 @@ def search(fits: Callable[[int], bool], first: int = FIRST, most: int = MOST) ->
 def largest_batch(replica: Replica, trial: Callable[[int, int], BatchLike], longest: int, hold: int) -> int:
     """The most tokens in a batch, a power of two, that a replica's GPU has room for beside `hold` bytes.
 
+    Where not even `FIRST` tokens fit, as with large blocks, fewer, down to one row of the longest by itself.
+
     Where the model is spread over several GPUs each must have room for its part, and the first for `hold` as well.
 
     Tries the batches that `trial(tokens, length)` gives for rows of `longest` tokens. `hold` is for what lies there
     beside the model while it is used: a fold's inputs and sums. On a CPU `CPU_BATCH_TOKENS`. Raises `RequestError`
-    where not even the smallest budget fits.
+    where not even one row fits.
     """
     if replica.device.type != "cuda":
         return CPU_BATCH_TOKENS
     found = search(lambda budget: _fits(replica, trial(budget, longest), hold))
+    fewer = FIRST // 2
+    while found is None and 2 * fewer > longest:
+        found = fewer if _fits(replica, trial(max(fewer, longest), longest), hold) else None
+        fewer //= 2
     if found is None:
         raise RequestError(
             "cluster.batch_tokens",
             "auto",
-            f"not even {FIRST} tokens fit on {replica.device_name} beside the model and {hold / 2**30:.1f} GiB of sums",
-            "give fewer tokens, or use a larger GPU",
+            f"not even one row of {longest:,} tokens fits on {replica.device_name}, "
+            f"beside the model and {hold / 2**30:.1f} GiB of sums",
+            "use a larger GPU, or attribute fewer blocks (model.blocks)",
         )
     return found
 

@@ -66,3 +66,15 @@ def token_arguments(model: nn.Module, values: Values, masked: bool = True) -> di
         if "position_ids" in values and "position_ids" in takes:
             given["position_ids"] = values["position_ids"]
     return given
+
+
+def padding(model: nn.Module, tokenizer: Any, vocabulary: int) -> int:
+    """The token that rows of a batch are padded with: the model's own, by which some find where a row ends.
+
+    Where it has none, the tokenizer's; one that was added to a tokenizer may be beyond the `vocabulary`.
+    """
+    config = getattr(base_of(model), "config", None)
+    text: Any = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+    ids = [getattr(text, "pad_token_id", None)]
+    ids += [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+    return next((i for i in ids if isinstance(i, int) and 0 <= i < (vocabulary or 1)), 0)

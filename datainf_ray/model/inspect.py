@@ -5,17 +5,20 @@ The driver builds both on the meta device, so that a mistake is found in seconds
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
+from datainf_ray.common.words import printable
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
+from datainf_ray.model.adapter import Adapter
 from datainf_ray.model.assemble import UnusableBaseError, assemble
 from datainf_ray.model.blocks import kind_of, name_blocks
-from datainf_ray.model.files import adapter_folder, local_folder
+from datainf_ray.model.files import ADAPTER_PICKLE, adapter_folder, local_folder
 from datainf_ray.model.limits import is_rotary, longest_row
 from datainf_ray.model.objective import Objective
 from datainf_ray.model.quiet import quiet
@@ -36,6 +39,7 @@ class ModelFacts:
     vocabulary: int = 0
     rotary: bool = False  # its positions are rotary: rows may be longer than max_length
     token_types: int | None = None  # None where the model does not say
+    notes: tuple[str, ...] = ()  # what a user should know of base and adapter
 
     @property
     def parameters(self) -> int:
@@ -57,21 +61,35 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
                 found.require_complete(checkpoint)
         except UnusableBaseError as error:
             raise RequestError("model.base", model.base, str(error)) from None
-    own = task.facts(model, found.config)
-    if found.adapter is not None and not found.adapter.pickled:
+    if found.adapter is not None:
         require_sound_adapter(model, found.adapter.folder)
     blocks = tuple(Block(n, kind_of(found.model, p), tuple(p.shape)) for n, p in name_blocks(found.model).items())
     text = found.config.get_text_config()
     return ModelFacts(
         blocks=blocks,
         base_parameters=found.base_parameters,
-        task=own,
+        task=found.facts,
         max_length=longest_row(text, found.model),
         hidden_size=getattr(text, "hidden_size", 0) or 0,
         vocabulary=found.rows or getattr(text, "vocab_size", 0) or 0,
         rotary=is_rotary(text),
         token_types=getattr(text, "type_vocab_size", None) or None,
+        notes=() if found.adapter is None else tuple(_notes(model, found.adapter)),
     )
+
+
+def _notes(model: ModelConfig, adapter: Adapter) -> Iterator[str]:
+    trained_on = getattr(adapter.config, "base_model_name_or_path", None)
+    if trained_on and _last(trained_on) != _last(model.base):
+        name = printable(str(trained_on))
+        yield f"adapter_config.json says that it was trained on {name}, and model.base has another name"
+    if adapter.pickled:
+        yield f"{ADAPTER_PICKLE} is a pickle: only tensors were read from it, and nothing was run"
+
+
+def _last(place: str) -> str:
+    """The last part of a path or of a hub id."""
+    return place.rstrip("/").rpartition("/")[2].lower()
 
 
 def load_tokenizer(model: ModelConfig, options: Options | None = None) -> Any:

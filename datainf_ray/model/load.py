@@ -14,8 +14,8 @@ from datainf_ray.common.storage import Options
 from datainf_ray.common.words import counted
 from datainf_ray.config import ModelConfig
 from datainf_ray.model.adapter import Adapter
-from datainf_ray.model.assemble import ADAPTER_NAME, Assembly, UnusableBaseError, assemble
-from datainf_ray.model.blocks import choose_blocks
+from datainf_ray.model.assemble import Assembly, UnusableBaseError, assemble
+from datainf_ray.model.blocks import ADAPTER_NAME, choose_blocks
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.objective import Objective, Reduction
 from datainf_ray.model.quiet import quiet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -10,17 +10,19 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from datainf_ray.common.errors import RequestError, RunFailedError, one_line
-from datainf_ray.common.words import escaped
+from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.block import Block
 from datainf_ray.model.alike import alike_by, forget_lengths, growing
 from datainf_ray.model.blocks import kind_of, name_blocks
 from datainf_ray.model.capture import Capture, Consume, unsupported
-from datainf_ray.model.compare import Taken, difference, in_double, is_doubtful, rounding
-from datainf_ray.model.faults import is_of_rows, told
+from datainf_ray.model.faults import is_of_rows
 from datainf_ray.model.forward import bare_rows, base_of
+from datainf_ray.model.mapped import mapped
 from datainf_ray.model.objective import Objective, Reduction, Values
+
+#: Of gradients: see `capture`, `mapped`, and `Replica.alone`.
+Path = Literal["hooks", "vmap", "one by one"]
 
 
 class BatchLike(Protocol):
@@ -51,7 +53,7 @@ class BatchLike(Protocol):
 class Verdict:
     """How a replica takes its losses and gradients, and how that compares with plain autograd on single rows."""
 
-    path: Literal["hooks", "one by one"]
+    path: Path
     cosine: float | None  # the smallest over blocks, between a row's gradient in a batch and alone; None: not measured
     reason: str | None  # why not by hooks
     loss: Literal["chunked", "whole"]
@@ -62,7 +64,7 @@ class Verdict:
 class Replica:
     """A model in eval mode whose adapter's tensors are the blocks.
 
-    `blocks` are in the order of the model's parameters; `path` is "hooks" or "one by one" (see `capture`), and `loss`
+    `blocks` are in the order of the model's parameters; `path` is "hooks", "vmap" or "one by one", and `loss`
     "chunked" or "whole" (see `shortcut`). Both are the quick way unless `reason` or `shortcut.whole` says why not, or
     the task knows no shortcut. A reason is given when the replica is made and may be by `check`; assign one to take the
     plain way on purpose. `alike` says which rows may share a batch, and `lengths_reason` why only those of the same
@@ -90,14 +92,17 @@ class Replica:
         config = getattr(base_of(model), "config", None)
         self.alike = alike_by(config)
         self.lengths_reason: str | None = None
+        self.maps = False  # where `reason` says why not by hooks: whether by vmap, for rows of the same length
         self._growing = growing(model)
         self.shortcut = None if task.shortcut is None else task.shortcut(model, self.parameters, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
     @property
-    def path(self) -> Literal["hooks", "one by one"]:
-        return "hooks" if self.reason is None else "one by one"
+    def path(self) -> Path:
+        if self.reason is None:
+            return "hooks"
+        return "vmap" if self.maps else "one by one"
 
     @property
     def device_name(self) -> str:
@@ -130,15 +135,15 @@ class Replica:
     def gradients(self, batch: BatchLike, consume: Consume, one_by_one: bool = False) -> Tensor:
         """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients, all on `device`.
 
-        By hooks a block comes once, with all b rows, or once for each part of the batch whose rows may be together; one
-        by one, as may be asked for, it comes for every row by itself. A block that a row's loss does not depend on may
-        not come at all: its gradient is zero.
+        By hooks or vmap a block comes once, with all b rows, or once for each part of the batch whose rows may be
+        together; one by one, as may be asked for, it comes for every row by itself. A block that a row's loss does not
+        depend on may not come at all: its gradient is zero.
         """
-        if one_by_one or self._capture is None or self.reason is not None:
-            return torch.stack([self._alone(batch.one(i), i, consume) for i in range(len(batch))])
+        if one_by_one or self.path == "one by one":
+            return torch.stack([self.alone(batch.one(i), i, consume) for i in range(len(batch))])
         groups = self.alike.groups(batch.lengths)
         if len(groups) == 1:
-            return self._together(self._capture, batch, consume)
+            return self._together(batch, consume)
         losses: dict[int, Tensor] = {}
         for group in groups:
             places = torch.tensor(group, device=self.device)
@@ -146,20 +151,32 @@ class Replica:
             def placed(block: str, gradients: Tensor, rows: Tensor, places: Tensor = places) -> None:
                 consume(block, gradients, places[rows])
 
-            losses |= zip(group, self._together(self._capture, batch.pick(group), placed), strict=True)
+            losses |= zip(group, self._together(batch.pick(group), placed), strict=True)
         return torch.stack([losses[i] for i in range(len(batch))])
 
-    def _together(self, capture: Capture, batch: BatchLike, consume: Consume) -> Tensor:
-        """The gradients of all rows of a batch, by hooks."""
+    def _together(self, batch: BatchLike, consume: Consume) -> Tensor:
+        """The gradients of all rows of a batch, which may be together."""
+        if self.path == "vmap":
+            return self._mapped(batch, consume)
+        assert self._capture is not None
         lengths = {x.shape[1] for x in batch.values.values() if x.ndim > 1}
         rows = torch.arange(len(batch), device=self.device)
         unpadded = bare_rows() if self.alike.equal else nullcontext()
-        with capture.into(consume, rows, self.scale, lengths), unpadded:
+        with self._capture.into(consume, rows, self.scale, lengths), unpadded:
             losses = self.losses(batch)
             (losses.sum() * self.scale).backward()
         return losses.detach()
 
-    def _alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
+    def _mapped(self, batch: BatchLike, consume: Consume) -> Tensor:
+        """The gradients of rows of the same length, by `mapped`."""
+        forget_lengths(self._growing)
+        task, rows = self.task, torch.arange(len(batch), device=self.device)
+        losses, found = mapped(self.model, self.parameters, task.losses, batch.values, self.reduction, self.scale)
+        for name, gradient in found.items():
+            consume(name, gradient.to(wide(gradient)).flatten(1).to(self.device), rows)
+        return losses.to(self.device, wide(losses))
+
+    def alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
         """One bare example, by autograd on the blocks themselves: right for any layer, and slow."""
         blocks = list(self.parameters.items())
         for _, parameter in blocks:
@@ -174,7 +191,7 @@ class Replica:
         rows = torch.tensor([position], device=self.device)
         for (name, _), gradient in zip(blocks, gradients, strict=True):
             if gradient is not None:
-                consume(name, gradient.to(_wide(gradient)).reshape(1, -1).to(self.device) / self.scale, rows)
+                consume(name, gradient.to(wide(gradient)).reshape(1, -1).to(self.device) / self.scale, rows)
         return loss.detach()
 
     def require_finite(self, batch: BatchLike, model: ModelConfig) -> None:
@@ -200,144 +217,45 @@ class Replica:
                 raise
             return False
 
-    def check(self, batch: BatchLike | None) -> Verdict:
-        """Compare the losses and gradients of a batch with plain autograd on each of its rows, bare and alone.
-
-        Where they differ by more than rounding, the replica goes down a ladder until they agree: no shortcut to the
-        losses (whole logits, with a mask); rows of the same length together; both; one row at a time. It stays there
-        and says why. Rows of the same length are tried where the batch has two such. A row that cannot be computed
-        alone, or for which the device has no room, is left out. Without a batch nothing is compared, and the verdict is
-        what was found when the replica was made. Raises `RunFailedError` where no row can be computed.
-        """
-        quick = self.shortcut is not None and (self.shortcut.whole is None or self.shortcut.unmasked)
-        if batch is None or (self.path == "one by one" and not quick):
-            return self._verdict(None)
-        start = self._state()
-        while True:
-            try:
-                return self._checked(batch)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-            self._go(start)
-            by_length = sorted(range(len(batch)), key=[sum(each) for each in batch.lengths].__getitem__)
-            batch = batch.pick(sorted(by_length[:-1]))
-
-    def _checked(self, batch: BatchLike) -> Verdict:
-        batch, exact = self._exact(batch)
-        cosine, first = self._compare(batch, exact)
-        wrong = first
-        for state in () if first is None else self._ladder(batch, first):
-            self._go(state)
-            cosine, wrong = self._compare(batch, exact)
-            if wrong is None:
-                break
-        if wrong is not None:
-            self._plainly(wrong)
-        return self._verdict(cosine)
-
-    def _exact(self, batch: BatchLike) -> tuple[BatchLike, Taken]:
-        """The rows that can be computed alone, and their losses and gradients by plain autograd."""
-        losses: list[Tensor] = []
-        found: dict[str, list[Tensor]] = {block.name: [] for block in self.blocks}
-        fine: list[int] = []
-        reason = ""
-        for i in range(len(batch)):
-            row = {n: torch.zeros(1, p.numel(), device=self.device, dtype=_wide(p)) for n, p in self.parameters.items()}
-            try:
-                losses.append(self._alone(batch.one(i), 0, _put_into(row), plain=True))
-            except Exception as error:
-                if not is_of_rows(error):
-                    raise
-                reason = reason or f"{escaped(batch.ids[i], 60)}: {told(error)[:300]}"
-                continue
-            fine.append(i)
-            for name, gradient in row.items():
-                found[name].append(gradient)
-        if not fine:
-            raise RunFailedError(f"the model cannot compute any of {len(batch)} rows; the first is {reason}")
-        gradients = {name: torch.cat(rows) for name, rows in found.items()}
-        return batch.pick(fine), Taken(torch.stack(losses), gradients, frozenset(gradients))
-
-    def _ladder(self, batch: BatchLike, wrong: str) -> Iterator[_State]:
-        """The ways down from where the replica is, each slower than the one before, because of what was `wrong`."""
-        here = self._state()
-        plain = replace(here, whole=here.whole or wrong, unmasked=False)
-        steps = [here] if plain == here or self.shortcut is None else [here, plain]
-        yield from steps[1:]
-        if self.path == "one by one":
-            return
-        lengths = [tuple(each) for each in batch.lengths]
-        if 1 < len(set(lengths)) < len(lengths):
-            yield from (replace(step, lengths_reason=wrong) for step in steps)
-        yield from (replace(step, reason=wrong) for step in steps)
-
-    def _state(self) -> _State:
+    @property
+    def way(self) -> Way:
+        """How losses and gradients are taken now; set to another to go that way."""
         way = self.shortcut
         whole, unmasked = (None, False) if way is None else (way.whole, way.unmasked)
-        return _State(self.reason, self.lengths_reason, whole, unmasked)
+        return Way(self.reason, self.lengths_reason, whole, unmasked, self.maps)
 
-    def _go(self, state: _State) -> None:
-        self.reason, self.lengths_reason = state.reason, state.lengths_reason
+    @way.setter
+    def way(self, state: Way) -> None:
+        self.reason, self.lengths_reason, self.maps = state.reason, state.lengths_reason, state.maps
         self.alike = replace(self.alike, equal=state.lengths_reason is not None)
         if self.shortcut is not None:
             self.shortcut.whole, self.shortcut.unmasked = state.whole, state.unmasked
 
-    def _plainly(self, reason: str) -> None:
+    def plainly(self, reason: str) -> None:
         """From now on the model's own forward pass, with all of its logits and a mask."""
         if self.shortcut is not None:
             self.shortcut.whole, self.shortcut.unmasked = self.shortcut.whole or reason, False
 
-    def _verdict(self, cosine: float | None) -> Verdict:
+    def verdict(self, cosine: float | None) -> Verdict:
         whole = None if self.shortcut is None else self.shortcut.whole
         return Verdict(self.path, cosine, self.reason, self.loss, whole, self.lengths_reason)
 
-    def _compare(self, batch: BatchLike, exact: Taken) -> tuple[float | None, str | None]:
-        """The smallest cosine to the exact gradients, and what differs by more than rounding."""
-        bounds = rounding(self.model, self.device)
-        try:
-            got = self._taken(batch, exact)
-        except Exception as error:  # each of the rows can be computed alone
-            if not is_of_rows(error):
-                raise
-            return None, one_line(error)
-        cosine, wrong = difference(got, exact, bounds)
-        if wrong is None or not is_doubtful(self.model, got, exact, bounds):
-            return cosine, wrong
-        with in_double(self.model) as can:
-            try:
-                there, right = self._exact(batch) if can else (batch, exact)
-                return cosine, difference(self._taken(there, right), right, bounds)[1] if can else None
-            except (RuntimeError, ValueError, TypeError):  # what kernels that have no float64 raise
-                return cosine, None
-
-    def _taken(self, batch: BatchLike, like: Taken) -> Taken:
-        """Losses and gradients of a batch, the way that the replica goes."""
-        gradients = {name: torch.zeros_like(right) for name, right in like.gradients.items()}
-        came: set[str] = set()
-        put = _put_into(gradients)
-
-        def consume(block: str, found: Tensor, rows: Tensor) -> None:
-            came.add(block)
-            put(block, found, rows)
-
-        return Taken(self.gradients(batch, consume), gradients, frozenset(came))
-
 
 @dataclass(frozen=True)
-class _State:
+class Way:
     """The way that a replica goes: see `Replica`."""
 
     reason: str | None
     lengths_reason: str | None
     whole: str | None
     unmasked: bool
+    maps: bool = False
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
+def wide(tensor: Tensor) -> torch.dtype:
     """The tensor's own dtype, or float32 where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _put_into(table: dict[str, Tensor]) -> Consume:
+def put_into(table: dict[str, Tensor]) -> Consume:
     return lambda block, gradients, rows: table[block].index_copy_(0, rows, gradients.to(table[block].dtype))

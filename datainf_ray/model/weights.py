@@ -21,6 +21,7 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options, persistently, reason
 from datainf_ray.common.words import counted
 from datainf_ray.config import ModelConfig
+from datainf_ray.model.adapter import read_pickled
 from datainf_ray.model.files import ADAPTER_WEIGHTS, is_remote, listing, local_folder
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # in the order in which transformers looks
@@ -98,6 +99,11 @@ def require_sound_base(model: ModelConfig, options: Options | None = None) -> di
 def require_sound_adapter(model: ModelConfig, folder: str) -> None:
     """Raises `RequestError` naming model.adapter where its weights are truncated or not finite."""
     file = Path(folder) / ADAPTER_WEIGHTS
+    if not file.is_file():
+        for name, values in read_pickled(folder).items():
+            bad = int(values.numel() - values.isfinite().sum())
+            _must_be_finite(model, name, bad, values.numel())
+        return
     read = functools.partial(_read_local, file)
     size = file.stat().st_size
     try:
@@ -107,13 +113,17 @@ def require_sound_adapter(model: ModelConfig, folder: str) -> None:
     most = size if size <= _ADAPTER_BYTES else _ADAPTER_BYTES // max(len(tensors), 1)
     for name, tensor in tensors.items():
         bad, looked = _not_finite(tensor, read, most)
-        if bad:
-            raise RequestError(
-                "model.adapter",
-                model.adapter,
-                f"{name} has {counted(bad, 'value')} of {looked:,} that {'is' if bad == 1 else 'are'} not finite",
-                "take a checkpoint from before the training went wrong",
-            )
+        _must_be_finite(model, name, bad, looked)
+
+
+def _must_be_finite(model: ModelConfig, name: str, bad: int, looked: int) -> None:
+    if bad:
+        raise RequestError(
+            "model.adapter",
+            model.adapter,
+            f"{name} has {counted(bad, 'value')} of {looked:,} that {'is' if bad == 1 else 'are'} not finite",
+            "take a checkpoint from before the training went wrong",
+        )
 
 
 def read_header(read: Read, size: int) -> dict[str, Tensor]:

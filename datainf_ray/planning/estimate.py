@@ -13,8 +13,11 @@ _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def mean_tokens(job: Job, corpus: str = "train") -> float:
-    """Tokens in a row, the mean over the rows that were looked at, at least 1; rows that cannot be used have none."""
-    examples = job.examples[corpus]
+    """Tokens in a row, the mean over the rows that were looked at, at least 1; rows that cannot be used have none.
+
+    Where an index has the training rows' gradients the queries alone pass through the model, and are looked at.
+    """
+    examples = job.examples.get(corpus, job.examples["queries"])
     return max(sum(e.tokens for e in examples if e.status == OK) / max(len(examples), 1), 1.0)
 
 
@@ -68,11 +71,15 @@ def half_precision(job: Job, on_gpu: bool) -> bool:
     return job.config.model.dtype in ("bfloat16", "float16") or (on_gpu and job.config.model.dtype == "auto")
 
 
+def row_gradient_bytes(job: Job) -> int:
+    """A row's gradients in the largest block: the product, what the fold makes of it, and a copy where it is kept."""
+    return 3 * 4 * max(block.size for block in job.facts.blocks)
+
+
 def activation_bytes(job: Job, batch_tokens: int, on_gpu: bool) -> int:
     """Peak memory of a batch's forward and backward pass beyond the weights: activations, logits, gradients."""
     facts, tokens = job.facts, max(batch_tokens, mean_tokens(job))
     used = tokens * token_bytes(facts, half_precision(job, on_gpu))
     used += job.task.cost(tokens, facts.vocabulary, on_gpu)
-    # a block's gradients: the product, what the fold makes of it, and a copy where they are kept
-    used += 3 * 4 * tokens / mean_tokens(job) * max(block.size for block in facts.blocks)
+    used += tokens / mean_tokens(job) * row_gradient_bytes(job)
     return int((GPU_GAPS if on_gpu else CPU_GAPS) * used)

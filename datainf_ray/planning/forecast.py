@@ -24,6 +24,7 @@ from datainf_ray.planning.estimate import (
     text_bytes,
     weight_bytes,
 )
+from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.guess import guess_room
 from datainf_ray.planning.overhead import overhead_seconds
 from datainf_ray.planning.room import Room
@@ -73,6 +74,9 @@ class Plan(BaseModel):
     parameters: int = Field(description="trainable, in all blocks")
     left_out: list[str] = Field(description="blocks that are likely to have no gradient but rounding")
     base_parameters: int
+    adapter: str | None = Field(description="null: the base was trained itself")
+    chosen: bool = Field(description="model.blocks says which blocks count")
+    notes: tuple[str, ...] = Field(description="what is to be known of base and adapter")
     half_precision: str | None = Field(description="the 16 bits that the base computes in; null: it has more")
     chunks: int
     chunk_rows: int
@@ -99,6 +103,7 @@ class Plan(BaseModel):
     flops: float = Field(description="floating-point operations of all sweeps")
     seconds: float
     assumption: str = Field(description="what the seconds rest on, and the memory where a cluster was not asked")
+    problem: str | None = Field(description="why such a run fits in no way, and what would; null where it may fit")
     output: str
 
 
@@ -159,6 +164,9 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         parameters=facts.parameters,
         left_out=_key_biases(job),
         base_parameters=facts.base_parameters,
+        adapter=config.model.adapter,
+        chosen=config.model.blocks is not None,
+        notes=facts.notes,
         half_precision=_half(job, room),
         chunks=chunks,
         chunk_rows=sizes.chunk_rows,
@@ -191,6 +199,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         flops=flops,
         seconds=seconds,
         assumption=f"{counted(workers, 'worker')} at {said}{assumed}",
+        problem=too_large(job, room),
         output=job.directory.url,
     )
 
@@ -326,9 +335,11 @@ def render(expected: Plan) -> str:
         "rows": f"{p.rows:,}, about {p.tokens:,} tokens, in {chunks}",
         "queries": groups,
         "rows seen": "; ".join(filter(None, (describe(seen, name) for name, seen in p.looked.items()))),
-        "model": f"{p.base_parameters:,} parameters, of which none gets a gradient",
+        "model": f"{p.base_parameters:,} parameters" + (", of which none gets a gradient" if p.adapter else ""),
         "precision": "" if p.half_precision is None else tell_half_precision(p.half_precision),
-        "adapter": f"{p.blocks:,} blocks with {p.parameters:,} parameters, all attributed{_but(p)}",
+        "adapter" if p.adapter else "blocks": f"{p.blocks:,} blocks with {p.parameters:,} parameters, "
+        f"{'as model.blocks says' if p.chosen else 'all attributed'}{_but(p)}",
+        "note": "; ".join(p.notes),
         "sweeps": f"{'perhaps ' if p.sweeps_guessed else ''}{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",
         "gradients": p.gradients_why.removeprefix("gradients "),
@@ -341,6 +352,7 @@ def render(expected: Plan) -> str:
         "index": f"{byte_size(p.index_bytes)}" if p.index_bytes else "",
         "work": f"{p.flops:.2g} floating-point operations",
         "time": f"about {estimate(p.seconds)}: {p.assumption}",
+        "cannot run": p.problem or "",
     }
     wrapped = textwrap.TextWrapper(100, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
     told = [wrapped.fill(f"{name:<13} {text}") for name, text in lines.items() if text]

@@ -17,13 +17,15 @@ from typing import Literal
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import byte_size
 from datainf_ray.influence.datainf import NODES
-from datainf_ray.model.fit import CPU_BATCH_TOKENS, FIRST, MOST
+from datainf_ray.model.fit import CPU_BATCH_TOKENS, MOST
 from datainf_ray.model.spread import HELD
 from datainf_ray.planning.estimate import (
     GPU_GAPS,
+    activation_bytes,
     half_precision,
     index_row_bytes,
     mean_tokens,
+    row_gradient_bytes,
     score_bytes,
     token_bytes,
     weight_bytes,
@@ -170,17 +172,25 @@ def held_bytes(job: Job, device_bytes: int | None = None) -> int:
 
 
 def expected_batch_tokens(job: Job, room: Room) -> int:
-    """`cluster.batch_tokens`, or what `auto` will come to: a constant on a CPU; on a GPU, by estimate, what fits."""
+    """`cluster.batch_tokens`, or what `auto` will come to: on a GPU, by estimate, what fits.
+
+    On a CPU a constant; half of it, and so on, where a batch would leave no room: large blocks have large gradients.
+    """
     given = job.config.cluster.batch_tokens
     if given != "auto":
         return given
     if room.device_bytes is None:
-        return CPU_BATCH_TOKENS
+        left = room.worker_bytes - weight_bytes(job, on_gpu=False)
+        tokens = CPU_BATCH_TOKENS
+        while left > 0 and tokens > mean_tokens(job) and activation_bytes(job, tokens, on_gpu=False) > left:
+            tokens //= 2
+        return tokens
     # several GPUs are filled alike, with weights and with what the weights' forward pass leaves
     memory = room.device_bytes * max(room.gpus_per_worker, 1)
     free = 0.9 * memory - weight_bytes(job, on_gpu=True) - held_bytes(job, room.device_bytes)
-    tokens = free / (GPU_GAPS * token_bytes(job.facts, half_precision(job, on_gpu=True)))
-    return max(FIRST, min(2 ** int(math.log2(max(tokens, 1))), MOST))
+    each = token_bytes(job.facts, half_precision(job, on_gpu=True)) + row_gradient_bytes(job) / mean_tokens(job)
+    fit = free / (GPU_GAPS * each)
+    return int(min(2 ** int(math.log2(max(fit, mean_tokens(job)))), MOST))
 
 
 def flops_per_second(job: Job, gpus: int) -> float:

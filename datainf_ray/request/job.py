@@ -26,6 +26,7 @@ from datainf_ray.influence.register import NAMES, method_named
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.model.limits import Trace, traces
+from datainf_ray.model.sense import StartLoss, chance
 from datainf_ray.request.cuts import hints
 from datainf_ray.request.encoding import first_rows, rows_of
 from datainf_ray.request.groups import query_groups
@@ -216,6 +217,11 @@ def rows_to_compare(examples: Sequence[Example]) -> tuple[Example, ...]:
     twins = next((k for k in range(last) if usable[k].lengths == usable[k + 1].lengths), None)
     chosen = {0, last} | (set() if twins is None else {twins, twins + 1})
     return tuple(usable[k] for k in sorted(chosen) if 0 <= k <= last)
+
+
+def doubt_of(job: Job, loss: StartLoss | None) -> str | None:
+    """What the loss at the start says against the adapter's belonging to base and rows; None where nothing."""
+    return None if loss is None else loss.doubt(chance(job.facts.vocabulary, job.facts.task.get("num_labels")))
 
 
 def prepare(config: RunConfig, writable: bool = True) -> Job:

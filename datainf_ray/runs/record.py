@@ -51,12 +51,20 @@ class Trainable(_Part):
 class Capture(_Part):
     """How losses and gradients were taken, and how they compare with plain autograd on single rows."""
 
-    path: Literal["hooks", "one by one"]
+    path: Literal["hooks", "vmap", "one by one"]
     cosine: float | None = None
     reason: str | None = None
     loss: Literal["chunked", "whole"]
     loss_reason: str | None = None
     lengths_reason: str | None = None  #: why only rows of the same length shared a batch
+
+
+class StartLoss(_Part):
+    """The mean loss of a few rows before the first sweep."""
+
+    rows: int
+    adapter: float  #: of base and adapter
+    base: float  #: of the base alone
 
 
 class Portions(_Part):
@@ -158,6 +166,8 @@ class RunRecord(_Part):
     dtype: str | None = None
     attention: str | None = None
     capture: Capture | None = None
+    weights: dict[str, str] = Field(default_factory=dict)  #: digests of the workers' models, by device and dtype
+    start_loss: StartLoss | None = None
     sizes: Portions | None = None
     sweeps: list[SweepRecord] = Field(default_factory=list)
     crashed: dict[str, list[int]] = Field(default_factory=dict)  #: by corpus, rows that ended every worker

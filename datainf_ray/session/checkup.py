@@ -20,8 +20,9 @@ from datainf_ray.common.storage import AT_FIRST, patience
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
+from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.forecast import forecast
-from datainf_ray.request.job import Job, prepare
+from datainf_ray.request.job import Job, doubt_of, prepare
 from datainf_ray.request.sampled import describe
 from datainf_ray.request.understand import begun
 
@@ -83,7 +84,9 @@ class _Checks(ExitStack):
             f"{job.rows:,} training rows, {counted(job.queries, 'query', 'queries')}; the adapter "
             f"fits its base: {len(job.facts.blocks)} blocks with {job.facts.parameters:,} parameters"
         )
-        return "; ".join(filter(None, (said, *(describe(seen, name) for name, seen in job.looked.items()))))
+        return "; ".join(
+            filter(None, (said, *job.facts.notes, *(describe(seen, name) for name, seen in job.looked.items())))
+        )
 
     def output(self) -> str:
         with patience(AT_FIRST):
@@ -96,6 +99,8 @@ class _Checks(ExitStack):
         self._say("joining the cluster, or starting one here")
         self.cluster = self.enter_context(connected(config.cluster, config.output))
         room = self.cluster.room
+        if not room.gpus_per_worker and (problem := too_large(self.job, room)) is not None:
+            raise RequestError("model", None, f"cannot run: {problem}")
         where = "a local one, started here" if self.cluster.local else "the cluster"
         workers = counted(room.workers, "worker")
         return f"{where}: {describe_nodes()}; up to {workers} of {wants(config.cluster, room.gpus_per_worker)}"
@@ -113,11 +118,17 @@ class _Checks(ExitStack):
         self.pool.first("device_bytes")
         info = self.pool.infos[0]
         verdict = info.verdict
-        how = "for whole batches" if verdict.path == "hooks" else f"one row at a time, which is slow: {verdict.reason}"
+        how = {
+            "hooks": "for whole batches",
+            "vmap": f"by vmap, for rows of the same length together: {verdict.reason}",
+            "one by one": f"one row at a time, which is slow: {verdict.reason}",
+        }[verdict.path]
         if verdict.lengths_reason and not verdict.reason:
             how = f"for rows of the same length together: {verdict.lengths_reason}"
         if verdict.cosine is not None:
             how += f", cosine {verdict.cosine:.6f} to autograd's on real rows"
+        if (doubt := doubt_of(self.job, info.loss)) is not None:
+            how += f"; {doubt}"
         return (
             f"up in {time.perf_counter() - began:.1f} s on {info.host} ({info.device}, {info.dtype}): model fetched in "
             f"{info.fetched:.1f} s, loaded and checked in {info.seconds - info.fetched:.1f} s; gradients {how}"

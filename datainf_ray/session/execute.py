@@ -30,7 +30,10 @@ from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
 
 #: What a run that is taken up again keeps of what run.json had.
-_CARRIED = ("fingerprint", "sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture")
+_CARRIED = (
+    "fingerprint", "sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture", "weights",
+    "start_loss",
+)  # fmt: skip
 
 
 def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
@@ -78,8 +81,11 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         write_record(lease, record)
         watcher.say(
             f"{counted(job.rows, 'row')}, {counted(job.queries, 'query', 'queries')}, "
-            f"{len(job.facts.blocks)} blocks with all {job.facts.parameters:,} trainable parameters"
+            f"{len(job.facts.blocks)} blocks with {'all ' if job.config.model.blocks is None else ''}"
+            f"{job.facts.parameters:,} trainable parameters"
         )
+        for note in job.facts.notes:
+            watcher.say(note)
         try:
             witness = Witness(job.directory, lease.owner)
             with witness, connected(job.config.cluster, job.config.output, ahead, guard) as cluster:

@@ -21,30 +21,32 @@ from datainf_ray.cluster.pool import Pool
 from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.states import Shards
 from datainf_ray.cluster.sweep import ClusterSweeps
-from datainf_ray.common.errors import DamagedError, RunFailedError
+from datainf_ray.common.errors import DamagedError, RequestError, RunFailedError
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.sample import sample_chunks
 from datainf_ray.influence.folds import GradientSums, Statistics
 from datainf_ray.influence.method import Over
 from datainf_ray.influence.projection import projected
 from datainf_ray.influence.queries import mean_of_group
-from datainf_ray.model.fit import CPU_BATCH_TOKENS
 from datainf_ray.model.replica import Verdict
+from datainf_ray.planning.fits import too_large
+from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
     FEWEST_ROWS,
     Sizes,
     choose_query_rows,
     choose_sizes,
     equal_rows,
+    expected_batch_tokens,
     held_bytes,
 )
-from datainf_ray.request.job import Job
+from datainf_ray.request.job import Job, doubt_of
 from datainf_ray.runs.checkpoints import CHECKPOINTS, forget_scores
 from datainf_ray.runs.checksums import Stored, read_checked_table, stored, table_file
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.parts import CHUNKS, names_of
-from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord
+from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord, StartLoss
 from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
 from datainf_ray.runs.top import top_table
 from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table
@@ -88,8 +90,11 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
         crashed=record.crashed,
         found=attempt.keep,
         log=attempt.journal.log,
+        weights=record.weights,
     )
     with closing(pool):
+        if not cluster.room.gpus_per_worker:
+            _must_fit(job, cluster.room)
         pool.start(job.rows)
         sizes = _sizes(job, cluster, pool, record)
         if job.written_index is not None:
@@ -140,7 +145,10 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
         info = pool.infos[0]
         record.device, record.dtype, record.attention = info.device, info.dtype, info.attention
         record.capture = Capture(**asdict(info.verdict))
+        record.start_loss = None if info.loss is None else StartLoss(**asdict(info.loss))
         _tell(info.verdict, attempt.watcher)
+        if (doubt := doubt_of(job, info.loss)) is not None:
+            attempt.watcher.say(doubt)
     assert record.counts is not None
     record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.records[-1].tokens
     record.counts.rows_cut = sweeps.cut
@@ -174,11 +182,20 @@ def _written(job: Job, tables: dict[str, pa.Table]) -> dict[str, Stored]:
 def _tell(verdict: Verdict, watcher: Watcher) -> None:
     """What the user should know of how gradients were taken."""
     if verdict.reason:
-        watcher.say(f"gradients were taken one example at a time, which is slow: {verdict.reason}")
+        how = (
+            "by vmap, for rows of the same length" if verdict.path == "vmap" else "one example at a time, which is slow"
+        )
+        watcher.say(f"gradients were taken {how}: {verdict.reason}")
     if verdict.lengths_reason and not verdict.reason:
         watcher.say(f"only rows of the same length shared a batch: {verdict.lengths_reason}")
     if verdict.loss_reason is not None:
         watcher.say(f"logits were formed for whole batches, which takes memory: {verdict.loss_reason}")
+
+
+def _must_fit(job: Job, room: Room) -> None:
+    """Raises `RequestError` where the run would end for want of memory, however it is cut into portions."""
+    if (problem := too_large(job, room)) is not None:
+        raise RequestError("model", None, f"cannot run: {problem}")
 
 
 def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, record: RunRecord) -> Sizes:
@@ -187,10 +204,11 @@ def _sizes(job: Job, cluster: ClusterFacts, pool: Pool, record: RunRecord) -> Si
     asked = job.config.cluster.batch_tokens if earlier is None else earlier.batch_tokens
     if room.gpus_per_worker:
         room = cluster.with_device(pool.first("device_bytes"))
+        _must_fit(job, room)
     if asked == "auto" and room.device_bytes is not None:
         longest = max((e.tokens for examples in job.examples.values() for e in examples), default=1)
         asked = pool.first("largest_batch", longest, held_bytes(job, room.device_bytes))
-    tokens = CPU_BATCH_TOKENS if asked == "auto" else asked
+    tokens = expected_batch_tokens(job, room) if asked == "auto" else asked
     sizes = choose_sizes(job, room, tokens)
     if earlier is not None:
         sizes = replace(sizes, chunk_rows=earlier.chunk_rows, groups=earlier.groups, resident=earlier.resident)

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from bench.measure import Figure, Options, clock, interleaved, median, say, spread
-from bench.models import RANK, Shape, adamw, curvature_inputs, first_sweep, token_rows, train
-from bench.sweep import as_many, padded
+from bench.measure import Figure, Options, say
+from bench.models import RANK, Shape
+from bench.sweep import over_step
 from datainf_ray.model.quiet import quiet
 from datainf_ray.model.replica import Replica
 from datainf_ray.tasks.causal_lm import TASK as CAUSAL
 
 SHAPES = {256: (Shape(256, 4), 8_192), 512: (Shape(512, 3), 4_096), 1024: (Shape(1024, 2), 2_048)}
 SMALL = {32: (Shape(32, 1, vocabulary=64), 256)}
-BATCH_TOKENS = 1024
 QV = ["q_proj", "v_proj"]
 EXPERTS, CHOSEN = 8, 2
 
@@ -88,28 +87,7 @@ def adapted(shape: Shape, kind: Kind) -> PeftModel:
 
 
 def _one(options: Options, case: str, shape: Shape, kind: Kind, tokens: int) -> Figure:
-    batches = padded(token_rows(as_many(tokens), shape.vocabulary, 3), BATCH_TOKENS)
-    rows, real = sum(len(b.rows) for b in batches), sum(int(b.values["attention_mask"].sum()) for b in batches)
     replica, trained = Replica(adapted(shape, kind), CAUSAL), adapted(shape, kind).train()
     assert replica.path == "hooks", replica.reason
     queries = min(options.queries, 10)  # an embedding's are large: with 50 they would be all that is measured
-    inputs = curvature_inputs(replica, queries)
-    optimizer = adamw(trained)
-    runs = interleaved(
-        {
-            "first sweep": clock(lambda: first_sweep(replica, batches, rows, inputs)),
-            "training": clock(lambda: train(trained, batches, optimizer)),
-        },
-        options.repeats,
-    )
-    ours, floor = real / median(runs["first sweep"]), real / median(runs["training"])
-    return Figure(
-        "capture",
-        case,
-        "first sweep / training step",
-        ours / floor,
-        "×",
-        None if kind.aim is None else ("≥", kind.aim),
-        f"{ours:,.0f} over {floor:,.0f} tokens/s, {queries} queries; {spread(runs['training'], runs['first sweep'])}",
-        runs,
-    )
+    return over_step("capture", case, options, (replica, trained), shape, tokens, queries, kind.aim)

@@ -17,6 +17,7 @@ from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Scores
 from datainf_ray.model.capture import CaptureError
+from datainf_ray.model.check import check
 from datainf_ray.model.replica import Replica
 from tests import tiny
 from tests.model.compare import batch_of, examples_of, rows_for
@@ -132,7 +133,7 @@ def test_the_check_goes_by_the_rows_that_can_be_computed(swept: Any) -> None:
             raise ValueError(BAD)
 
     with before(replica, refuse):
-        verdict = replica.check(batch_of(examples, [0, 1, 3]))
+        verdict = check(replica, batch_of(examples, [0, 1, 3]))
     assert (verdict.path, verdict.reason) == ("hooks", None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
 
@@ -145,4 +146,4 @@ def test_a_model_that_can_compute_no_row_is_told_in_one_line(swept: Any) -> None
 
     said = r"^the model cannot compute any of 2 rows; the first is 0: ValueError: no .*expert for this$"
     with before(replica, refuse), pytest.raises(RunFailedError, match=said):
-        replica.check(batch_of(examples, [0, 1]))
+        check(replica, batch_of(examples, [0, 1]))

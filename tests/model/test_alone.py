@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from datainf_ray.corpus.batches import plan_batches
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.model.alike import alike_by, growing
+from datainf_ray.model.check import check
 from datainf_ray.model.limits import longest_row
 from datainf_ray.model.replica import Replica
 from datainf_ray.request.job import rows_to_compare
@@ -212,7 +213,7 @@ def test_gradients_are_those_of_bare_rows(task: str, name: str) -> None:
     want = alone(model, examples)
     replica = Replica(model, tiny.task(task))
     sample = rows_to_compare(examples)
-    verdict = replica.check(tiny.task(task).batch(sample, range(len(sample)), 1))
+    verdict = check(replica, tiny.task(task).batch(sample, range(len(sample)), 1))
     assert (verdict.path, verdict.reason) == ("hooks", None)
     assert (verdict.lengths_reason is not None) is case.equal
     for batch_tokens in (60, 10**6) if grows else (80,):  # and whatever was computed before

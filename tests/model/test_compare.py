@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datainf_ray.corpus.tokens import Example
+from datainf_ray.model.check import _pairs, check
 from datainf_ray.model.compare import Rounding, Taken, difference, in_double
 from datainf_ray.request.job import rows_to_compare
 from tests import tiny
@@ -66,8 +67,8 @@ def test_what_only_rounding_sets_apart_is_no_reason_for_a_slower_way(
     model = tiny.save_model(tmp_path, "bert")
     replica = tiny.replica(model)
     examples = examples_of(rows_for(model, tmp_path))
-    monkeypatch.setattr("datainf_ray.model.replica.difference", seen := Seen())
-    verdict = replica.check(batch_of(examples, [0, 1, 2]))
+    monkeypatch.setattr("datainf_ray.model.check.difference", seen := Seen())
+    verdict = check(replica, batch_of(examples, [0, 1]))
     assert [wrong is None for wrong in seen.found] == [False, True]  # in float32, and in float64
     assert (verdict.path, verdict.reason, verdict.lengths_reason) == ("hooks", None, None)
 
@@ -88,7 +89,7 @@ def test_biases_without_gradient_do_not_make_a_run_slow(tmp_path: Path, dtype: s
     lora = {"bias": "lora_only", "target_modules": ["query", "key", "value"]}
     model = tiny.save_model(tmp_path, "bert", lora=lora) | {"dtype": dtype}
     replica = tiny.replica(model)
-    verdict = replica.check(batch_of(examples_of(rows_for(model, tmp_path)), [0, 1, 2, 3]))
+    verdict = check(replica, batch_of(examples_of(rows_for(model, tmp_path)), [0, 1, 2, 3]))
     assert (verdict.path, verdict.reason, verdict.lengths_reason) == ("hooks", None, None)
 
 
@@ -99,7 +100,7 @@ def test_a_layer_that_is_never_called_is_seen(tmp_path: Path) -> None:
     layer: Any = replica.model.get_base_model().model.layers[1].self_attn.q_proj
     a, b, scale = layer.lora_A["default"], layer.lora_B["default"], layer.scaling["default"]
     layer.forward = lambda x: layer.base_layer(x) + scale * F.linear(F.linear(x, a.weight), b.weight)
-    verdict = replica.check(batch_of(examples_of(rows), [0, 1, 2]))
+    verdict = check(replica, batch_of(examples_of(rows), [0, 1, 2]))
     assert verdict.path == "one by one"
     assert verdict.reason == (
         "no gradient of model.layers.1.self_attn.q_proj.lora_A.weight comes by hooks: its layer is not called"
@@ -115,7 +116,7 @@ def test_rows_that_mind_their_neighbours_go_one_by_one(tmp_path: Path) -> None:
     replica = tiny.replica(model)
     norm: nn.Module = replica.model.get_base_model().model.norm
     norm.register_forward_hook(lambda module, inputs, out: out + 0.1 * (out - out.mean(0, keepdim=True)))
-    verdict = replica.check(batch_of(examples_of(rows), [0, 1, 2]))
+    verdict = check(replica, batch_of(examples_of(rows), [0, 1, 2]))
     assert verdict.path == "one by one"
     assert verdict.lengths_reason is None
     is_right(replica, model, rows)
@@ -130,7 +131,7 @@ def test_the_check_calls_the_model_with_tokens_alone(tmp_path: Path) -> None:
         given.append((len(named["input_ids"]), [name for name, value in named.items() if isinstance(value, Tensor)]))
 
     replica.model.get_base_model().register_forward_pre_hook(look, with_kwargs=True)
-    replica.check(batch_of(examples_of(rows_for(model, tmp_path)), [0, 1]))
+    check(replica, batch_of(examples_of(rows_for(model, tmp_path)), [0, 1]))
     assert given == [(1, ["input_ids"])] * 2 + [(2, ["input_ids", "attention_mask"])]
 
 
@@ -145,11 +146,11 @@ def test_where_the_device_has_no_room_for_the_longest_row_the_others_are_compare
             raise torch.OutOfMemoryError("no room")
 
     replica.model.get_base_model().register_forward_pre_hook(full, with_kwargs=True)
-    verdict = replica.check(batch_of(examples, range(7)))
+    verdict = check(replica, batch_of(examples, range(7)))
     assert (verdict.path, verdict.loss, verdict.reason) == ("hooks", "chunked", None)
     assert verdict.cosine is not None
     with pytest.raises(torch.OutOfMemoryError):
-        replica.check(batch_of(examples, [k for k in range(7) if examples[k].tokens == longest]))
+        check(replica, batch_of(examples, [k for k in range(7) if examples[k].tokens == longest]))
 
 
 def test_rows_to_compare_span_the_lengths_and_have_two_alike() -> None:
@@ -165,3 +166,17 @@ def test_rows_to_compare_span_the_lengths_and_have_two_alike() -> None:
     assert chosen(4, 8) == [4, 8]
     assert chosen(4) == [4]
     assert chosen(0) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "pairs"),
+    [
+        ((5, 9, 5, 12), None, [[0, 3], [0, 2], [1]]),
+        ((5, 9, 7, 12), None, [[0, 3], [2, 1]]),
+        ((5, 9, 9, 12), 18, [[0], [3], [1, 2]]),  # what the budget of a batch does not allow is compared row by row
+        ((6, 6), None, [[0, 1]]),
+        ((4,), 2, [[0]]),
+    ],
+)
+def test_rows_are_compared_in_pairs(lengths: tuple[int, ...], most: int | None, pairs: list[list[int]]) -> None:
+    assert _pairs([(n,) for n in lengths], most) == pairs

@@ -18,6 +18,7 @@ from datainf_ray.cluster.chunk import sweep_chunk
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
 from datainf_ray.influence.folds import Curvature
+from datainf_ray.model.check import check
 from datainf_ray.model.fit import FIRST, MOST, largest_batch
 from datainf_ray.model.replica import Replica
 from datainf_ray.model.spread import HELD, place
@@ -67,7 +68,7 @@ def test_offloaded_layers_change_nothing(tmp_path: Path, arch: str) -> None:
     assert (replica.path, replica.loss, unmasked(replica)) == (plain.path, plain.loss, unmasked(plain))
     want = captured(plain, examples, 3)
     same(captured(replica, examples, 3), want)
-    verdict = replica.check(batch_of(examples, [0, 1]))
+    verdict = check(replica, batch_of(examples, [0, 1]))
     assert (verdict.path, verdict.loss, verdict.reason) == ("hooks", plain.loss, None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
     same(captured(replica, examples, 3), want)  # and what was probed has left no trace
@@ -141,7 +142,7 @@ def test_two_devices_give_what_one_gives(tmp_path: Path, case: str, reduction: s
         assert (replica.path, replica.loss, unmasked(replica)) == ("hooks", plain.loss, unmasked(plain))
         assert replica.devices == (torch.device("cpu"), SECOND)
         got = captured(replica, examples, 3)
-        verdict = replica.check(batch_of(examples, [0, 1]))
+        verdict = check(replica, batch_of(examples, [0, 1]))
         again = captured(replica, examples, 3)
     want = captured(plain, examples, 3)
     alike(got, want)
@@ -161,7 +162,7 @@ def test_other_adapters_on_two_devices(tmp_path: Path, lora: dict[str, Any]) -> 
     with second_device():
         replica = spread_out(model, ("model.layers.1", "lm_head"))
         got = captured(replica, examples, 3)
-        verdict = replica.check(batch_of(examples, [0, 1]))
+        verdict = check(replica, batch_of(examples, [0, 1]))
     assert (plain.path, replica.path, verdict.path, verdict.reason) == ("hooks", "hooks", "hooks", None)
     alike(got, captured(plain, examples, 3))
 
@@ -293,7 +294,8 @@ def test_fewer_gpus_than_asked_for_are_refused(tmp_path: Path) -> None:
         ((20000, 0), 0, 8192),
         ((0, 20000), 20000, 8192),  # sums lie on the first
         ((0, 0), 20000, 8192),
-        ((0, 35000), 0, None),
+        ((0, 36000), 0, None),
+        ((0, 35000), 0, 512),  # fewer than FIRST
     ],
 )
 def test_a_batch_has_room_on_every_gpu(
@@ -332,7 +334,7 @@ def test_two_gpus_give_what_one_gives(tmp_path: Path, arch: str, targets: str | 
     assert replica.device_name == f"2 × {torch.cuda.get_device_name(0)}"
     assert (replica.path, replica.loss, unmasked(replica)) == ("hooks", plain.loss, unmasked(plain))
     batch = batch_of(examples, range(len(examples))).to("cuda")
-    verdict = replica.check(batch)
+    verdict = check(replica, batch)
     assert (verdict.path, verdict.loss) == ("hooks", plain.loss)
     results: list[tuple[dict[str, Tensor], Tensor]] = []
     for one in (plain, replica):

@@ -96,9 +96,10 @@ def test_gradients_of_learnt_tokens_survive_float16() -> None:
 
 
 MEMORY = """
-import resource, sys, torch
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
+from datainf_ray.cluster.memory import peak_bytes
 from datainf_ray.model.replica import Replica
 from datainf_ray.tasks.causal_lm import TASK
 
@@ -109,9 +110,9 @@ replica = Replica(get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]
 batch = TASK.trial_batch(4096, 64, 50_000)
 
 def grown():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes(replica.devices)  # ru_maxrss would be the parent's, if that has more
     replica.gradients(batch, lambda block, gradients, rows: None)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
+    return peak_bytes(replica.devices) - before
 
 assert replica.loss == "chunked", replica.shortcut.whole
 chunked = grown()

@@ -13,6 +13,7 @@ from transformers import BertConfig, Gemma2Config, GraniteConfig
 
 from datainf_ray.corpus.batches import Batch
 from datainf_ray.model import loss
+from datainf_ray.model.check import check
 from datainf_ray.model.replica import Replica
 from tests import tiny
 from tests.model.compare import batch_of, captured, examples_of, is_right, relative, rows_for
@@ -73,7 +74,7 @@ def test_where_more_than_a_frozen_layer_makes_the_logits_they_are_whole(
     assert replica.shortcut.whole is not None
     assert said in replica.shortcut.whole
     is_right(replica, model, rows)
-    verdict = replica.check(batch_of(examples_of(rows), [0, 1]))
+    verdict = check(replica, batch_of(examples_of(rows), [0, 1]))
     assert (verdict.loss, verdict.loss_reason) == ("whole", replica.shortcut.whole)
 
 
@@ -109,7 +110,7 @@ def test_check_finds_a_wrong_loss_that_was_taken_for_right(tmp_path: Path) -> No
     sample = batch_of(examples_of(rows), [0, 1])
     replica = tiny.replica(model)
     replica.shortcut.whole = None
-    verdict = replica.check(sample)
+    verdict = check(replica, sample)
     assert (verdict.path, verdict.loss) == ("hooks", "whole")
     assert verdict.loss_reason is not None
     assert "differ" in verdict.loss_reason
@@ -125,7 +126,7 @@ def test_check_finds_a_wrong_loss_that_was_taken_for_right(tmp_path: Path) -> No
         emit(site)
 
     both._capture._emit = half
-    verdict = both.check(sample)
+    verdict = check(both, sample)
     assert (verdict.path, verdict.loss) == ("one by one", "whole")
     is_right(both, model, rows)
 
@@ -136,11 +137,11 @@ def test_a_row_by_row_replica_is_checked_too(tmp_path: Path) -> None:
     replica = tiny.replica(model)
     replica.reason = "on purpose"
     replica.shortcut.whole = None
-    assert replica.check(sample).loss == "whole"
+    assert check(replica, sample).loss == "whole"
 
 
 def test_without_rows_the_verdict_is_what_start_up_found(tmp_path: Path) -> None:
-    verdict = tiny.replica(tiny.save_model(tmp_path, "llama")).check(None)
+    verdict = check(tiny.replica(tiny.save_model(tmp_path, "llama")), None)
     assert (verdict.path, verdict.loss, verdict.cosine, verdict.reason, verdict.loss_reason) == (
         "hooks", "chunked", None, None, None,
     )  # fmt: skip
@@ -195,5 +196,5 @@ def test_a_model_that_looks_ahead_gets_its_mask(tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(replica.losses(batch_of(examples, [0, 1, 2])), alone, rtol=1e-5, atol=0)
     if not decoder:  # and the probe is right about it
         replica.shortcut.unmasked = True
-        assert replica.check(batch_of(examples, [0, 1])).loss == "whole"
+        assert check(replica, batch_of(examples, [0, 1])).loss == "whole"
         assert not replica.shortcut.unmasked

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.model.check import check
 from datainf_ray.model.replica import Replica
 from tests import reference, tiny
 from tests.model.compare import batch_of, captured, examples_of, is_right, relative, rows_for
@@ -86,7 +87,7 @@ def test_adapters_beyond_plain_lora_are_right_too(tmp_path: Path, case: str) -> 
     assert sum(b.size for b in replica.blocks) == sum(p.numel() for p in exact.parameters() if p.requires_grad)
     for (name, g), w in zip(got.items(), want, strict=True):
         assert relative(g, w) < 1e-4, name
-    verdict = replica.check(batch_of(examples_of(rows), [0, 1, 2]))
+    verdict = check(replica, batch_of(examples_of(rows), [0, 1, 2]))
     assert (verdict.path, verdict.reason) == ("hooks", None)
 
 
@@ -105,7 +106,7 @@ def test_half_precision_gives_wide_gradients_of_the_right_size(tmp_path: Path, d
     got, _ = captured(replica, examples_of(rows), 3)
     whole, want = torch.cat(list(got.values()), 1), torch.cat(list(exact.values()), 1)
     assert relative(whole, want) < (0.1 if dtype == "bfloat16" else 0.02)
-    assert replica.check(batch).path == "hooks"
+    assert check(replica, batch).path == "hooks"
 
 
 def test_any_adapter_name_is_read(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_check_agrees_with_autograd_and_notices_a_wrong_hook(tmp_path: Path) -> 
     examples = examples_of(rows_for(model, tmp_path))
     sample = batch_of(examples, [0, 1])
     replica = tiny.replica(model)
-    verdict = replica.check(sample)
+    verdict = check(replica, sample)
     assert (verdict.path, verdict.reason) == ("hooks", None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
 
@@ -132,7 +133,7 @@ def test_check_agrees_with_autograd_and_notices_a_wrong_hook(tmp_path: Path) -> 
         emit(site)
 
     wrong._capture._emit = half
-    verdict = wrong.check(sample)
+    verdict = check(wrong, sample)
     assert (verdict.path, verdict.loss) == ("one by one", "chunked")  # the loss was not at fault
     want = captured(tiny.replica(model), examples, 3)[0]
     got = captured(wrong, examples, 3)[0]  # and from then on it is right, if slow

@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from datainf_ray.model.capture import Capture, CaptureError, unsupported
+from datainf_ray.model.check import check
 from datainf_ray.model.samplers import sampler_of
 from tests import reference, tiny
 from tests.model.compare import batch_of, examples_of, is_right, rows_for
@@ -345,7 +346,7 @@ def test_saved_modules_are_captured_by_hooks(case: str, tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path, arch, side=side, lora={"modules_to_save": modules})
     rows = rows_for(model, tmp_path)
     replica = tiny.replica(model)
-    verdict = replica.check(batch_of(examples_of(rows), [0, 1, 2]))
+    verdict = check(replica, batch_of(examples_of(rows), [0, 1, 2]))
     assert (verdict.path, verdict.reason) == ("hooks", None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
     assert {b.kind for b in replica.blocks} >= {"modules_to_save"}

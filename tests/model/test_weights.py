@@ -79,6 +79,24 @@ def broken_index(folder: Path) -> None:
     (sharded(folder) / "model.safetensors.index.json").write_text("[]")
 
 
+class Bomb:
+    """Pickled, it writes a file where it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (Path("run"), "by a pickle")
+
+
+def pickled_adapter(change: Callable[[dict[str, Any]], object]) -> Spoil:
+    def spoil(folder: Path) -> None:
+        file = folder / ADAPTER
+        tensors = load_file(file)
+        change(tensors)
+        torch.save(tensors, file.with_name("adapter_model.bin"))
+        file.unlink()
+
+    return spoil
+
+
 def pickled(folder: Path) -> None:
     torch.save(load_file(folder / BASE), folder / "base/pytorch_model.bin")
     (folder / BASE).unlink()
@@ -99,16 +117,29 @@ WRONG: dict[str, tuple[Spoil, str]] = {
     "NaN in adapter": (changed(ADAPTER, first_value(math.nan)), r"model.adapter: .*lora_A.weight has 1 value of 128"),
     "inf in adapter": (changed(ADAPTER, first_value(math.inf)), "has 1 value of 128 that is not finite"),
     "adapter all NaN": (changed(ADAPTER, all_nan), "has 128 values of 128 that are not finite"),
+    "NaN in a pickled adapter": (pickled_adapter(all_nan), "has 128 values of 128 that are not finite"),
+    "a pickled adapter that runs code": (
+        pickled_adapter(lambda tensors: tensors.update(x=Bomb())),
+        "is a pickle of more than tensors, and none of it was run",
+    ),
+    "a pickled adapter of numbers": (
+        pickled_adapter(lambda tensors: tensors.update(x=1)),
+        "of something else than tensors",
+    ),
     "adapter truncated": (written(ADAPTER, lambda b: b[:-4]), r"model.adapter: .*cannot be read"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_weights_that_cannot_be_used_are_one_line(case: str, tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+def test_weights_that_cannot_be_used_are_one_line(
+    case: str, tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil, said = WRONG[case]
     spoil(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=said) as error:
-        prepare(load_config(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")), writable=False)
+        prepare(load_config(tiny.configuration(tmp_path, tiny_llama, tmp_path / "out")), writable=False)
+    assert not Path("run").exists()  # what a pickle would write
     assert "\n" not in str(error.value)
     assert error.value.key == ("model.adapter" if "adapter" in case else "model.base")
 

@@ -234,11 +234,11 @@ def test_gradients_that_must_be_kept_and_do_not_fit_are_a_wrong_request():
 
 
 def test_a_batch_fills_what_model_and_queries_leave_of_a_gpu():
-    assert [expected_batch_tokens(job("8B"), gpu(size * GB)) for size in (16, 80, 140)] == [1024, 4096, 8192]
+    assert [expected_batch_tokens(job("8B"), gpu(size * GB)) for size in (40, 80, 140)] == [2048, 4096, 8192]
     assert expected_batch_tokens(job("8B", queries=500), gpu()) < expected_batch_tokens(job("8B"), gpu())
     assert expected_batch_tokens(job("8B"), cpu()) == expected_batch_tokens(job("toy"), cpu())
     two = Room(4, 2, 100 * GB, 64 * GB, 24 * GB)  # GPUs that share the weights
-    assert [expected_batch_tokens(job("8B", queries=1), room) for room in (gpu(24 * GB), two)] == [1024, 2048]
+    assert [expected_batch_tokens(job("8B", queries=1), room) for room in (gpu(24 * GB), two)] == [512, 2048]
     assert held_bytes(job()) == 5 * 4 * 50 * 49_152
     assert held_bytes(job(), 10**6) == 400_000
 

@@ -109,7 +109,11 @@ def test_another_models_run_takes_nothing_of_it(tmp_path: Path, config: dict[str
         attribute(other)
     shutil.rmtree(cut / "index")
     job = prepare(load_config(other, output=str(tmp_path / "fresh")))
-    (cut / "run.json").write_text(json.dumps({**record, "fingerprint": job.fingerprint, "identity": job.identity}))
+    forged = {**record, "fingerprint": job.fingerprint, "identity": job.identity}
+    (cut / "run.json").write_text(json.dumps(forged))
+    with pytest.raises(RunFailedError, match="loaded has other weights than the workers before it"):
+        attribute(other)
+    (cut / "run.json").write_text(json.dumps({**forged, "weights": {}}))  # as in an earlier version
     run = attribute(other)
     assert tables(run) == tables(quiet)
 

@@ -13,6 +13,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.tokens import EncoderSpec, Example
+from datainf_ray.model.check import check
 from datainf_ray.request.job import prepare
 from tests import reference, tiny
 from tests.model.compare import batch_of, captured, examples_of, is_right, rows_for
@@ -68,7 +69,7 @@ def test_losses_are_those_that_peft_gives_a_row_alone(tmp_path: Path, arch: str)
     replica = tiny.replica(model)
     _, losses = captured(replica, examples_of(rows), 7)
     torch.testing.assert_close(losses, torch.stack(want), rtol=1e-5, atol=0)
-    verdict = replica.check(batch_of(examples_of(rows), [0, 1, 2], task=TASK))
+    verdict = check(replica, batch_of(examples_of(rows), [0, 1, 2], task=TASK))
     assert (verdict.path, verdict.loss, verdict.reason) == ("hooks", replica.loss, None)
     assert verdict.cosine == pytest.approx(1, abs=1e-6)
 
@@ -83,7 +84,7 @@ def test_the_check_calls_the_model_without_masks(tmp_path: Path, arch: str) -> N
         given.append({name for name, value in named.items() if isinstance(value, torch.Tensor)})
 
     replica.model.get_base_model().register_forward_pre_hook(look, with_kwargs=True)
-    replica.check(batch_of(examples_of(rows_for(model, tmp_path)), [0, 1], task=TASK))
+    check(replica, batch_of(examples_of(rows_for(model, tmp_path)), [0, 1], task=TASK))
     assert given[:2] == [{"input_ids", "decoder_input_ids"}] * 2
     assert "attention_mask" in given[2]
 
