@@ -53,6 +53,7 @@ from datainf_ray.corpus.sample import rows_chunk
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Curvature, Fold
 from datainf_ray.influence.projection import Projector
+from datainf_ray.influence.register import method_named
 from datainf_ray.influence.transform import Transform
 from datainf_ray.model.check import check
 from datainf_ray.model.files import local_folder
@@ -130,7 +131,13 @@ class Worker:
             unpack(spec.task_code)
         self.task = task_of(config.model)
         self.replica = load_replica(
-            config.model, self.task, self.device, config.method.loss, devices=gpus, options=options
+            config.model,
+            self.task,
+            self.device,
+            config.method.loss,
+            devices=gpus,
+            options=options,
+            states=method_named(config.method.name).states,
         )
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")

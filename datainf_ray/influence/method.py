@@ -154,6 +154,7 @@ class Method:
     damped: bool = False  #: `method.damping` and `method.curvature_rows` mean something to it
     keys: frozenset[str] = frozenset()  #: what else of the configuration's `method` does: tolerance, iterations, scale
     self_influence: bool = False  #: it can tell every row's influence on itself
+    states: bool = False  #: it takes a row's last hidden state, the only block, in place of gradients
     prepare: Callable[[Sweeps[Any], Any], Any] = lambda sweeps, gradients: gradients
     tell: Callable[[Mapping[str, Mapping[str, Statistic]], int], dict[str, Any] | None] = lambda solved, rows: None
     self_sample: Callable[[Extent], Sample | None] = lambda extent: None

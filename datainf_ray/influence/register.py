@@ -16,6 +16,7 @@ _MODULES = {
     "cosine": "cosine",
     "exact": "exact",
     "lissa": "lissa",
+    "representation": "representation",
 }
 
 NAMES = tuple(_MODULES)

@@ -13,7 +13,7 @@ from datainf_ray.common.errors import RunFailedError, one_line
 from datainf_ray.common.words import escaped
 from datainf_ray.model.compare import Taken, difference, in_double, is_doubtful, rounding
 from datainf_ray.model.faults import is_of_rows, told
-from datainf_ray.model.replica import BatchLike, Replica, Verdict, Way, put_into, wide
+from datainf_ray.model.replica import BatchLike, Replica, Verdict, Way, put_into
 
 
 def check(replica: Replica, batch: BatchLike | None, most_tokens: int | None = None) -> Verdict:
@@ -83,9 +83,7 @@ def _exact(replica: Replica, batch: BatchLike, impossible: list[str]) -> tuple[B
     found: dict[str, list[Tensor]] = {block.name: [] for block in replica.blocks}
     fine: list[int] = []
     for i in range(len(batch)):
-        row = {
-            n: torch.zeros(1, p.numel(), device=replica.device, dtype=wide(p)) for n, p in replica.parameters.items()
-        }
+        row = replica.room(1)
         try:
             losses.append(replica.alone(batch.one(i), 0, put_into(row), plain=True))
         except Exception as error:

@@ -21,6 +21,7 @@ from datainf_ray.model.objective import Objective, Reduction
 from datainf_ray.model.quiet import quiet
 from datainf_ray.model.replica import Replica
 from datainf_ray.model.spread import place
+from datainf_ray.model.states import StateReplica
 
 
 def load_replica(
@@ -32,14 +33,15 @@ def load_replica(
     devices: int = 1,
     device_map: Mapping[str, int | str | torch.device] | None = None,
     options: Options | None = None,
+    states: bool = False,
 ) -> Replica:
     """Base and adapter, loaded and checked: what the base's checkpoint lacks the adapter must bring.
 
     With more than one of `devices` the base is spread over the first so many CUDA devices (see `spread`), and `device`,
     where batches and gradients are, is the first of them. A `device_map` of one's own, by accelerate's rules, is taken
     instead; what it offloads is fetched again for every batch, and all of it is held until the batch is done. A store
-    that they lie in is opened with `options`. Raises `RequestError` where base and adapter cannot be loaded, or where
-    there are not so many GPUs.
+    that they lie in is opened with `options`. With `states` it gives hidden states in place of gradients (see
+    `states`). Raises `RequestError` where base and adapter cannot be loaded, or where there are not so many GPUs.
     """
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
@@ -77,7 +79,7 @@ def load_replica(
     choose_blocks(loaded, model)
     if model.quantization is None and device_map is None:
         loaded = loaded.to(device)
-    return Replica(loaded, task, reduction, device)
+    return (StateReplica if states else Replica)(loaded, task, reduction, device)
 
 
 def _quantized(model: ModelConfig, device: torch.device) -> dict[str, Any]:

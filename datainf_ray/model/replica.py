@@ -80,15 +80,16 @@ class Replica:
         self.model = model.eval()
         self.task, self.reduction = task, reduction
         self.parameters = name_blocks(model)
-        self.blocks = tuple(Block(n, kind_of(model, p), tuple(p.shape)) for n, p in self.parameters.items())
         self.device = next(iter(self.parameters.values())).device if device is None else device
         places = [p.device for p in model.parameters() if not p.is_meta]  # meta: offloaded by accelerate
         self.devices = tuple(dict.fromkeys([self.device, *places]))
         # In float16 small gradients vanish on the way down; a power of two is undone without rounding.
         half = any(p.dtype == torch.float16 for p in model.parameters())
         self.scale = 1024.0 if half else 1.0
-        self.reason = unsupported(model, self.parameters)
-        self._capture = Capture(model, self.parameters) if self.reason is None else None
+        self.blocks: tuple[Block, ...]
+        self.reason: str | None
+        self._capture: Capture | None
+        self._find_blocks(model)
         config = getattr(base_of(model), "config", None)
         self.alike = alike_by(config)
         self.lengths_reason: str | None = None
@@ -97,6 +98,12 @@ class Replica:
         self.shortcut = None if task.shortcut is None else task.shortcut(model, self.parameters, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+
+    def _find_blocks(self, model: nn.Module) -> None:
+        """Set `blocks`, and how their gradients are taken."""
+        self.blocks = tuple(Block(n, kind_of(model, p), tuple(p.shape)) for n, p in self.parameters.items())
+        self.reason = unsupported(model, self.parameters)
+        self._capture = Capture(model, self.parameters) if self.reason is None else None
 
     @property
     def path(self) -> Path:
@@ -193,6 +200,14 @@ class Replica:
             if gradient is not None:
                 consume(name, gradient.to(wide(gradient)).reshape(1, -1).to(self.device) / self.scale, rows)
         return loss.detach()
+
+    def room(self, rows: int) -> dict[str, Tensor]:
+        """Zeros for the gradients of so many rows: rows × d_l a block, in the precision that they come in."""
+        wides = {name: wide(parameter) for name, parameter in self.parameters.items()}
+        widest = max(wides.values(), key=lambda dtype: dtype.itemsize)
+        return {
+            b.name: torch.zeros(rows, b.size, device=self.device, dtype=wides.get(b.name, widest)) for b in self.blocks
+        }
 
     def require_finite(self, batch: BatchLike, model: ModelConfig) -> None:
         """Raises `RequestError` where no row of a batch has a finite loss, and a tensor of the model is not finite.

@@ -76,6 +76,7 @@ class Plan(BaseModel):
     base_parameters: int
     adapter: str | None = Field(description="null: the base was trained itself")
     chosen: bool = Field(description="model.blocks says which blocks count")
+    states: bool = Field(False, description="a hidden state is taken of each row, and no gradient")
     notes: tuple[str, ...] = Field(description="what is to be known of base and adapter")
     half_precision: str | None = Field(description="the 16 bits that the base computes in; null: it has more")
     chunks: int
@@ -122,11 +123,12 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
 
     # Forward 2 operations per parameter and token, backward through the activations as many; the base's own weights
     # get no gradient.
+    each = 2.0 if job.method.states else 4.0
     passes = tokens["queries"] + tokens["train"] / job.rows * sum(s.rows for s in sweeps if s.backward)
-    flops = 4.0 * facts.base_parameters * passes + sum(s.products for s in sweeps)
+    flops = each * facts.base_parameters * passes + sum(s.products for s in sweeps)
     if calibration is not None:
         products = (2 + 2 * NODES) * m * facts.parameters * job.rows / tokens["train"]  # a token's part of a row's
-        rate = (4.0 * facts.base_parameters + products) * calibration.tokens_per_second
+        rate = (each * facts.base_parameters + products) * calibration.tokens_per_second
         said = f"{calibration.tokens_per_second:,.0f} tokens/s, as measured on {calibration.device}"
     elif room.gpus_per_worker:
         rate = _GPU_FLOPS  # of one, where a worker has several: a batch passes through them one after the other
@@ -166,6 +168,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         base_parameters=facts.base_parameters,
         adapter=config.model.adapter,
         chosen=config.model.blocks is not None,
+        states=job.method.states,
         notes=facts.notes,
         half_precision=_half(job, room),
         chunks=chunks,
@@ -315,6 +318,13 @@ def _cpu_flops(threads: int) -> float:
         torch.set_num_threads(before)
 
 
+def _attributed(p: Plan) -> str:
+    if p.states:
+        return f"{p.parameters:,} numbers of each row, its last hidden state; no gradient is taken"
+    which = "as model.blocks says" if p.chosen else "all attributed"
+    return f"{p.blocks:,} blocks with {p.parameters:,} parameters, {which}{_but(p)}"
+
+
 def render(expected: Plan) -> str:
     """The plan as lines for a person, of at most 100 columns unless a path is longer."""
     p = expected
@@ -337,8 +347,7 @@ def render(expected: Plan) -> str:
         "rows seen": "; ".join(filter(None, (describe(seen, name) for name, seen in p.looked.items()))),
         "model": f"{p.base_parameters:,} parameters" + (", of which none gets a gradient" if p.adapter else ""),
         "precision": "" if p.half_precision is None else tell_half_precision(p.half_precision),
-        "adapter" if p.adapter else "blocks": f"{p.blocks:,} blocks with {p.parameters:,} parameters, "
-        f"{'as model.blocks says' if p.chosen else 'all attributed'}{_but(p)}",
+        "states" if p.states else "adapter" if p.adapter else "blocks": _attributed(p),
         "note": "; ".join(p.notes),
         "sweeps": f"{'perhaps ' if p.sweeps_guessed else ''}{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",

@@ -16,11 +16,11 @@ from datainf_ray.corpus.tokens import ENCODING
 from datainf_ray.influence.folds import Statistics
 from datainf_ray.influence.register import method_named
 from datainf_ray.model.files import adapter_folder
-from datainf_ray.model.inspect import inspect_model, load_tokenizer
+from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.limits import traces
 from datainf_ray.request.encoding import first_rows
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.job import Job, Source, check_extent
+from datainf_ray.request.job import Job, Source, check_extent, facts_for
 from datainf_ray.request.places import check_places, model_places, place_of
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute, begun, index_directory
@@ -124,6 +124,10 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if method_named(config.method.name).damped and index.damping is None:
         name = run.config["method"]["name"]
         raise RequestError("method.name", config.method.name, f"{run.url} was {name} and knows no damping")
+    method, made_with = config.method.name, run.config["method"]["name"]
+    if method_named(method).states != method_named(made_with).states:
+        held = "hidden states" if method_named(made_with).states else "gradients"
+        raise RequestError("method.name", method, f"the index of {run.url} holds {held}, of {made_with}")
     directory = RunDirectory(config.output, options=options)
     config = with_template(absolute(config))
     task = task_of(config.model)
@@ -133,7 +137,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     check_places(directory, None, [*read, *model_places(config.model, options)], rows)
     if not begun(directory):
         meanwhile()
-    facts = inspect_model(config.model, task, options)
+    facts = facts_for(config, task)
     if facts.blocks != index.blocks:
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
     tokenizer = load_tokenizer(config.model, options)

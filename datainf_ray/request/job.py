@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from datainf_ray.common.errors import RequestError
+from datainf_ray.common.words import counted
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.tokens import ENCODING, Example
@@ -27,6 +28,7 @@ from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts, inspect_model, load_tokenizer
 from datainf_ray.model.limits import Trace, traces
 from datainf_ray.model.sense import StartLoss, chance
+from datainf_ray.model.states import state_block
 from datainf_ray.request.cuts import hints
 from datainf_ray.request.encoding import first_rows, rows_of
 from datainf_ray.request.groups import query_groups
@@ -64,6 +66,15 @@ class Job:
     @property
     def method(self) -> Method:
         return method_named(self.config.method.name)
+
+    @property
+    def attributed(self) -> str:
+        """What influence is computed from, for a person."""
+        facts = self.facts
+        if self.method.states:
+            return f"each row's last hidden state, {facts.parameters:,} numbers, and no gradient"
+        every = "all " if self.config.model.blocks is None else ""
+        return f"{counted(len(facts.blocks), 'block')} with {every}{facts.parameters:,} trainable parameters"
 
     @cached_property
     def task(self) -> Task:
@@ -237,7 +248,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     config, corpora = with_template(request.config), request.corpora
     check_method(config)
     task = task_of(config.model)
-    facts = inspect_model(config.model, task, config.storage_options)
+    facts = facts_for(config, task)
     tokenizer = load_tokenizer(config.model, config.storage_options)
     limits = traces(adapter_folder(config.model, config.storage_options), tokenizer)
     config = with_day(config, tokenizer, corpora, request.directory)
@@ -253,6 +264,17 @@ def complete(request: Request, writable: bool = True) -> Job:
     if writable:
         job.check_output()
     return job
+
+
+def facts_for(config: RunConfig, task: Task) -> ModelFacts:
+    """The facts of the model, with the blocks that the method takes. Raises `RequestError`."""
+    facts = inspect_model(config.model, task, config.storage_options)
+    if not method_named(config.method.name).states:
+        return facts
+    if config.model.blocks is not None:
+        problem = f"has no effect on {config.method.name}, which looks at no gradient"
+        raise RequestError("model.blocks", config.model.blocks, problem, "use null")
+    return replace(facts, blocks=(state_block(facts.hidden_size),))
 
 
 _METHOD_KEYS = ("tolerance", "iterations", "scale")

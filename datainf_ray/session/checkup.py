@@ -82,7 +82,7 @@ class _Checks(ExitStack):
             self.job = job = prepare(config, writable=False)
         said = (
             f"{job.rows:,} training rows, {counted(job.queries, 'query', 'queries')}; the adapter "
-            f"fits its base: {len(job.facts.blocks)} blocks with {job.facts.parameters:,} parameters"
+            f"fits its base: {job.attributed}"
         )
         return "; ".join(
             filter(None, (said, *job.facts.notes, *(describe(seen, name) for name, seen in job.looked.items())))

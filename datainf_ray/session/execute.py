@@ -79,11 +79,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
                 setattr(record, name, getattr(earlier, name))
         journal.log("run_begun", rows=job.rows, detail=record.fingerprint)
         write_record(lease, record)
-        watcher.say(
-            f"{counted(job.rows, 'row')}, {counted(job.queries, 'query', 'queries')}, "
-            f"{len(job.facts.blocks)} blocks with {'all ' if job.config.model.blocks is None else ''}"
-            f"{job.facts.parameters:,} trainable parameters"
-        )
+        watcher.say(f"{counted(job.rows, 'row')}, {counted(job.queries, 'query', 'queries')}, {job.attributed}")
         for note in job.facts.notes:
             watcher.say(note)
         try:

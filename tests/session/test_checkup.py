@@ -39,7 +39,7 @@ def test_all_is_well(config: dict[str, Any], tmp_path: Path) -> None:
     assert list(found) == ALL
     assert all(entry["ok"] for entry in found.values())
     assert "40 training rows, 4 queries" in found["request"]["detail"]
-    assert "8 blocks with 896 parameters" in found["request"]["detail"]
+    assert "8 blocks with all 896 trainable parameters" in found["request"]["detail"]
     assert "1 node, 2 CPUs, 0 GPUs; up to 1 worker of 1 CPU" in found["cluster"]["detail"]
     assert "gradients for whole batches, cosine 1.000000 to autograd's" in found["worker"]["detail"]
     assert "12 of them tried" in found["storage"]["detail"]
