@@ -54,7 +54,7 @@ WRONG: dict[str, tuple[list[str], Any, str]] = {
     "unknown key": (["train.pth=x"], None, "train.pth: unknown key; did you mean 'path'?"),
     "wrong type": (["cluster.max_workers=many"], None, "max_workers: 'many': a whole number of at least 1, or null"),
     "no number": (["method.damping=.nan"], None, "method.damping: nan: a number from 1e-12 to 1e+12"),
-    "method of later": (["method.name=lissa"], None, "method.name: lissa: is not available"),
+    "unknown method": (["method.name=lisa"], None, "method.name: lisa: unknown method; did you mean"),
     "missing file": (["train.path=nowhere.jsonl"], None, "train.path: "),
     "unknown store": (["train.path=nope://x/y.jsonl"], None, "train.path: "),
     "empty corpus": ([], lambda f: (f / "train.jsonl").write_text(""), "train.path: "),

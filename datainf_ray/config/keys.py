@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Annotated, Any, Literal, Union
 
@@ -144,6 +143,13 @@ class MethodConfig(_Part):
         None, ge=1e-30, le=1e30, description="lissa: of the series; null: from each block's largest eigenvalue"
     )
 
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise RequestError("method.name", value, "unknown method", meant(value, METHODS))
+        return value
+
 
 class ClusterConfig(_Part):
     """Where the work is done, and in what portions."""
@@ -228,21 +234,6 @@ class RunConfig(_Part):
             if protocol not in fsspec.available_protocols():
                 raise RequestError("storage_options", protocol, "unknown protocol", meant(protocol, _STORES))
         return value
-
-    @model_validator(mode="after")
-    def _within_reach(self) -> RunConfig:
-        """What the contract names and this version does not do yet is refused by name, never ignored."""
-        later = {"method.name": (self.method.name, METHODS)}
-        for key, (value, choices) in later.items():
-            if value not in choices:
-                choice = " or ".join(json.dumps(p) for p in choices)
-                raise RequestError(
-                    key,
-                    value if isinstance(value, str) else json.dumps(value),
-                    "is not available in this version",
-                    f"use {choice}",
-                )
-        return self
 
     @model_validator(mode="after")
     def _of_use(self) -> RunConfig:

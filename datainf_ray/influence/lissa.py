@@ -12,9 +12,11 @@ sweep: G_l r = (1/n) Σ_i (r·g_il) g_il over all rows, for all queries and bloc
 backward pass here, whatever is made of it; a step by one row would have a variance that only means over many runs take
 away, and its bits would depend on the order of rows. So this is LiSSA's expectation.
 
-`method.scale` null is, block by block, SAFETY times an estimate of G_l's largest eigenvalue, by `POWER` steps of power
-iteration (each is a sweep) from signs that are drawn by the seed and the block's name; but no more than the trace,
-which is never too small; and λ_l.
+`method.scale` null is, block by block, SAFETY times an estimate of G_l's largest eigenvalue, but no more than the
+trace, which is never too small; and λ_l. The estimate, which is never too large, is that of `POWER` steps of subspace
+iteration (each is a sweep) from SIDE vectors of signs, which are drawn by the seed and the block's name. A single
+vector is too few: in some blocks it has so little of the first eigenvector that the estimate is below half, and the
+series grows.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.conjugate import iteration
@@ -36,7 +39,8 @@ from datainf_ray.influence.sampled import over_sample, planned_over, sample_of
 
 STEPS = 10  #: as in the paper
 POWER = 4
-SAFETY = 1.5
+SIDE = 8
+SAFETY = 1.1
 _WHICH = 2  # of the signs that belong to a block: the projection has 0 and 1
 
 
@@ -97,15 +101,20 @@ def _with_scale(
 
 
 def _signs(block: Block, queries: Statistic, *, seed: int) -> Statistic:
-    vector = random_signs(block.name, 1, queries["vector"].shape[1], which=_WHICH, seed=seed).double()
-    return {"vector": vector / vector.norm()}
+    size = queries["vector"].shape[1]
+    return {"vector": _orthonormal(random_signs(block.name, min(SIDE, size), size, which=_WHICH, seed=seed).double())}
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """Unit vectors at right angles that span the rows."""
+    return torch.linalg.qr(rows.T).Q.T.contiguous()
 
 
 def _turned(block: Block, swept: Statistic) -> Statistic:
-    """The next unit vector, the length that it had, which tends to the largest eigenvalue; and the moments."""
+    """The next orthonormal vectors; `largest`, ‖G X‖₂ of those before, which tends to the first eigenvalue."""
     product = swept["sums"] / swept["moments"][COUNT].clamp(min=1)
-    length = product.norm()
-    return {"vector": product / length if length > 0 else product, "length": length, "moments": swept["moments"]}
+    largest = torch.linalg.matrix_norm(product, 2)
+    return {"vector": _orthonormal(product), "largest": largest, "moments": swept["moments"]}
 
 
 def _given(block: Block, facts: Statistic, *, scale: float) -> Statistic:
@@ -115,7 +124,7 @@ def _given(block: Block, facts: Statistic, *, scale: float) -> Statistic:
 def _estimated(block: Block, facts: Statistic, power: Statistic) -> Statistic:
     moments = power["moments"]
     trace = moments[TOTAL] / moments[COUNT].clamp(min=1)
-    return {**facts, "scale": torch.minimum(SAFETY * power["length"], trace) + facts["damping"]}
+    return {**facts, "scale": torch.minimum(SAFETY * power["largest"], trace) + facts["damping"]}
 
 
 def _start(sweeps: Sweeps[Handle], queries: Handle) -> dict[str, Handle]:
@@ -182,7 +191,7 @@ def _program(sweeps: Sweeps[Handle], queries: Handle, settings: Settings, known:
 def _sweeps(extent: Extent) -> list[PlannedSweep]:
     settings, over = extent.settings, planned_over(extent)
     if settings.scale is None:
-        first = [iteration(rows, which, (0, 1), "power") for _ in range(POWER) for rows, which in over]
+        first = [iteration(rows, which, (0, SIDE), "power") for _ in range(POWER) for rows, which in over]
     else:
         first = [] if extent.known else [PlannedSweep("moments", rows, which) for rows, which in over]
     steps = [
@@ -196,6 +205,11 @@ def _sweeps(extent: Extent) -> list[PlannedSweep]:
 
 def _sample(extent: Extent) -> Sample | None:
     return sample_of(extent)
+
+
+def _state(extent: Extent, size: int) -> int:
+    """Of a block: the vectors of the subspace, in float64, and what they become."""
+    return 2 * 8 * SIDE * size if extent.settings.scale is None else 0
 
 
 def _tell(found: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str, Any]:
@@ -214,4 +228,5 @@ METHOD = Method(
     damped=True,
     keys=frozenset({"iterations", "scale"}),
     tell=_tell,
+    state=_state,
 )

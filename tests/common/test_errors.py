@@ -48,13 +48,17 @@ WRONG: dict[str, tuple[Any, tuple[str, Any, str, str | None]]] = {
         configure(**{"cluster.min_workers": 5, "cluster.max_workers": 2}),
         ("cluster.min_workers", 5, "is more than max_workers, 2", None),
     ),
-    "a key of later": (
-        configure(**{"method.name": "representation"}),
+    "a method": (
+        configure(**{"method.name": "representations"}),
+        ("method.name", "representations", "unknown method", "did you mean 'representation'?"),
+    ),
+    "another method": (
+        configure(**{"method.name": "tracin"}),
         (
             "method.name",
-            "representation",
-            "is not available in this version",
-            'use "datainf" or "hessian-free" or "cosine" or "exact" or "lissa"',
+            "tracin",
+            "unknown method",
+            "known are datainf, hessian-free, cosine, exact, lissa, representation",
         ),
     ),
     "a secret": (

@@ -191,15 +191,16 @@ def test_lissas_steps_are_the_recursion() -> None:
         lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=3, scale=0.01))
 
 
-def test_the_scale_is_above_the_largest_eigenvalue() -> None:
-    for seed in range(10):
-        g, v = gradients(50, seed), gradients(1, 2)
-        sweeps = InMemory(g)
-        facts = lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=1, seed=seed))["facts"]
-        for name in ("b0", "b1"):
-            x = doubled(g)[name]
-            largest = float(torch.linalg.eigvalsh(x.T @ x / 50)[-1] + facts[name]["damping"])
-            assert largest < float(facts[name]["scale"]) < 2 * largest
+def test_the_scale_is_just_above_the_largest_eigenvalue() -> None:
+    """Of every one of many blocks, in which the eigenvalues fall slowly."""
+    draw, shape = torch.Generator().manual_seed(0), 1 / (1 + torch.arange(300)).sqrt()
+    g = {f"b{k}": torch.randn(40, 300, generator=draw) * shape for k in range(60)}
+    sweeps = InMemory(g)
+    v = {name: torch.randn(1, 300, generator=draw) for name in g}
+    facts = lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=1))["facts"]
+    for name, x in doubled(g).items():
+        largest = float(torch.linalg.eigvalsh(x @ x.T / 40)[-1] + facts[name]["damping"])
+        assert 1 < float(facts[name]["scale"]) / largest < 1.2
 
 
 def test_exact_is_refused_where_it_takes_too_much() -> None:
