@@ -3,7 +3,9 @@
     python jobs/experiment.py NAME [--config FILE] [--output DIRECTORY] [--set KEY=VALUE ...]
 
 approximation   how well each method goes with exact influence, by rank
+influential     how well each method finds the rows of the class of a query, by epoch
 mislabelled     how well each method finds rows with a wrong label, by epoch
+retrain         whether taking rows out does what the scores say
 
 Each is a folder in jobs/experiments: its config.yaml says what is done, its README shows what came of it. It runs in
 Ray's tasks, on this machine or on the cluster that RAY_ADDRESS names. What is done is kept in DIRECTORY (any fsspec
@@ -28,7 +30,7 @@ from datainf_ray.common.plain_yaml import read_yaml
 from datainf_ray.config import parse_assignment
 from datainf_ray.runs.directory import RunDirectory
 
-EXPERIMENTS = ("approximation", "mislabelled")
+EXPERIMENTS = ("approximation", "influential", "mislabelled", "retrain")
 _HERE = Path(__file__).parent / "experiments"
 
 

@@ -6,10 +6,7 @@ training row on the mean validation loss.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,8 @@ import pyarrow as pa
 
 from datainf_ray.runs.directory import RunDirectory
 from experiments.common import glue
-from experiments.common.attribution import Attribution, Scored
-from experiments.common.cells import compute
+from experiments.common.attribution import Attribution, Scored, with_adapter
+from experiments.common.cells import Kept, compute
 from experiments.common.figures import axes, save
 from experiments.common.finetune import Recipe, fine_tune
 from experiments.common.statistics import mean_interval, pearson, spearman
@@ -49,21 +46,14 @@ def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, bytes |
     return {"results.parquet": records, "table.md": table(records), "figure.svg": figure(records)}
 
 
-def cell(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def cell(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
     """Correlations of one fine-tune's influences with the exact ones, a record a method."""
-    task, seed = values["task"], values["seed"]
-    folder = Path(tempfile.mkdtemp(prefix="approximation-"))
-    try:
-        rows = glue.sample(f"{values['data']}/{task}/train.parquet", values["rows"], seed)
-        rows = glue.flip(rows, values["noise"], seed)
-        held_out = glue.sample(f"{values['data']}/{task}/validation.parquet", values["validation_rows"], seed)
-        train, queries = glue.write(rows, folder / "train.parquet"), glue.write(held_out, folder / "queries.parquet")
-        classes = len(set(rows["true_label"].to_pylist()))
-        base = glue.classifier(glue.source_of(values["model"]), classes, seed, folder / "base")
-        request = glue.request(task, base, None, train, queries, folder)
-        recipe = Recipe(rank=values["rank"], **values["recipe"])
-        (adapter,) = fine_tune(request, recipe, seed, folder / "adapters", [recipe.epochs])
-        attribution = Attribution({**request, "model": {**request["model"], "adapter": str(adapter)}})
+    recipe = Recipe(rank=values["rank"], **values["recipe"])
+    with kept.workspace() as folder:
+        request = glue.prepared(values, folder)
+        (adapter,) = fine_tune(request, recipe, values["seed"], folder / "adapters", [recipe.epochs])
+        kept.keep(folder)
+        attribution = Attribution(with_adapter(request, adapter))
         exact = attribution.by("exact")
         seen = {
             "exact_seconds": exact.seconds,
@@ -72,8 +62,6 @@ def cell(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             "validation_loss": float(attribution.queries.losses.mean()),
         }
         return [{"method": name, **_compared(attribution, exact, asked), **seen} for name, asked in METHODS.items()]
-    finally:
-        shutil.rmtree(folder)
 
 
 def _compared(attribution: Attribution, exact: Scored, asked: Mapping[str, Any]) -> dict[str, float | None]:

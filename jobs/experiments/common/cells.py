@@ -7,8 +7,13 @@ cells is that of the experiment; it follows from the configuration, not from who
 from __future__ import annotations
 
 import io
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +23,42 @@ import ray
 from datainf_ray.common.words import duration
 from datainf_ray.runs.directory import RunDirectory
 
-#: What a cell is computed by: from its values, a list of records.
-Work = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
+
+@dataclass(frozen=True)
+class Kept:
+    """What a cell keeps beside its records: its adapters, below `adapters/NAME` of the experiment's directory."""
+
+    directory: RunDirectory
+    name: str
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A local folder for the cell, gone at the end; `adapters` in it has what an earlier attempt has kept."""
+        folder = Path(tempfile.mkdtemp(prefix="experiment-"))
+        try:
+            (folder / "adapters").mkdir()
+            for name in self.directory.list(self._at):
+                path = folder / "adapters" / name.removeprefix(self._at)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.directory.read(name))
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+    def keep(self, folder: Path) -> None:
+        """Keep what is in `adapters` of the workspace `folder`, weights last: they say that an adapter is whole."""
+        root = folder / "adapters"
+        files = [path for path in root.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.suffix == ".safetensors"):
+            self.directory.write(f"{self._at}{path.relative_to(root)}", path.read_bytes())
+
+    @property
+    def _at(self) -> str:
+        return f"adapters/{self.name}/"
+
+
+#: What a cell is computed by: from its values, and what it keeps, a list of records.
+Work = Callable[[Mapping[str, Any], Kept], list[dict[str, Any]]]
 
 
 def compute(
@@ -49,7 +88,7 @@ def _one(work: Work, values: dict[str, Any], directory: RunDirectory, name: str,
 
     torch.set_num_threads(cpus)  # before the first product: bits and time depend on it
     began = time.perf_counter()
-    records = work(values)
+    records = work(values, Kept(directory, name))
     plain = {key: value for key, value in values.items() if isinstance(value, str | int | float | bool)}
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([{**plain, **record} for record in records]), sink)

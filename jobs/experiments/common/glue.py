@@ -6,7 +6,7 @@ hf://datasets/nyu-mll/glue/sst2/train-00000-of-00001.parquet (which needs the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,5 +104,17 @@ def request(task: str, base: str, adapter: str | None, train: str, queries: str,
     }
 
 
-def accuracy(labels: Sequence[int], guesses: Sequence[int]) -> float:
-    return float(np.mean(np.asarray(labels) == np.asarray(guesses)))
+def prepared(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The rows and the model of a cell, in its folder, and the `request` that they make.
+
+    `values` has `data`, where TASK/train.parquet and TASK/validation.parquet are; `task`, `rows`, `validation_rows`;
+    `noise`, the share of labels that are flipped in the training rows; `model`, and `seed`.
+    """
+    task, seed = values["task"], values["seed"]
+    rows = sample(f"{values['data']}/{task}/train.parquet", values["rows"], seed)
+    rows = flip(rows, values["noise"], seed)
+    held_out = sample(f"{values['data']}/{task}/validation.parquet", values["validation_rows"], seed)
+    train, queries = write(rows, folder / "train.parquet"), write(held_out, folder / "queries.parquet")
+    classes = len(set(rows["true_label"].to_pylist()))
+    base = classifier(source_of(values["model"]), classes, seed, folder / "base")
+    return request(task, base, None, train, queries, folder)
