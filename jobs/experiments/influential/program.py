@@ -1,8 +1,8 @@
 """Figure 3 of the paper and its table: how well each method finds the rows of a query's own class; by epoch.
 
-A cell is one fine-tune: a model, a set of rows, which tokens have a loss, a seed; with an adapter kept after some of its
-epochs. For every query the rows are ordered from the most helpful to the most harmful; those of its class are looked
-for. The paper's recall orders them by the influence's size instead, whatever its sign: `recall, size` is that.
+A cell is one fine-tune: a model, a set of rows, which tokens have a loss, a seed; with an adapter kept after some of
+its epochs. For every query the rows are ordered from the most helpful to the most harmful, and those of its class are
+looked for. The paper's recall orders them by the influence's size, whatever its sign: that is `recall_size`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def figure(records: pa.Table) -> bytes:
     for panel, place in zip(panels, places, strict=True):
         epochs = [key[3] for key in groups if key[:3] == panel]
         for method in ALL:
-            each = [bootstrap(np.array([r["auc"] for r in groups[*panel, e] if r["method"] == method])) for e in epochs]
+            found = [[r["auc"] for r in groups[(*panel, e)] if r["method"] == method] for e in epochs]
+            each = [bootstrap(np.array(values)) for values in found]
             means, low, high = np.array(each).T
             place.plot(epochs, means, label=method, marker="o", markersize=3, color=COLOURS.get(method))
             place.fill_between(epochs, low, high, alpha=0.1, color=COLOURS.get(method))
