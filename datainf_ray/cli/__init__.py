@@ -48,6 +48,12 @@ class Format(str, Enum):
     csv = "csv"
 
 
+class Side(str, Enum):
+    harmful = "harmful"
+    helpful = "helpful"
+    largest = "largest"
+
+
 @app.command()
 def run(
     config: Config,
@@ -179,6 +185,63 @@ def query(
 
     with _terminable():
         answer(run, queries=queries, output=output, progress=progress, **_overrides(assignments))
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    others: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN2] ...", help="Other runs on the same rows, to compare with.")
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN[=VALUE]",
+            help="Find the training rows where this column is true, 1 or VALUE: flipped labels.",
+        ),
+    ] = None,
+    same: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Find, for each query, the training rows of its own class.")
+    ] = None,
+    side: Annotated[
+        Side | None,
+        typer.Option(
+            help="Which influences are looked at first. Default: harmful with --truth, helpful with --same. "
+            "The paper's notebooks take a class' AUC by the helpful ones and its recall by the largest of either sign."
+        ),
+    ] = None,
+    k: Annotated[
+        list[int],
+        typer.Option("-k", min=1, help="Take recall@k there; may be repeated. Default: all that is to be found."),
+    ] = [],  # noqa: B006
+    resamples: Annotated[int, typer.Option(min=0, help="Of the 95 % bootstrap intervals; 0: no intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    bm25: Annotated[
+        bool, typer.Option("--bm25/--no-bm25", help="Compare with BM25, which reads all texts into memory.")
+    ] = True,
+    figure: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Draw it, too: a path or fsspec URL in .svg, .png or .pdf.")
+    ] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="How the figures are written.")] = Format.table,
+    assignments: Assignments = [],  # noqa: B006
+) -> None:
+    """How well the scores find rows of which a column knows: AUC, average precision, MRR, recall; with intervals."""
+    from datainf_ray.evaluation.compare import evaluate as compare
+    from datainf_ray.evaluation.draw import save, suffix_of
+
+    suffix = None if figure is None else suffix_of(figure)
+    overrides = _overrides(assignments)
+    with _terminable():
+        found = compare(
+            run, *(others or []), truth=truth, same=same, side=None if side is None else side.value, k=k,
+            resamples=resamples, seed=seed, bm25=bm25, **overrides,
+        )  # fmt: skip
+        if figure is not None and suffix is not None:
+            save(found.draw(), figure, suffix, overrides)
+    if output_format is Format.table:
+        found.show()
+    else:
+        typer.echo(found.json() if output_format is Format.json else found.csv(), nl=output_format is Format.json)
 
 
 @app.command()
