@@ -126,9 +126,7 @@ class Evaluation:
     def _explained(self) -> list[str]:
         told = []
         if any(line.over == "rows" for line in self.lines) and any(line.over == "queries" for line in self.lines):
-            told.append(
-                "by query: each query has its own order, and the figures are means; else one order, by the mean"
-            )
+            told.append("by query: the means of figures of an order for each query; else of one order, by their mean")
         shares = {line.over for line in self.lines if line.bounds is not None}
         if shares:
             by = " (by query: of the queries)" if len(shares) > 1 else ""

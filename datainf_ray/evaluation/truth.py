@@ -158,7 +158,7 @@ def same_class(source: Source, column: str) -> SameClass:
         raise RequestError(_SAME, column, f"all of {counted(len(rows), 'row')} are of one class")
     if np.all(queries < 0):
         some = ", ".join(list(dict.fromkeys(printable(name, 40) for name in classes.values()))[:_LISTED]) or "null"
-        raise RequestError(_SAME, column, f"no training row is of a query's class; the queries' are {some}")
+        raise RequestError(_SAME, column, "no training row is of a query's class", f"the queries' are {some}")
     return SameClass(column, rows, queries)
 
 
