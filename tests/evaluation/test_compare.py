@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -22,7 +20,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.evaluation import rankings
 from datainf_ray.evaluation.figures import by_chance, interval, resampled_queries
 from datainf_ray.evaluation.words import text_of
-from tests.evaluation.conftest import CHUNK, QUERIES, ROWS, Evaluated, make, sign, write_corpora
+from tests.evaluation.conftest import ROWS, Evaluated, make, sign, write_corpora
 
 
 def figures(
