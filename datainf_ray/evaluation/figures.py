@@ -96,7 +96,7 @@ def _drawn(counts: np.ndarray, times: int, random: np.random.Generator) -> np.nd
     if rows > _FEW * len(counts):
         return random.multinomial(rows, counts / rows, size=times)
     level = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    drawn = [np.bincount(level[random.integers(0, rows, rows)], minlength=len(counts)) for _ in range(times)]
+    drawn = [np.bincount(level[random.integers(0, rows, rows, np.uint32)], minlength=len(counts)) for _ in range(times)]
     return np.stack(drawn)
 
 

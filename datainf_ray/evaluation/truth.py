@@ -88,8 +88,9 @@ class Source:
         return corpus
 
     def _same_ids(self, corpus: Corpus, key: str, path: str) -> None:
-        ids = iter(self.run.examples(["id"])["id"].to_pylist())
-        for row, known in zip(read(corpus), ids, strict=True):
+        ids = self.run.examples(["id"])["id"]
+        known_ids = (known for chunk in ids.chunks for known in chunk.to_pylist())
+        for row, known in zip(read(corpus), known_ids, strict=True):
             if row.id != known:
                 problem = f"is not the corpus of {self.run.url}: row {row.row} is {printable(row.id)}"
                 raise RequestError(key, path, f"{problem}, and was {printable(known)}")
@@ -120,26 +121,30 @@ def marked(source: Source, asked: str) -> Marked:
     column, sign, wanted = asked.partition("=")
     whole = not sign or all(has_column(asked, file) for file in corpus.files if file.rows)
     column, value = (asked, None) if whole else (column, wanted)
-    there = list(_values(corpus, column, _TRUTH))
-    rows = np.array([_is_true(row, found, column) if value is None else found == value for row, found in there])
+    some: dict[str, None] = {}  # of the column's values
+    rows = np.fromiter(
+        (
+            _is_true(row, found, column) if value is None else found == value
+            for row, found in _noted(_values(corpus, column, _TRUTH), some)
+        ),
+        bool,
+        corpus.rows,
+    )
     if rows.all() or not rows.any():
-        some = [printable(name, 40) for name in dict.fromkeys(found or "null" for _, found in there)]
-        more = ", …" if len(some) > _LISTED else ""
+        listed, more = list(some)[:_LISTED], ", …" if len(some) > _LISTED else ""
         problem = f"{'all' if rows.any() else 'none'} of {counted(len(rows), 'row')} "
         problem += "would have to be found" if value is None else f"{'have' if rows.any() else 'has'} that value"
-        raise RequestError(_TRUTH, asked, problem, f"its values are {', '.join(some[:_LISTED])}{more}")
+        raise RequestError(_TRUTH, asked, problem, f"its values are {', '.join(listed)}{more}")
     return Marked(asked, rows)
 
 
 def same_class(source: Source, column: str) -> SameClass:
     """The classes of rows and queries that a column says which both corpora have."""
     numbers: dict[str, int] = {}
-    rows = np.array(
-        [
-            -1 if value is None else numbers.setdefault(value, len(numbers))
-            for _, value in _values(source.corpus("train"), column, _SAME)
-        ],
-        np.int64,
+    corpus = source.corpus("train")
+    found = _values(corpus, column, _SAME)
+    rows = np.fromiter(
+        (-1 if value is None else numbers.setdefault(value, len(numbers)) for _, value in found), np.int64, corpus.rows
     )
     corpus = source.corpus("queries")
     groups, names = query_groups(source.config, corpus)
@@ -150,9 +155,9 @@ def same_class(source: Source, column: str) -> SameClass:
             continue
         if classes.setdefault(group, value) != value:
             name = printable(row.id if names is None else names[group])
-            found = f"{printable(classes[group], 40)} and {printable(value, 40)}"
+            two = f"{printable(classes[group], 40)} and {printable(value, 40)}"
             remedy = "a query's rows must have one class: set queries.group to null, or to this column"
-            raise RequestError(_SAME, column, f"query {name} has rows of {found}", remedy)
+            raise RequestError(_SAME, column, f"query {name} has rows of {two}", remedy)
         queries[group] = numbers.get(value, -1)
     if np.all(rows == 0):
         raise RequestError(_SAME, column, f"all of {counted(len(rows), 'row')} are of one class")
@@ -188,6 +193,14 @@ def _values(corpus: Corpus, column: str, key: str) -> Iterator[tuple[Row, str | 
     require_column(column, [file for file in corpus.files if file.rows], key)
     for row in read(replace(corpus, columns={key: column}, types={})):  # a name that no task's role has
         yield row, _written(row.fields.get(key))
+
+
+def _noted(values: Iterator[tuple[Row, str | None]], some: dict[str, None]) -> Iterator[tuple[Row, str | None]]:
+    """The same, and the first few distinct values are put into `some`, as they are printed."""
+    for row, value in values:
+        if len(some) <= _LISTED:
+            some.setdefault(printable("null" if value is None else value, 40))
+        yield row, value
 
 
 def _written(value: Any) -> str | None:
