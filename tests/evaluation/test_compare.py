@@ -226,6 +226,14 @@ def other_rows(evaluated: Evaluated) -> None:
     sign(replace(evaluated.made, run=datainf_ray.open_run(str(other / "run"))))
 
 
+def grouped(evaluated: Evaluated) -> None:
+    """One query of rows of several classes."""
+    run = evaluated.folder / "run" / "run.json"
+    document = json.loads(run.read_text())
+    document["config"]["queries"]["group"] = "all"
+    run.write_text(json.dumps(document))
+
+
 def unfinished(evaluated: Evaluated) -> None:
     run = evaluated.folder / "run" / "run.json"
     run.write_text(json.dumps(json.loads(run.read_text()) | {"state": "interrupted", "reason": "somebody"}))
@@ -253,6 +261,9 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         lambda e: (e.queries.__setitem__(slice(None), [q | {"topic": "z"} for q in e.queries]),
                    write_corpora(e.folder, e.rows, e.queries), sign(e.made)),
         {"same": "topic"}, "--same: topic: no training row is of a query's class; the queries' are z",
+    ),
+    "a query of two classes": (
+        grouped, {"same": "topic"}, "--same: topic: query all has rows of a and b; a query's rows must have one class",
     ),
     "k of nothing": (None, {"truth": "flipped", "k": [0]}, "-k: 0: want at least 1"),
     "one resample": (None, {"truth": "flipped", "resamples": 1}, "--resamples: 1: want 0, or at least 2"),
