@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
     from datainf_ray.config import RunConfig
+    from datainf_ray.evaluation.compare import evaluate
+    from datainf_ray.evaluation.result import Evaluation
     from datainf_ray.runs.results import Run, open_run
     from datainf_ray.session.checkup import check
     from datainf_ray.session.front import attribute, query
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from datainf_ray.session.tokens import tokens
 
 __all__ = [
+    "Evaluation",
     "RequestError",
     "Run",
     "RunConfig",
@@ -28,6 +31,7 @@ __all__ = [
     "StoppedError",
     "attribute",
     "check",
+    "evaluate",
     "open_run",
     "plan",
     "query",
@@ -36,6 +40,7 @@ __all__ = [
 
 # Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
 _HOMES = {
+    "Evaluation": "evaluation.result",
     "RequestError": "common.errors",
     "Run": "runs.results",
     "RunConfig": "config",
@@ -43,6 +48,7 @@ _HOMES = {
     "StoppedError": "common.errors",
     "attribute": "session.front",
     "check": "session.checkup",
+    "evaluate": "evaluation.compare",
     "open_run": "runs.results",
     "plan": "session.plan",
     "query": "session.front",

@@ -218,8 +218,12 @@ def fold_messages(messages: Any) -> str:
 
 def fold_talks(prompt: Any, completion: Any) -> str:
     """A prompt and its completion, each a list of messages, on one short line; of anything at all."""
-    first, second = (" ".join(map(_line, _listed(messages))) for messages in (prompt, completion))
-    return fold_pair(first, second)
+    return fold_pair(text_of_talk(prompt), text_of_talk(completion))
+
+
+def text_of_talk(messages: Any) -> str:
+    """All that is said in a list of messages, whoever says it; of anything at all."""
+    return " ".join(map(_line, _listed(messages)))
 
 
 def _listed(messages: Any) -> list[Message]:

@@ -60,6 +60,7 @@ def make_run(
     state: str = "done",
     results: dict[str, Any] | None = None,
     path: Any = "s3://b/sft/*.parquet",
+    queries_path: str = "eval.jsonl",
     method: dict[str, Any] | None = None,
     **document: Any,
 ) -> Made:
@@ -71,7 +72,7 @@ def make_run(
         {
             "model": {"base": "org/base", "adapter": "s3://b/adapter"},
             "train": {"path": path},
-            "queries": {"path": "eval.jsonl"},
+            "queries": {"path": queries_path},
             "method": method or {},
             "results": {"top_k": 20, **(results or {})},
             "output": url,
@@ -100,7 +101,11 @@ def make_run(
             "status": status[part],
             "influence": vectors(influence[part], missing[part]),
         }
-        schema = examples_schema(queries, scores=config.results.scores).with_metadata({"datainf.moments": f"{number}"})
+        if config.results.self_influence:
+            columns["self_influence"] = pa.array(-draw.uniform(1, 9, len(row)), pa.float32(), mask=missing[part])
+            columns["self_influence_error"] = pa.array(np.zeros(len(row)), pa.float32(), mask=missing[part])
+        schema = examples_schema(queries, config.results.scores, selves=config.results.self_influence)
+        schema = schema.with_metadata({"datainf.moments": f"{number}"})
         table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
         directory.commit(chunk_name(number), table_file(table, FINGERPRINT, chunk_name(number)))
         if state == "done":

@@ -14,17 +14,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from datainf_ray.cli.show import show_findings, show_rows, show_top
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
 from datainf_ray.common.leaving import leaving_by
-from datainf_ray.common.words import LENGTH, escaped, printable, visible
-
-if TYPE_CHECKING:
-    from datainf_ray.request.seen import SeenRows
-    from datainf_ray.session.checkup import Finding
+from datainf_ray.common.words import escaped, visible
 
 app = typer.Typer(
     help="Which training rows did this? Influence of every row of a LoRA fine-tuning corpus.",
@@ -42,7 +39,6 @@ Progress = Annotated[
 ]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")]
 
-_PREVIEW = 300  # characters of a row's text, as many as are kept
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -50,6 +46,12 @@ class Format(str, Enum):
     table = "table"
     json = "json"
     csv = "csv"
+
+
+class Side(str, Enum):
+    harmful = "harmful"
+    helpful = "helpful"
+    largest = "largest"
 
 
 @app.command()
@@ -106,7 +108,7 @@ def check(
     if as_json:
         typer.echo(json.dumps([{**asdict(finding), "ok": finding.ok} for finding in findings], indent=2))
     else:
-        _show_findings(findings)
+        show_findings(findings)
     sys.exit(next((finding.status for finding in findings if not finding.ok), 0))
 
 
@@ -131,7 +133,7 @@ def tokens(
     if as_json:
         typer.echo(json.dumps([one.model_dump() for one in rows], indent=1, ensure_ascii=False))
     else:
-        _show_rows(rows)
+        show_rows(rows)
 
 
 @app.command()
@@ -167,7 +169,7 @@ def top(
         writer.writerows(rows)
         typer.echo(text.getvalue(), nl=False)
     else:
-        _show(rows, open_run(run).queries().to_pylist(), harmful)
+        show_top(rows, open_run(run).queries().to_pylist(), harmful)
 
 
 @app.command()
@@ -183,6 +185,63 @@ def query(
 
     with _terminable():
         answer(run, queries=queries, output=output, progress=progress, **_overrides(assignments))
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    others: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN2] ...", help="Other runs on the same rows, to compare with.")
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN[=VALUE]",
+            help="Find the training rows where this column is true, 1 or VALUE: flipped labels.",
+        ),
+    ] = None,
+    same: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Find, for each query, the training rows of its own class.")
+    ] = None,
+    side: Annotated[
+        Side | None,
+        typer.Option(
+            help="Which influences are looked at first. Default: harmful with --truth, helpful with --same. "
+            "The paper's notebooks take a class' AUC by the helpful ones and its recall by the largest of either sign."
+        ),
+    ] = None,
+    k: Annotated[
+        list[int],
+        typer.Option("-k", min=1, help="Take recall@k there; may be repeated. Default: all that is to be found."),
+    ] = [],  # noqa: B006
+    resamples: Annotated[int, typer.Option(min=0, help="Of the 95 % bootstrap intervals; 0: no intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    bm25: Annotated[
+        bool, typer.Option("--bm25/--no-bm25", help="Compare with BM25, which reads all texts into memory.")
+    ] = True,
+    figure: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Draw it, too: a path or fsspec URL in .svg, .png or .pdf.")
+    ] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="How the figures are written.")] = Format.table,
+    assignments: Assignments = [],  # noqa: B006
+) -> None:
+    """How well the scores find rows of which a column knows: AUC, average precision, MRR, recall; with intervals."""
+    from datainf_ray.evaluation.compare import evaluate as compare
+    from datainf_ray.evaluation.draw import save, suffix_of
+
+    suffix = None if figure is None else suffix_of(figure)
+    overrides = _overrides(assignments)
+    with _terminable():
+        found = compare(
+            run, *(others or []), truth=truth, same=same, side=None if side is None else side.value, k=k,
+            resamples=resamples, seed=seed, bm25=bm25, **overrides,
+        )  # fmt: skip
+        if figure is not None and suffix is not None:
+            save(found.draw(), figure, suffix, overrides)
+    if output_format is Format.table:
+        found.show()
+    else:
+        typer.echo(found.json() if output_format is Format.json else found.csv(), nl=output_format is Format.json)
 
 
 @app.command()
@@ -261,65 +320,3 @@ def _terminable() -> Iterator[None]:
         os._exit(130)  # at once, whatever else is still at work: `ray job stop` kills after 3 seconds
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _show_findings(findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, padding=(0, 1))
-    marks = {0: ("✓", "bold green"), None: ("–", "dim")}
-    for finding in findings:
-        mark, style = marks.get(finding.status, ("✗", "bold red"))
-        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), Text(escaped(finding.detail)))
-    Console().print(table)
-
-
-def _show_rows(rows: SeenRows) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    coloured = console.is_terminal and not console.no_color
-    for row in rows:
-        console.print(Text(row.heading, style="bold"), soft_wrap=True)
-        if coloured:
-            console.print(
-                Text.assemble(*((text, "green on grey15" if target else "") for text, target in row.pieces()))
-            )
-        else:
-            console.out(str(row).partition("\n")[2], highlight=False)
-        console.print()
-
-
-def _show(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def printed(text: str, length: int = LENGTH) -> Text:
-        return Text(printable(text, length))
-
-    console = Console()
-    if not rows:
-        console.print(f"no row was {'harmful' if harmful else 'helpful'} to this query")
-        return
-    query = queries[rows[0]["query"]]
-    effect = (
-        "harmful: more weight on it raises the query's loss"
-        if harmful
-        else ("helpful: more weight on it lowers the query's loss")
-    )
-    asked = f"query {query['query']}: {printable(query['id'])}  {printable(query['preview'] or '', _PREVIEW)}"
-    console.print(Text(asked))
-    table = Table(title=f"{effect}", title_justify="left", title_style="bold")
-    table.add_column("rank", justify="right")
-    table.add_column("influence", justify="right", no_wrap=True)
-    table.add_column("id", overflow="fold")
-    table.add_column("text", overflow="fold")
-    for row in rows:
-        table.add_row(
-            str(row["rank"]), f"{row['influence']:.4g}", printed(row["id"]), printed(row["preview"] or "", _PREVIEW)
-        )
-    console.print(table)

@@ -1,0 +1,78 @@
+"""What the commands print for people. rich is imported where it is needed: `datainf --help` should not wait for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datainf_ray.common.words import LENGTH, escaped, printable
+
+if TYPE_CHECKING:
+    from datainf_ray.request.seen import SeenRows
+    from datainf_ray.session.checkup import Finding
+
+_PREVIEW = 300  # characters of a row's text, as many as are kept
+
+
+def show_findings(findings: list[Finding]) -> None:
+    """What `datainf check` has found, a line each."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    marks = {0: ("✓", "bold green"), None: ("–", "dim")}
+    for finding in findings:
+        mark, style = marks.get(finding.status, ("✗", "bold red"))
+        table.add_row(Text(mark, style=style), Text(finding.name, style="bold"), Text(escaped(finding.detail)))
+    Console().print(table)
+
+
+def show_rows(rows: SeenRows) -> None:
+    """Rows as the model sees them, in colour on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    coloured = console.is_terminal and not console.no_color
+    for row in rows:
+        console.print(Text(row.heading, style="bold"), soft_wrap=True)
+        if coloured:
+            console.print(
+                Text.assemble(*((text, "green on grey15" if target else "") for text, target in row.pieces()))
+            )
+        else:
+            console.out(str(row).partition("\n")[2], highlight=False)
+        console.print()
+
+
+def show_top(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bool) -> None:
+    """The most helpful or most harmful rows of a query; `queries` are those of queries.parquet."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def printed(text: str, length: int = LENGTH) -> Text:
+        return Text(printable(text, length))
+
+    console = Console()
+    if not rows:
+        console.print(f"no row was {'harmful' if harmful else 'helpful'} to this query")
+        return
+    query = queries[rows[0]["query"]]
+    effect = (
+        "harmful: more weight on it raises the query's loss"
+        if harmful
+        else ("helpful: more weight on it lowers the query's loss")
+    )
+    asked = f"query {query['query']}: {printable(query['id'])}  {printable(query['preview'] or '', _PREVIEW)}"
+    console.print(Text(asked))
+    table = Table(title=f"{effect}", title_justify="left", title_style="bold")
+    table.add_column("rank", justify="right")
+    table.add_column("influence", justify="right", no_wrap=True)
+    table.add_column("id", overflow="fold")
+    table.add_column("text", overflow="fold")
+    for row in rows:
+        table.add_row(
+            str(row["rank"]), f"{row['influence']:.4g}", printed(row["id"]), printed(row["preview"] or "", _PREVIEW)
+        )
+    console.print(table)
