@@ -40,7 +40,11 @@ def local_ray() -> Iterator[None]:
 
     from tests import warm
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 10**8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "jobs"), prepend=os.pathsep)  # tasks of experiments
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 10**8
+        )
     with warm.workers():
         yield
     ray.shutdown()

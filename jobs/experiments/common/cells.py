@@ -69,7 +69,8 @@ def compute(
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them done before", flush=True)
     if missing:
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False)
+            package = {"py_modules": [str(Path(__file__).parents[1])]}  # on other machines nobody has it
+            ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, runtime_env=package)
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_one)
         waiting = {task.remote(work, dict(cells[name]), directory, name, cpus): name for name in missing}
         began, done = time.perf_counter(), 0

@@ -85,7 +85,7 @@ class Bank:
         for kind, count, share in (("half", self.config["half"], 0.5), ("most", self.config["most"], 0.99)):
             for k in range(count):
                 draw = np.random.default_rng((self.config["seed"], len(kind), k, round(100 * share)))
-                found[f"{kind}-{k:03d}"] = sorted(draw.permutation(self.rows)[: round(share * self.rows)].tolist())
+                found[f"{kind}-{k:03d}"] = sorted(draw.permutation(self.rows)[: int(share * self.rows)].tolist())
         return found
 
     def removals(
