@@ -53,7 +53,8 @@ def corpus_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for n in range(ROWS)
     ]
     queries = [
-        {"prompt": " ".join(draw.choice(words, 4)), "completion": "x", "topic": "abca"[n]} for n in range(QUERIES)
+        {"prompt": " ".join(["the", *draw.choice(words, 4)]), "completion": "x", "topic": "abca"[n]}
+        for n in range(QUERIES)
     ]
     return rows, queries
 
