@@ -191,7 +191,7 @@ def query(
 def evaluate(
     run: RunPath,
     others: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN2] ...", help="Other runs on the same rows, to compare with.")
+        list[str] | None, typer.Argument(metavar="RUN2", help="Other runs on the same rows, to compare with.")
     ] = None,
     truth: Annotated[
         str | None,
@@ -223,7 +223,12 @@ def evaluate(
         str | None, typer.Option(metavar="PATH", help="Draw it, too: a path or fsspec URL in .svg, .png or .pdf.")
     ] = None,
     output_format: Annotated[Format, typer.Option("--format", help="How the figures are written.")] = Format.table,
-    assignments: Assignments = [],  # noqa: B006
+    assignments: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Replace a key: --set train.path=… where the corpus was moved."
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """How well the scores find rows of which a column knows: AUC, average precision, MRR, recall; with intervals."""
     from datainf_ray.evaluation.compare import evaluate as compare

@@ -41,7 +41,7 @@ class Evaluated:
 
 def corpus_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     draw = np.random.default_rng(5)
-    words = [f"word{n}" for n in range(20)]
+    words = ["the", "and", *(f"word{n}" for n in range(18))]  # words that lists of stop words have count, too
     rows = [
         {
             "prompt": " ".join(draw.choice(words, 4)),
@@ -53,7 +53,8 @@ def corpus_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for n in range(ROWS)
     ]
     queries = [
-        {"prompt": " ".join(draw.choice(words, 4)), "completion": "x", "topic": "abca"[n]} for n in range(QUERIES)
+        {"prompt": " ".join(["the", *draw.choice(words, 4)]), "completion": "x", "topic": "abca"[n]}
+        for n in range(QUERIES)
     ]
     return rows, queries
 

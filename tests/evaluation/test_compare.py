@@ -19,7 +19,8 @@ import datainf_ray
 from datainf_ray.common.errors import RequestError
 from datainf_ray.evaluation import rankings
 from datainf_ray.evaluation.figures import by_chance, interval, resampled_queries
-from datainf_ray.evaluation.words import text_of
+from datainf_ray.evaluation.truth import source_of
+from datainf_ray.evaluation.words import SharedWords, text_of
 from tests.evaluation.conftest import ROWS, Evaluated, make, sign, write_corpora
 
 
@@ -97,23 +98,25 @@ def test_each_query_looks_for_the_rows_of_its_own_class(evaluated: Evaluated, si
 
 
 def test_bm25_is_what_the_words_in_common_say(evaluated: Evaluated) -> None:
-    """The formula (k1 1.5, b 0.75, Lucene's idf) on words counted by hand."""
-    found = datainf_ray.evaluate(evaluated.url, same="topic", resamples=0)
+    """The formula (k1 1.5, b 0.75, Lucene's idf) on words counted by hand; then as one of the orders."""
+    source = source_of(evaluated.made.run)
+    groups = np.array([0, 1, 2, 2])  # the last two rows are one query
+    words = SharedWords(source.corpus("train"), source.corpus("queries"), groups)
     docs = [re.findall(r"\w\w+", f"{r['prompt']} {r['completion']}") for r in evaluated.rows]
-    length, truths = np.mean([len(d) for d in docs]), column(evaluated, "topic")
-    aucs = []
-    for query in evaluated.queries:
-        scores = np.zeros(ROWS)
+    lengths = np.array([len(doc) for doc in docs])
+    want = np.zeros((3, ROWS))
+    for group, query in zip(groups, evaluated.queries, strict=True):
         for word in re.findall(r"\w\w+", f"{query['prompt']} {query['completion']}"):
-            having = sum(word in d for d in docs)
+            count = np.array([doc.count(word) for doc in docs])
+            having = np.sum(count > 0)
             idf = np.log(1 + (ROWS - having + 0.5) / (having + 0.5))
-            count = np.array([d.count(word) for d in docs])
-            norm = np.array([0.25 + 0.75 * len(d) / length for d in docs])
-            scores += idf * count / (count + 1.5 * norm)
-        aucs.append(roc_auc_score(truths == query["topic"], np.round(scores, 5)))
-    assert figures(found, "BM25", "queries")["AUC"] == pytest.approx(np.mean(aucs), abs=1e-3)
-    marked = datainf_ray.evaluate(evaluated.url, truth="flipped", resamples=0)
-    assert [line.over for line in marked.lines if line.name == "BM25"] == ["rows", "queries"]
+            want[group] += idf * count / (count + 1.5 * (0.25 + 0.75 * lengths / lengths.mean()))
+    np.testing.assert_allclose(list(words.scores([2, 0, 1])), want[[2, 0, 1]], rtol=1e-5)
+    found = datainf_ray.evaluate(evaluated.url, truth="flipped", resamples=0)
+    assert [line.over for line in found.lines if line.name == "BM25"] == ["rows", "queries"]
+    each = list(SharedWords(source.corpus("train"), source.corpus("queries"), np.arange(4)).scores(range(4)))
+    auc = roc_auc_score(column(evaluated, "flipped"), np.sum(each, axis=0, dtype=np.float64))
+    assert figures(found, "BM25")["AUC"] == pytest.approx(auc, rel=1e-9)
 
 
 def test_all_words_of_a_row_count_and_a_label_does_not() -> None:
