@@ -6,6 +6,7 @@ approximation   how well each method goes with exact influence, by rank
 influential     how well each method finds the rows of the class of a query, by epoch
 mislabelled     how well each method finds rows with a wrong label, by epoch
 retrain         whether taking rows out does what the scores say
+shortcuts       what cheaper ways to the influences cost
 
 Each is a folder in jobs/experiments: its config.yaml says what is done, its README shows what came of it. It runs in
 Ray's tasks, on this machine or on the cluster that RAY_ADDRESS names. What is done is kept in DIRECTORY (any fsspec
@@ -30,7 +31,7 @@ from datainf_ray.common.plain_yaml import read_yaml
 from datainf_ray.config import parse_assignment
 from datainf_ray.runs.directory import RunDirectory
 
-EXPERIMENTS = ("approximation", "influential", "mislabelled", "retrain")
+EXPERIMENTS = ("approximation", "influential", "mislabelled", "retrain", "shortcuts")
 _HERE = Path(__file__).parent / "experiments"
 
 

@@ -43,7 +43,9 @@ def save(drawing: Any, places: list[Any]) -> bytes:
     for place in places:
         for handle, label in zip(*place.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    drawing.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(len(found), 5), frameon=False)
+    if found:
+        where = {"loc": "outside upper center", "ncols": min(len(found), 5), "frameon": False}
+        drawing.legend(found.values(), found.keys(), **where)
     sink = io.BytesIO()
     drawing.savefig(sink, format="svg", metadata={"Date": None})
     pyplot.close(drawing)
