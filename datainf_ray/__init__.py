@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datainf_ray.config import RunConfig
     from datainf_ray.runs.results import Run, open_run
     from datainf_ray.session.checkup import check
+    from datainf_ray.session.combine import combine
     from datainf_ray.session.front import attribute, query
     from datainf_ray.session.plan import plan
     from datainf_ray.session.tokens import tokens
@@ -28,6 +29,7 @@ __all__ = [
     "StoppedError",
     "attribute",
     "check",
+    "combine",
     "open_run",
     "plan",
     "query",
@@ -43,6 +45,7 @@ _HOMES = {
     "StoppedError": "common.errors",
     "attribute": "session.front",
     "check": "session.checkup",
+    "combine": "session.combine",
     "open_run": "runs.results",
     "plan": "session.plan",
     "query": "session.front",

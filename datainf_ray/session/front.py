@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.background import LocalDriver
 from datainf_ray.cluster.join import knock
+from datainf_ray.common.errors import RequestError
 from datainf_ray.common.libraries import load_pandas, loading
 from datainf_ray.common.storage import AT_FIRST, failing, patience
 from datainf_ray.config import RunConfig, load_config, options_among
 from datainf_ray.request.understand import begun, portable, understand
 from datainf_ray.runs.results import Driver, Run, open_run
 from datainf_ray.watch.watching import known, watching
+
+_NAMED = 3  # runs that an error names
 
 if TYPE_CHECKING:
     from datainf_ray.request.job import Job
@@ -84,6 +87,10 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
     """
     known(progress)
     earlier = open_run(run, options_among(overrides))
+    if earlier.record.combined is not None:
+        ones = ", ".join(one.run for one in earlier.record.combined[:_NAMED])
+        remedy = f"query its runs, where they have one, and combine the answers: {ones}"
+        raise RequestError("run", earlier.url, "combines several runs and has no gradient index", remedy)
     asked = queries if isinstance(queries, dict) else {"path": queries}
     changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
     results = {**earlier.config["results"], "self_influence": False}  # it is there: it does not depend on queries
