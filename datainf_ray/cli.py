@@ -193,9 +193,7 @@ def combine(
         str | None, typer.Option(metavar="W1,W2,...", help="A positive weight for each run; default 1 for each.")
     ] = None,
     mixed: Annotated[bool, typer.Option("--mixed", help="Add runs of different methods all the same.")] = False,
-    by_id: Annotated[
-        bool, typer.Option("--by-id", help="Find queries by id: those that all runs have.")
-    ] = False,
+    by_id: Annotated[bool, typer.Option("--by-id", help="Find queries by id: those that all runs have.")] = False,
     progress: Progress = "auto",
 ) -> None:
     """Add the influences of several checkpoints' runs, weighted, as TracIn and LESS do."""

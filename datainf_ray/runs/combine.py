@@ -225,7 +225,7 @@ def _added(tables: Sequence[pa.Table], what: Sum, tally: Tally) -> pa.Table:
     fine = status == OK
     influence = np.zeros((len(last), what.queries))
     for source, table in zip(what.sources, tables, strict=True):
-        values = matrix(table["influence"])
+        values = matrix(table["influence"]).astype(np.float64)
         influence += source.weight * (values if _in_order(source.places, values) else values[:, source.places])
     with np.errstate(over="ignore"):  # what is too large for a float32 is told by its status
         summed = influence.astype(np.float32)
