@@ -14,6 +14,7 @@ import numpy as np
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options
 from datainf_ray.common.words import close, counted
+from datainf_ray.config.keys import LEAST_WEIGHT, MOST_WEIGHT
 from datainf_ray.request.identity import changed_settings
 from datainf_ray.request.places import check_places, place_of
 from datainf_ray.runs.combine import Source, Sum, same_ids
@@ -21,8 +22,6 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
-
-LEAST, MOST = 1e-30, 1e30  #: of a weight: learning rates and more
 
 #: What runs may differ in and still be added: the model itself, and how and where the work was done.
 _MAY_DIFFER = ("model.", "cluster.", "results.", "index", "seed")
@@ -43,11 +42,15 @@ class Combination:
 
     def refuse_another(self, there: RunRecord) -> None:
         """Raises `RequestError` where the run whose record is `there` is not this one."""
-        if there.fingerprint != self.fingerprint:
-            problem = "holds another run" + (
-                "" if there.combined is None else ": it combines others, or by other weights"
-            )
-            raise RequestError("output", self.directory.url, problem, "use another output, or remove that one")
+        if there.fingerprint == self.fingerprint:
+            return
+        changed = changed_settings(there.identity, self.identity)
+        what = next(
+            (f"{key} is {was} there and {now} here" for key, was, now in changed),
+            "it combines none" if "runs" not in there.identity else "it combines others, or by other weights",
+        )
+        remedy = "use another output, or remove that one"
+        raise RequestError("output", self.directory.url, f"holds another run: {what}", remedy)
 
 
 def identity_of(
@@ -103,8 +106,8 @@ def weights_of(given: Sequence[float] | None, count: int, key: str) -> tuple[flo
             "give one for each",
         )
     for weight in given:
-        if not (math.isfinite(weight) and LEAST <= weight <= MOST):
-            raise RequestError(key, weight, "is no weight", f"give a number from {LEAST:g} to {MOST:g}")
+        if not (math.isfinite(weight) and LEAST_WEIGHT <= weight <= MOST_WEIGHT):
+            raise RequestError(key, weight, "is no weight", f"give a number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")
     return tuple(map(float, given))
 
 
