@@ -44,6 +44,8 @@ from datainf_ray.runs.schemas import (
 )
 from datainf_ray.runs.top import Top, merge_top, read_top, select_top, write_top
 
+#: What progress and run.json call the pass over the runs' rows.
+SWEEP = "combine"
 #: What a row is called of which the sum is no number.
 NONFINITE = "nonfinite"
 _MOST_PROBLEMS = 100
@@ -90,10 +92,7 @@ class Sum:
         return examples_schema(self.queries, selves=self.selves)
 
     def parts(self) -> list[range]:
-        """The rows of every part of the sum, as equal as they can be; they follow from the sum's size alone."""
-        count = max(1, self.rows * row_bytes(self.queries, selves=self.selves) // PART_BYTES)
-        edges = [number * self.rows // count for number in range(count + 1)]
-        return [range(*edge) for edge in itertools.pairwise(edges)]
+        return parts_of(self.rows, self.queries, self.selves)
 
 
 @dataclass
@@ -110,6 +109,13 @@ class Tally:
         self.tokens += other.tokens
         self.cut = None if self.cut is None or other.cut is None else self.cut + other.cut
         self.problems = [*self.problems, *other.problems][:_MOST_PROBLEMS]
+
+
+def parts_of(rows: int, queries: int, selves: bool) -> list[range]:
+    """The rows of every part of a sum, as equal as they can be; they follow from its size alone."""
+    count = max(1, rows * row_bytes(queries, selves=selves) // PART_BYTES)
+    edges = [number * rows // count for number in range(count + 1)]
+    return [range(*edge) for edge in itertools.pairwise(edges)]
 
 
 def content_of(run: Run) -> str:

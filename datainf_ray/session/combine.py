@@ -16,6 +16,7 @@ from datainf_ray.request.combination import Combination, prepare_combination, su
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.checksums import Stored, stored
 from datainf_ray.runs.combine import (
+    SWEEP,
     Source,
     Sum,
     combined_blocks,
@@ -44,9 +45,6 @@ from datainf_ray.session.attempt import Attempt, end_badly, end_well, now
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
 from datainf_ray.watch.watching import known, watching
-
-#: What progress and run.json call the pass over the runs' rows.
-SWEEP = "combine"
 
 
 def combine(
