@@ -9,7 +9,7 @@ from datainf_ray.request.job import Job
 from datainf_ray.runs.combine import SWEEP, parts_of
 from datainf_ray.runs.parts import row_bytes
 
-_RATE = 100e6  # bytes/s of rows that are read, added and written, on one core
+_RATE = 40e6  # bytes/s of rows that are read, added and written, on one core
 
 
 def together(plans: Sequence[Plan], job: Job, output: str) -> Plan:

@@ -85,7 +85,8 @@ def prepare_combination(
     directory = RunDirectory(output, options=options)
     check_places(directory, None, [place_of(run.url, "run", options) for run in runs], {})
     sources = sources_of(runs, factors, mixed=mixed, by_id=by_id)
-    identity = identity_of([run.record.fingerprint for run in runs], factors, runs[-1].record.identity, by_id)
+    last = {**runs[-1].record.identity, "train": _train_of(runs[-1])}
+    identity = identity_of([run.record.fingerprint for run in runs], factors, last, by_id)
     combination = Combination(directory, _config(runs, factors, directory), identity)
     there = read_record(directory) if directory.exists(RUN_FILE) else None
     directory.check_writable()
@@ -144,7 +145,8 @@ def _require_alike(run: Run, first: Run, mixed: bool, by_id: bool) -> None:
     assert other.counts is not None
     if one.counts.rows != other.counts.rows:
         raise RequestError("run", run.url, f"has {one.counts.rows:,} rows, and {first.url} has {other.counts.rows:,}")
-    if one.identity.get("train") != other.identity.get("train"):
+    trained = _train_of(run), _train_of(first)
+    if None not in trained and trained[0] != trained[1]:  # ids of rows are compared one by one in any case
         raise RequestError("run", run.url, f"was made with other training rows than {first.url}")
     if not by_id:
         if one.identity.get("queries") != other.identity.get("queries"):
@@ -162,6 +164,20 @@ def _require_alike(run: Run, first: Run, mixed: bool, by_id: bool) -> None:
     for part, what in {**others, "task": "another task's code"}.items():
         if one.identity.get(part, 1) != other.identity.get(part, 1):
             raise RequestError("run", run.url, f"was made with {what} than {first.url}")
+
+
+def _train_of(run: Run) -> str | None:
+    """The digest of a run's training rows; of one that was answered from an index, those that the index was made of.
+
+    None where that is not known.
+    """
+    record = run.record
+    try:
+        if record.answers is not None:
+            record = read_record(RunDirectory(record.answers.run, "run", run.directory.options))
+    except (RequestError, OSError):  # that run may be gone
+        return None
+    return record.identity.get("train")
 
 
 def _places(runs: Sequence[Run]) -> list[np.ndarray]:

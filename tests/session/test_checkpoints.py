@@ -71,9 +71,7 @@ def test_a_list_is_a_run_for_each_and_their_sum(tmp_path: Path, config: dict[str
         alone(config, 0, tmp_path / "run")
     with pytest.raises(RequestError, match=r"output: .*alone-0: holds another run: it combines none"):
         attribute(config, output=str(tmp_path / "alone-0"))
-    with pytest.raises(
-        RequestError, match=r"output: .*run: holds another run: it combines others, or by other"
-    ):
+    with pytest.raises(RequestError, match=r"output: .*run: holds another run: it combines others, or by other"):
         attribute(config, **{"model.adapter_weights": None})
     with pytest.raises(RequestError, match=r"output: .*run: holds another run: method.damping is 0.1 there and 0.2"):
         attribute(config, **{"method.damping": 0.2})
