@@ -113,12 +113,13 @@ class ModelConfig(_Part):
         weights, adapters = self.adapter_weights, self.adapter
         if weights is None:
             return self
+        given = f"[{', '.join(f'{weight:g}' for weight in weights)}]"
         if not isinstance(adapters, tuple):
             problem, remedy = "has no effect on one adapter", "give it with a list of adapters"
-            raise RequestError("model.adapter_weights", json.dumps(weights), problem, remedy)
+            raise RequestError("model.adapter_weights", given, problem, remedy)
         if len(weights) != len(adapters):
             problem = f"has {len(weights)} for {len(adapters)} adapters"
-            raise RequestError("model.adapter_weights", json.dumps(weights), problem, "give one for each")
+            raise RequestError("model.adapter_weights", given, problem, "give one for each")
         return self
 
     @property
