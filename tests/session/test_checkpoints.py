@@ -135,6 +135,19 @@ def test_the_command_does_it_and_others_take_the_first(
     assert torch.allclose(torch.from_numpy(matrix(both.scores()["influence"])), want, rtol=1e-4, atol=1e-9)
 
 
+def test_in_the_background_it_is_one_run_that_can_be_waited_for(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of adapters that are named from here, by a driver that is elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    model = {**config["model"], "adapter": ["checkpoint-100", "checkpoint-200"]}
+    begun = datainf_ray.attribute({**config, "model": model, "output": "far/run"}, block=False)
+    assert begun.state in ("starting", "running")
+    run = begun.wait(120, progress=False)
+    assert run.url == str(tmp_path / "far" / "run")
+    assert [Path(one.run).name for one in run.record.combined] == ["0000-checkpoint-100", "0001-checkpoint-200"]
+
+
 def test_a_list_of_one_is_a_plain_run(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", method={"name": "hessian-free"})
     plain = attribute(config)
