@@ -38,8 +38,9 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: 
     `tokens_cut` are those that the row has beyond max_length; null in the run of a version that did not count them.
 
     Of a run that combines others, with weights w_c: the influences, `self_influence` and `sqnorm` are Σ_c w_c times
-    the runs' (‖g‖² of gradients that stand side by side, each times √w_c); `loss` is Σ_c w_c loss_c / Σ_c w_c; `self_influence_error` is √(Σ_c (w_c error_c)²), as of independent samples; `tokens` and
-    `tokens_cut` are the last run's. `status` is "ok" where all runs have that, else that of the first that has not.
+    the runs' (‖g‖² of gradients that stand side by side, each times √w_c); `loss` is Σ_c w_c loss_c / Σ_c w_c;
+    `self_influence_error` is √(Σ_c (w_c error_c)²), as of independent samples; `tokens` and `tokens_cut` are the last
+    run's. `status` is "ok" where all runs have that, else that of the first that has not.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
