@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datainf_ray.evaluation.result import Evaluation
     from datainf_ray.runs.results import Run, open_run
     from datainf_ray.session.checkup import check
+    from datainf_ray.session.combine import combine
     from datainf_ray.session.front import attribute, query
     from datainf_ray.session.plan import plan
     from datainf_ray.session.tokens import tokens
@@ -31,6 +32,7 @@ __all__ = [
     "StoppedError",
     "attribute",
     "check",
+    "combine",
     "evaluate",
     "open_run",
     "plan",
@@ -49,6 +51,7 @@ _HOMES = {
     "attribute": "session.front",
     "check": "session.checkup",
     "evaluate": "evaluation.compare",
+    "combine": "session.combine",
     "open_run": "runs.results",
     "plan": "session.plan",
     "query": "session.front",

@@ -37,8 +37,9 @@ OTHER: dict[str, Any] = {
     "index_dtype": "bfloat16", "method.curvature_rows": 3, "results.top_k": 7, "results.scores": False,
     "results.blocks": True, "results.self_influence": True, "seed": 7,
     "method.tolerance": 1e-4, "method.iterations": 7, "method.scale": 2.5,
+    "model.adapter_weights": [2, 0.5],
 }  # fmt: skip
-NEEDS = {"index_projection": {"index": True}}
+NEEDS = {"index_projection": {"index": True}, "model.adapter_weights": {"model.adapter": ["a", "b"]}}
 
 
 def leaves(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -136,7 +137,7 @@ SAID = {
     "model.dtype=int8": "model.dtype: 'int8': auto, float32, bfloat16 or float16",
     "model.quantization=2bit": "model.quantization: '2bit': 8bit, 4bit or null",
     "model.trust_remote_code='true'": "model.trust_remote_code: 'true': true or false",
-    "model=base": "model: 'base': a mapping of base, adapter, blocks, task, dtype, quantization, trust_remote_code",
+    "model=base": "model: 'base': a mapping of base, adapter, adapter_weights, blocks, task, dtype, quantization, ",
     "output=": "output: null: a text that is not empty",
     "method.damping=1e-40": "method.damping: 1e-40: a number from 1e-12 to 1e+12",
     "method.damping=1e39": "method.damping: 1e+39: a number from 1e-12 to 1e+12",

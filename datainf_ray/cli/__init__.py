@@ -250,6 +250,25 @@ def evaluate(
 
 
 @app.command()
+def combine(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Finished runs, in the training's order.")],
+    output: Annotated[str, typer.Option(metavar="RUN2", help="The directory of the sum, a run like any other.")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="W1,W2,...", help="A positive weight for each run; default 1 for each.")
+    ] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Add runs of different methods all the same.")] = False,
+    by_id: Annotated[bool, typer.Option("--by-id", help="Find queries by id: those that all runs have.")] = False,
+    progress: Progress = "auto",
+) -> None:
+    """Add the influences of several checkpoints' runs, weighted, as TracIn and LESS do."""
+    from datainf_ray.session.combine import combine as add
+
+    numbers = None if weights is None else [_number(text, "--weights") for text in weights.split(",")]
+    with _terminable():
+        add(runs, output, weights=numbers, mixed=mixed, by_id=by_id, progress=progress)
+
+
+@app.command()
 def report(run: RunPath) -> None:
     """Write report.html into the run directory, and say where it is."""
     from datainf_ray.runs.report.page import write_report
@@ -284,6 +303,13 @@ def _overrides(assignments: list[str]) -> dict[str, Any]:
     from datainf_ray.config import parse_assignment
 
     return dict(parse_assignment(text) for text in assignments)
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RequestError(option, text, "is no number", "an example is --weights 2e-4,1e-4") from None
 
 
 def _share(text: str, option: str) -> float:

@@ -25,11 +25,13 @@ class Ahead:
 
     Nothing is started if a cluster is to be joined. Ray's processes end with the thread that started them, so this
     thread waits until Ray is not needed any more, and then ends it. Two runs of one process cannot have a Ray at the
-    same time: `behind` is the other run's, which may be about to end.
+    same time: `behind` is the other run's, which may be about to end. One that is `lasting` is there for several runs,
+    one after the other, and is ended when it is left.
     """
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, lasting: bool = False) -> None:
         self.config = config
+        self._lasting = lasting
         self.behind = not address_of(config) and _LOCAL.locked()
         self.wanted = self.behind or not (ray.is_initialized() or address_of(config))
         self._thread: threading.Thread | None = None
@@ -60,13 +62,14 @@ class Ahead:
 
     def end(self) -> None:
         """End Ray in the background, and return at once. The caller must hold no reference into Ray."""
-        self._over.set()
+        if not self._lasting:
+            self._over.set()
 
     def __enter__(self) -> Ahead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self.end()
+        self._over.set()
         if self._thread is not None:  # whoever interrupts us does not wait for long
             self._thread.join(_LEAVE if kind is KeyboardInterrupt else None)
         if kind is None:

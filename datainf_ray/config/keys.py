@@ -17,6 +17,8 @@ from datainf_ray.influence.register import NAMES as METHODS
 
 _STORES = ("s3", "gs", "az", "abfs", "https", "hdfs", "file")  # fsspec's protocols that are named in an error
 
+LEAST_WEIGHT, MOST_WEIGHT = 1e-30, 1e30  #: of a checkpoint: learning rates and more
+
 _MOST = 2**53  # of a whole number: JSON's readers know no larger ones exactly
 _LONGEST = 1e9  # seconds, 32 years: a clock takes no more
 
@@ -54,9 +56,12 @@ class ModelConfig(_Part):
     """The fine-tuned model: a base and a PEFT adapter; or a base that was trained itself."""
 
     base: str = Place(min_length=1, description="hub id, local path or fsspec URL of the base model")
-    adapter: str | None = Place(
-        min_length=1,
-        description="hub id, path or fsspec URL of the PEFT adapter's directory; null: the base was trained itself",
+    adapter: str | tuple[str, ...] | None = Place(
+        description="hub id, path or fsspec URL of the PEFT adapter's directory; null: the base was trained itself; "
+        "a list: checkpoints of one fine-tune, a run for each, and the weighted sum of their influences",
+    )
+    adapter_weights: tuple[Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)], ...] | None = Field(
+        None, description="of a list of adapters, a weight for each, its learning rate say; null: 1 for each"
     )
     blocks: tuple[str, ...] | None = Field(
         None,
@@ -75,6 +80,16 @@ class ModelConfig(_Part):
     chat_template: str | None = Place(None, min_length=1, description="a file, or a text; null: the tokenizer's own")
     chat_template_kwargs: Keywords = Field(default_factory=dict, description="variables for it; date: what today is")
 
+    @field_validator("adapter")
+    @classmethod
+    def _some_adapter(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        """A list of one is that one."""
+        if value is not None and (not value or any(not one for one in value)):
+            raise ValueError("name an adapter, or several")
+        if isinstance(value, tuple) and (twice := next((one for one in value if value.count(one) > 1), None)):
+            raise ValueError(f"names {twice} twice")
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
     @field_validator("blocks")
     @classmethod
     def _some_blocks(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -91,6 +106,26 @@ class ModelConfig(_Part):
         if self.adapter is None and self.quantization is not None:
             raise RequestError("model.quantization", self.quantization, "no weights of a quantized model are trained")
         return self
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> ModelConfig:
+        weights, adapters = self.adapter_weights, self.adapter
+        if weights is None:
+            return self
+        given = f"[{', '.join(f'{weight:g}' for weight in weights)}]"
+        if not isinstance(adapters, tuple):
+            problem, remedy = "has no effect on one adapter", "give it with a list of adapters"
+            raise RequestError("model.adapter_weights", given, problem, remedy)
+        if len(weights) != len(adapters):
+            problem = f"has {len(weights)} for {len(adapters)} adapters"
+            raise RequestError("model.adapter_weights", given, problem, "give one for each")
+        return self
+
+    @property
+    def one_adapter(self) -> str | None:
+        """The adapter of a run: where a list is asked for, each of its runs has one (`request.checkpoints`)."""
+        assert not isinstance(self.adapter, tuple)
+        return self.adapter
 
 
 class RowsConfig(_Part):
@@ -242,4 +277,10 @@ class RunConfig(_Part):
             raise RequestError(
                 "index_projection", self.index_projection, "there is no index", "use index: true with it"
             )
+        if isinstance(self.model.adapter, tuple):
+            if isinstance(self.index, str):
+                raise RequestError("index", self.index, "is one place for several runs", "use index: true")
+            if not self.results.scores:
+                problem = "leaves nothing of several adapters' runs to add"
+                raise RequestError("results.scores", "false", problem, "use true, or one adapter")
         return self

@@ -60,9 +60,9 @@ def local_folder(reference: str, key: str, weights: bool = True, options: Option
 
 def adapter_folder(model: ModelConfig, options: Options | None = None) -> str | None:
     """The adapter's local directory, fetched where it is elsewhere; None where the model has none."""
-    if model.adapter is None:
+    if model.one_adapter is None:
         return None
-    folder = local_folder(model.adapter, "model.adapter", options=options)
+    folder = local_folder(model.one_adapter, "model.adapter", options=options)
     if not Path(folder).is_dir():  # a hub id
         from huggingface_hub import snapshot_download
 

@@ -50,7 +50,7 @@ from datainf_ray.runs.record import tell_half_precision, tell_left_out
 
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
-_START_SECONDS = 10.0  # Ray and a worker with its libraries; a large model takes longer
+START_SECONDS = 10.0  #: Ray and a worker with its libraries; a large model takes longer
 _PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
 _DRIVER_BYTES = 650_000_000  # a driver with its libraries, seen on four small runs; what it holds comes on top
 _CHUNK_FILE_BYTES = 5000  # of a chunk's file beside its rows: schema, checksum, places and text
@@ -75,6 +75,7 @@ class Plan(BaseModel):
     left_out: list[str] = Field(description="blocks that are likely to have no gradient but rounding")
     base_parameters: int
     adapter: str | None = Field(description="null: the base was trained itself")
+    adapters: int = Field(1, description="each has a run of its own; sizes of blocks and chunks are the last one's")
     chosen: bool = Field(description="model.blocks says which blocks count")
     states: bool = Field(False, description="a hidden state is taken of each row, and no gradient")
     notes: tuple[str, ...] = Field(description="what is to be known of base and adapter")
@@ -141,7 +142,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     own = _overhead(job, sizes, sweeps, room) if calibration is None else 0.0  # it is in the measured rate
     seconds = (flops / rate + own + reading + chunks * transport_seconds(job)) * uneven / workers
     seconds += sum(s.state for s in sweeps) / STORE_RATE
-    seconds += calibration.start_seconds if calibration is not None else _START_SECONDS
+    seconds += calibration.start_seconds if calibration is not None else START_SECONDS
 
     worker, device = _memory(job, sizes, room, calibration)
     state = 4 * m * facts.parameters
@@ -166,7 +167,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         parameters=facts.parameters,
         left_out=_key_biases(job),
         base_parameters=facts.base_parameters,
-        adapter=config.model.adapter,
+        adapter=config.model.one_adapter,
         chosen=config.model.blocks is not None,
         states=job.method.states,
         notes=facts.notes,
@@ -348,6 +349,9 @@ def render(expected: Plan) -> str:
         "model": f"{p.base_parameters:,} parameters" + (", of which none gets a gradient" if p.adapter else ""),
         "precision": "" if p.half_precision is None else tell_half_precision(p.half_precision),
         "states" if p.states else "adapter" if p.adapter else "blocks": _attributed(p),
+        "adapters": f"{p.adapters} adapters, each a run of its own in {p.output}/runs, and the sum of their influences"
+        if p.adapters > 1
+        else "",
         "note": "; ".join(p.notes),
         "sweeps": f"{'perhaps ' if p.sweeps_guessed else ''}{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",

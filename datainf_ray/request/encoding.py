@@ -38,7 +38,7 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
 def first_rows(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> list[Example]:
     """Rows of one of the two corpora, as the model would see them. Raises `RequestError` where none can be used."""
     encoder = encoder_for(config, name, corpus, facts, tokenizer)
-    return first_examples(encoder, corpus, rows_of(config, name), name, config.model.adapter)
+    return first_examples(encoder, corpus, rows_of(config, name), name, config.model.one_adapter)
 
 
 def rows_of(config: RunConfig, name: str) -> RowsConfig:

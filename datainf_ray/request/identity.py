@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,24 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
-    """The first thing in which two identities differ, in words; None where they are the same run's.
+def changed_settings(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The settings in which two identities differ, in order: a key and its two values as JSON.
 
-    The settings of `there` may be another version's: with all their defaults, or without a key that has come since.
+    They may be another version's: with all their defaults, or without a key that has come since.
     """
-    old, new = _telling(there.get("settings", {})), here["settings"]
+    old, new = (_telling(identity.get("settings", {})) for identity in (there, here))
     for key in sorted(old.keys() | new.keys()):
         was, is_now = (json.dumps(values.get(key, _default(key))) for values in (old, new))
         if was != is_now:
-            return f"{key} is {was} there and {is_now} here"
+            yield key, was, is_now
+
+
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
+    """The first thing in which two identities differ, in words; None where they are the same run's."""
+    if "runs" in there:
+        return "it combines several runs"
+    for key, was, is_now in changed_settings(there, here):
+        return f"{key} is {was} there and {is_now} here"
     for part in ("adapter", "base", "train", "queries"):
         if there.get(part) != here[part]:
             what = "files" if part in ("adapter", "base") else "rows"

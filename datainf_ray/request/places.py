@@ -65,10 +65,11 @@ def place_of(url: str, key: str, options: Options) -> Place:
 
 def model_places(model: ModelConfig, options: Options) -> list[Place]:
     """Where base and adapter are, those that are not the hub's."""
-    given = {"model.base": model.base, "model.adapter": model.adapter}
+    adapters = model.adapter if isinstance(model.adapter, tuple) else (model.adapter,)
+    given = [("model.base", model.base), *(("model.adapter", adapter) for adapter in adapters)]
     return [
         place_of(reference, key, options)
-        for key, reference in given.items()
+        for key, reference in given
         if reference is not None
         and (is_remote(reference) or os.path.exists(os.path.expanduser(reference.removeprefix("file://"))))
     ]
@@ -79,11 +80,13 @@ def check_places(
     index: RunDirectory | None,
     folders: Sequence[Place],
     corpora: Mapping[str, tuple[Sequence[str], Corpus]],
+    within: RunDirectory | None = None,
 ) -> None:
     """Raises `RequestError` where a place that is written is in the way of one that is read, or is not the run's own.
 
     `index` is where a gradient index is written; `folders` are what is read besides rows. `corpora` has, by the name of
-    its part of the configuration, the entries of a corpus' path and the corpus that they mean.
+    its part of the configuration, the entries of a corpus' path and the corpus that they mean. The output may lie
+    `within` the run that it is made for.
     """
     options = output.options
     for directory in (output, *([index] if index is not None else [])):
@@ -99,7 +102,7 @@ def check_places(
             _apart(place, folder)
         for name, (entries, corpus) in corpora.items():
             _check_rows(place, f"{name}.path", entries, corpus, options)
-    _not_inside_another(output, None)
+    _not_inside_another(output, within)
     _ours_or_empty(output, RUN_FILE, "run")
     if index is not None:
         _not_inside_another(index, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.model.files import adapter_folder
+from datainf_ray.request.checkpoints import checkpoints
 from datainf_ray.request.places import check_places, model_places
 from datainf_ray.request.template import with_template
 from datainf_ray.runs.directory import RunDirectory
@@ -33,18 +35,42 @@ def begun(directory: RunDirectory) -> bool:
 
 def understand(config: RunConfig) -> Request:
     """Find the task, the rows, their columns, the adapter and the place of the output. Raises `RequestError`."""
+    return _placed(config, corpora_of(config))
+
+
+def understand_each(config: RunConfig) -> tuple[RunDirectory, list[Request]]:
+    """Where the sum of several adapters' influences is put, and the request of each adapter's own run.
+
+    Raises `RequestError` as `understand` does.
+    """
+    whole, corpora = absolute(config), corpora_of(config)
+    directory = RunDirectory(config.output, options=config.storage_options)
+    check_places(directory, None, model_places(whole.model, config.storage_options), _entries(whole, corpora))
+    return directory, [_placed(one, corpora, directory) for one in checkpoints(config)]
+
+
+def corpora_of(config: RunConfig) -> dict[str, Corpus]:
+    """The training rows and the queries, found."""
     task, options = task_of(config.model), config.storage_options
-    directory = RunDirectory(config.output, options=options)
-    index = index_directory(config)
-    config = absolute(config)
-    corpora = {
+    return {
         "train": plan_corpus(config.train, task, "train", options),
         "queries": plan_corpus(config.queries, task, "queries", options),
     }
+
+
+def _placed(config: RunConfig, corpora: dict[str, Corpus], within: RunDirectory | None = None) -> Request:
+    """The request of a run, of which adapter and places are looked at; it may lie `within` the one it is made for."""
+    options = config.storage_options
+    directory = RunDirectory(config.output, options=options)
+    index = index_directory(config)
+    config = absolute(config)
     adapter_folder(config.model, options)
-    entries = {"train": (config.train.paths, corpora["train"]), "queries": (config.queries.paths, corpora["queries"])}
-    check_places(directory, index, model_places(config.model, options), entries)
+    check_places(directory, index, model_places(config.model, options), _entries(config, corpora), within)
     return Request(config, directory, corpora)
+
+
+def _entries(config: RunConfig, corpora: dict[str, Corpus]) -> dict[str, tuple[Sequence[str], Corpus]]:
+    return {"train": (config.train.paths, corpora["train"]), "queries": (config.queries.paths, corpora["queries"])}
 
 
 def index_directory(config: RunConfig) -> RunDirectory | None:
@@ -77,8 +103,12 @@ def absolute(config: RunConfig) -> RunConfig:
         path = Path(reference).expanduser()
         return str(path.resolve()) if "://" not in reference and path.is_dir() else reference
 
-    model = config.model
+    model, adapter = config.model, config.model.adapter
+    several = tuple(map(resolved, adapter)) if isinstance(adapter, tuple) else None
     changed = model.model_copy(
-        update={"base": resolved(model.base), "adapter": None if model.adapter is None else resolved(model.adapter)}
+        update={
+            "base": resolved(model.base),
+            "adapter": several or (resolved(adapter) if isinstance(adapter, str) else None),
+        }
     )
     return config.model_copy(update={"model": changed})

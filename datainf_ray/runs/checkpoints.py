@@ -10,11 +10,13 @@ CHECKPOINTS = "checkpoints"
 SCORES = "scores"  #: what the sweeps are called that commit scores
 
 #: The names that a run gives to files in there: of states, of sums, of chunks' scores; and of files that were not
-#: finished. `projected/` is the scratch directory of a run that compares a projected index with its own scores.
+#: finished. `projected/` is the scratch directory of a run that compares a projected index with its own scores, and
+#: `combined/` has what a combination of runs knows of the parts it has written.
 _OURS = re.compile(
     rf"(projected/(checkpoints/)?)?("
     r"[a-z0-9-]+\.json|[a-z]+\.parquet|[a-z0-9-]+-[a-z]+-\d{4,}\.safetensors|"
     r"sums/[a-z0-9-]+\.json|sums/[a-z0-9-]+/\d{2}-\d{6,}-\d{4,}\.safetensors(\.parquet)?|"
+    r"combined/part-\d{6,}\.(json|top(\.parquet)?)|"
     rf"scores/chunk-\d{{6,}}\.parquet|{re.escape(SCRATCH)}/.*\.tmp)"
 )
 

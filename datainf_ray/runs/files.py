@@ -68,13 +68,14 @@ def rows_of(
     schema: pa.Schema,
     columns: list[str] | None = None,
     share: float = 1.0,
+    first: int = 0,
 ) -> Iterator[pa.Table]:
     """The rows of a part, or of a chunk's file, as `read_rows` has them. Raises `DamagedError` as that does.
 
     Where the run is not done, it may become done meanwhile: then a file that is not there is a `FileNotFoundError`.
     """
     try:
-        yield from read_rows(directory, name, schema, columns, share, record.files.get(name))
+        yield from read_rows(directory, name, schema, columns, share, record.files.get(name), first)
     except FileNotFoundError:
         if record.state != "done":
             raise

@@ -91,10 +91,18 @@ def consolidate(directory: RunDirectory, part_number: int, chunks: range, owner:
     """
     tables = _chunk_tables(directory, chunks, owner)
     first = next(tables)
-    step = group_rows(first.schema)
+    return write_part(directory, part_number, first.schema, itertools.chain([first], tables))
+
+
+def write_part(directory: RunDirectory, part_number: int, schema: pa.Schema, tables: Iterable[pa.Table]) -> Stored:
+    """Write a part from its rows, whole or not at all; the same rows give the same bytes, however they are cut.
+
+    `tables` hold the rows in order, and lists of fixed size as `plain` has them; `schema` is theirs.
+    """
+    step = group_rows(schema)
     with directory.writing(part_name(part_number)) as stream:
-        with parquet_writer(stream, first.schema) as writer:
-            for group in _regrouped(itertools.chain([first], tables), step):
+        with parquet_writer(stream, schema) as writer:
+            for group in _regrouped(tables, step):
                 writer.write_table(group)
         stream.flush()
         with open(stream.name, "rb") as written:
@@ -108,12 +116,13 @@ def read_rows(
     columns: list[str] | None = None,
     share: float = 1.0,
     known: Stored | None = None,
+    first: int = 0,
 ) -> Iterator[pa.Table]:
     """The rows of a chunk's file or of a part, in order and in portions of bounded size; all columns, or those named.
 
-    With `share` < 1 only about that share of them, as row groups that are evenly spaced, at least one. Raises
-    `DamagedError` where the file has not the columns of `schema`, cannot be decoded, or is not the one that is `known`;
-    `FileNotFoundError` where it is not there.
+    With `share` < 1 only about that share of them, as row groups that are evenly spaced, at least one. The `first` rows
+    of those are passed over. Raises `DamagedError` where the file has not the columns of `schema`, cannot be decoded,
+    or is not the one that is `known`; `FileNotFoundError` where it is not there.
     """
     path = directory.path(name)
     wanted_schema = schema if columns is None else pa.schema([schema.field(column) for column in columns])
@@ -127,14 +136,29 @@ def read_rows(
         names = [column for column in wanted_schema.names if column in there]
         groups = parquet.num_row_groups
         wanted = min(groups, max(1, round(share * groups)))
-        for n in range(wanted):
-            read = functools.partial(parquet.read_row_group, n * groups // wanted, names, use_threads=False)
-            group = _decoded(path, read).replace_schema_metadata()  # a chunk's own, not ours
+        for number in [n * groups // wanted for n in range(wanted)]:
+            rows = parquet.metadata.row_group(number).num_rows
+            if rows <= first:
+                first -= rows
+                continue
+            read = functools.partial(parquet.read_row_group, number, names, use_threads=False)
+            group = _decoded(path, read).replace_schema_metadata().slice(first)  # a chunk's own metadata, not ours
+            first = 0
             for start in range(0, len(group), _PORTION):
                 portion = _decoded(path, functools.partial(sized, group.slice(start, _PORTION)))
                 portion = with_later(portion, wanted_schema)
                 _decoded(path, functools.partial(conform, portion, wanted_schema))
                 yield portion
+
+
+def count_rows(directory: RunDirectory, name: str) -> int:
+    """How many rows a part has, as its footer says. Raises `DamagedError` where it is gone, or is no Parquet file."""
+    path = directory.path(name)
+    try:
+        with persistently(lambda: directory.fs.open(f"{directory.root}/{name}", "rb")) as file:
+            return int(_decoded(path, lambda: open_parquet(file)).metadata.num_rows)
+    except FileNotFoundError:
+        raise DamagedError(path, "is gone") from None
 
 
 def check_part(directory: RunDirectory, name: str, known: Stored, whole: bool) -> None:

@@ -83,7 +83,7 @@ class SweepRecord(_Part):
 
     id: str = ""
     name: str
-    source: Literal["backward", "object-store", "index"]
+    source: Literal["backward", "object-store", "index", "runs"]
     examples: int
     tokens: int
     seconds: float
@@ -108,6 +108,15 @@ class Earlier(_Part):
 
     run: str
     index: str
+
+
+class Combined(_Part):
+    """A run of which this one has the weighted influences in its sum."""
+
+    run: str
+    fingerprint: str
+    weight: float = Field(gt=0)
+    content: str  #: a digest of what its tables hold
 
 
 class Problem(_Part):
@@ -176,6 +185,7 @@ class RunRecord(_Part):
     left_out: list[str] = Field(default_factory=list)  #: blocks whose gradient is rounding
     index: IndexRecord | None = None
     answers: Earlier | None = None
+    combined: list[Combined] | None = None  #: the runs whose weighted sum this one is, in the order that was asked for
     problems: list[Problem] = Field(default_factory=list)  #: the first rows without a score
     files: dict[str, Stored] = Field(default_factory=dict)  #: by name, what the tables of a run that is done hold
 

@@ -179,8 +179,8 @@ class Run:
         time, and each of `sweeps` has name, source, examples, tokens, seconds and workers. `sizes` says how the work
         was cut and why, `curvature` how far its error goes and whether it was `sampled`, so that all influences rest on
         a part of the corpus, `left_out` names the blocks whose gradient is rounding, `index` where the gradients are
-        for later queries, and `answers` from which run's index this one was computed. Each is None where there is none,
-        or the run was made before runs said so.
+        for later queries, `answers` from which run's index this one was computed, and `combined` of which runs it is
+        the weighted sum. Each is None where there is none, or the run was made before runs said so.
         """
         return self._summary(self.record)
 
@@ -205,6 +205,7 @@ class Run:
             "left_out": plain["left_out"],
             "index": plain["index"],
             "answers": plain["answers"],
+            "combined": plain["combined"],
         }
 
     def queries(self) -> pa.Table:
@@ -295,15 +296,17 @@ class Run:
         with telling_damage():
             return chunks or part_files(self.directory, self._record)
 
-    def parts(self, names: list[str], columns: list[str] | None = None, share: float = 1.0) -> Iterator[pa.Table]:
+    def parts(
+        self, names: list[str], columns: list[str] | None = None, share: float = 1.0, first: int = 0
+    ) -> Iterator[pa.Table]:
         """The rows of some of those files in order and in portions, never all at once.
 
-        With `share` < 1 about that share of every file, in places that are evenly spaced. Raises `RequestError` where a
-        file of a run that is done is damaged, or gone.
+        With `share` < 1 about that share of every file, in places that are evenly spaced. The `first` rows of every
+        file are passed over. Raises `RequestError` where a file of a run that is done is damaged, or gone.
         """
         for name in names:
             with telling_damage():
-                yield from rows_of(self.directory, self._record, name, self._schema(), columns, share)
+                yield from rows_of(self.directory, self._record, name, self._schema(), columns, share, first)
 
     def _search(self, number: int, k: int, direction: str, listed: pa.Table) -> pa.Table:
         """The first `k` places of one query, from the scores."""

@@ -36,6 +36,11 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: 
     With `selves` there is `self_influence`, the row's influence on itself, and `self_influence_error`, its standard
     error: 0 where no sum is over a sample. `loss`, `sqnorm` and the influences are null where `status` is not "ok".
     `tokens_cut` are those that the row has beyond max_length; null in the run of a version that did not count them.
+
+    Of a run that combines others, with weights w_c: the influences, `self_influence` and `sqnorm` are Σ_c w_c times
+    the runs' (‖g‖² of gradients that stand side by side, each times √w_c); `loss` is Σ_c w_c loss_c / Σ_c w_c;
+    `self_influence_error` is √(Σ_c (w_c error_c)²), as of independent samples; `tokens` and `tokens_cut` are the last
+    run's. `status` is "ok" where all runs have that, else that of the first that has not.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -81,6 +86,9 @@ def blocks_schema() -> pa.Schema:
     `left_out` says whether no influence goes through the block because its gradient is rounding: then λ is zero. It is
     null where there is no damping, and in the run of a version that left no block out. `residual` is the relative
     residual of the block's iHVP, ‖(G + λI) r − v‖ / ‖v‖, the largest over the queries, of a method that solves for it.
+
+    Of a run that combines others it has all blocks of the first, then those of the next; NUMBER/NAME is what each is
+    called, with its run's number from 0.
     """
     return pa.schema(
         [

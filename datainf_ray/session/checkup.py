@@ -22,9 +22,10 @@ from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.forecast import forecast
-from datainf_ray.request.job import Job, doubt_of, prepare
+from datainf_ray.request.checkpoints import several
+from datainf_ray.request.job import Job, complete, doubt_of
 from datainf_ray.request.sampled import describe
-from datainf_ray.request.understand import begun
+from datainf_ray.request.understand import begun, understand, understand_each
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ class _Checks(ExitStack):
     def request(self) -> str:
         config = load_config(self._asked[0], **self._asked[1])
         with patience(AT_FIRST):
-            self.job = job = prepare(config, writable=False)
-        said = (
+            requests = understand_each(config)[1] if several(config) else [understand(config)]
+            self.job = job = complete(requests[0], writable=False)
+        said = "" if len(requests) == 1 else f"the first of {len(requests)} adapters, each a run of its own: "
+        said += (
             f"{job.rows:,} training rows, {counted(job.queries, 'query', 'queries')}; the adapter "
             f"fits its base: {job.attributed}"
         )

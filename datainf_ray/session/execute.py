@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
-from datetime import datetime, timezone
 
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.connect import connected
 from datainf_ray.cluster.guard import Guard
 from datainf_ray.cluster.witness import Witness
-from datainf_ray.common.errors import ClusterLostError, RunFailedError, StoppedError, one_line
+from datainf_ray.common.errors import ClusterLostError, RunFailedError, one_line
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import counted
@@ -25,7 +23,8 @@ from datainf_ray.runs.record import RUN_FILE, Counts, Earlier, RunRecord, Traina
 from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
-from datainf_ray.session.solve import Attempt, solve
+from datainf_ray.session.attempt import Attempt, end_badly, end_well, now
+from datainf_ray.session.solve import solve
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
 
@@ -57,7 +56,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         journal.tick()
 
     def lost(error: ClusterLostError) -> None:
-        _end_badly(error, record, lease, attempt)
+        end_badly(error, record, lease, attempt)
         meter.close()
         witness.dismiss()
 
@@ -89,15 +88,12 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
                 solve(job, record, cluster, attempt)  # its frame holds references into Ray, this one does not
             _some_scored(record)
         except BaseException as error:  # an interrupt too: whoever looks at the run must not think that it goes on
-            _end_badly(error, record, lease, attempt)
+            end_badly(error, record, lease, attempt)
             if isinstance(error, OSError | FloatingPointError):  # files, stores and gradients: the user's to mend
                 cause = getattr(error, "cause", error)  # under what Ray puts around it
                 raise RunFailedError(f"{type(cause).__name__}: {one_line(cause)[:500]}") from error
             raise
-        record.state, record.finished, record.seconds = "done", _now(), _seconds(attempt)
-        journal.log("run_done", seconds=record.seconds)
-        journal.flush()
-        write_record(lease, record)
+        end_well(record, attempt)
         run = open_run(job.directory.url, job.directory.options)
         write_report(run)
         _finish(job, run)
@@ -121,22 +117,6 @@ def _finish(job: Job, run: Run) -> None:
         directory.remove_temporaries()
 
 
-def _end_badly(error: BaseException, record: RunRecord, lease: Lease, attempt: Attempt) -> None:
-    """run.json and the last events of a run that has gone wrong, if they can be written: that may be what is wrong."""
-    if record.reason == one_line(error):  # the guard has told it already, in its own thread
-        return
-    failed = isinstance(error, Exception) and not isinstance(error, StoppedError | ClusterLostError)
-    record.state = "failed" if failed else "interrupted"
-    record.reason, record.seconds = one_line(error), _seconds(attempt)
-    attempt.journal.log(f"run_{record.state}", detail=record.reason)
-    if lease.lost is not None:  # the run is another driver's by now
-        return
-    try:
-        attempt.keep()
-    except Exception as worse:  # every storage library has its own classes
-        attempt.watcher.say(f"{lease.directory.path(RUN_FILE)} could not be written: {one_line(worse)}")
-
-
 def _begun(job: Job) -> RunRecord:
     """The record of a run that begins."""
     facts = job.facts
@@ -147,17 +127,9 @@ def _begun(job: Job) -> RunRecord:
         identity=job.identity,
         versions=versions(),
         sign=SIGN,
-        created=_now(),
+        created=now(),
         counts=Counts(rows=job.rows, queries=job.queries, blocks=len(facts.blocks), parameters=facts.parameters),
         trainable=Trainable(attributed=facts.parameters, total=facts.parameters),
         damped=job.method.damped,
         answers=None if job.earlier is None else Earlier(**job.earlier),
     )
-
-
-def _seconds(attempt: Attempt) -> float:
-    return round(time.perf_counter() - attempt.began, 3)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.background import LocalDriver
 from datainf_ray.cluster.join import knock
+from datainf_ray.common.errors import RequestError
 from datainf_ray.common.libraries import load_pandas, loading
 from datainf_ray.common.storage import AT_FIRST, failing, patience
 from datainf_ray.config import RunConfig, load_config, options_among
-from datainf_ray.request.understand import begun, portable, understand
+from datainf_ray.request.checkpoints import several
+from datainf_ray.request.understand import begun, portable, understand, understand_each
 from datainf_ray.runs.results import Driver, Run, open_run
 from datainf_ray.watch.watching import known, watching
 
+_NAMED = 3  # runs that an error names
+
 if TYPE_CHECKING:
     from datainf_ray.request.job import Job
+    from datainf_ray.watch.progress import Watcher
 
 
 def attribute(
@@ -36,6 +42,9 @@ def attribute(
     `progress` is how it is shown: "auto" (True) fits a terminal, a log or a notebook; "bars", "lines", "json" (a JSON
     object a line on standard output, see `watch.json_lines`); "none" (False).
 
+    Where `model.adapter` is a list, checkpoints of one fine-tune, there is a run for each beneath the output, in
+    `runs/`, and the run that is returned has the sum of their influences, weighted by `model.adapter_weights`.
+
     With `block=False` the run works in the background and is returned at once: it has `progress()`, `wait()` and
     `stop()`. On a cluster (the session's own, `cluster.address` or RAY_ADDRESS) the run's driver is a process of the
     cluster, which continues when this process ends; else it is a thread of this process. Errors that are found later
@@ -49,7 +58,7 @@ def attribute(
 
 def _begin(config: RunConfig) -> Run:
     with patience(AT_FIRST):
-        directory = understand(config).directory
+        directory = understand_each(config)[0] if several(config) else understand(config).directory
         begun(directory)  # a store that lets nobody in is told now
     if Ahead(config.cluster).wanted:
         driver: Driver = LocalDriver(config, lambda: attribute(config, progress=False))
@@ -61,6 +70,8 @@ def _begin(config: RunConfig) -> Run:
 
 
 def _attribute(config: RunConfig, progress: bool | str) -> Run:
+    if several(config):
+        return _attribute_each(config, progress)
     with patience(AT_FIRST):
         request = understand(config)
         there = begun(request.directory)
@@ -75,6 +86,24 @@ def _attribute(config: RunConfig, progress: bool | str) -> Run:
         return _done(job, progress, ahead)
 
 
+def _attribute_each(config: RunConfig, progress: bool | str) -> Run:
+    """A run for each adapter, one after the other in one Ray, and the sum of their influences."""
+    with patience(AT_FIRST):
+        directory, requests = understand_each(config)
+        there = begun(directory)
+    with Ahead(config.cluster, lasting=True) as ahead:
+        if not there:
+            ahead.begin()
+        with loading(), patience(AT_FIRST):
+            from datainf_ray.request.job import complete
+            from datainf_ray.session.checkpoints import execute_each, sum_of_jobs
+
+            jobs = [complete(request) for request in requests]
+            what = sum_of_jobs(config, directory, jobs)
+            ahead.hire()
+        return _ended(config, progress, ahead, lambda watcher: execute_each(what, jobs, watcher, ahead))
+
+
 def query(run: str, *, queries: Any, output: str, progress: bool | str = True, **overrides: Any) -> Run:
     """Answer new queries from the gradient index of a finished run: no backward pass over the corpus.
 
@@ -84,6 +113,10 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
     """
     known(progress)
     earlier = open_run(run, options_among(overrides))
+    if earlier.record.combined is not None:
+        ones = ", ".join(one.run for one in earlier.record.combined[:_NAMED])
+        remedy = f"query its runs, where they have one, and combine the answers: {ones}"
+        raise RequestError("run", earlier.url, "combines several runs and has no gradient index", remedy)
     asked = queries if isinstance(queries, dict) else {"path": queries}
     changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
     results = {**earlier.config["results"], "self_influence": False}  # it is there: it does not depend on queries
@@ -99,9 +132,19 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
 
 
 def _done(job: Job, progress: bool | str, ahead: Ahead) -> Run:
-    knock(job.config.cluster)  # before there is anything of a run
-    with loading():
+    def work(watcher: Watcher) -> Run:
         from datainf_ray.session.execute import execute
+
+        return execute(job, watcher, ahead)
+
+    return _ended(job.config, progress, ahead, work)
+
+
+def _ended(config: RunConfig, progress: bool | str, ahead: Ahead, work: Callable[[Watcher], Run]) -> Run:
+    """Do the work of a run that is understood, and tell what came of it."""
+    knock(config.cluster)  # before there is anything of a run
+    with loading():
+        import datainf_ray.session.execute  # noqa: F401 - `work` needs it, and here it loads faster
         from datainf_ray.session.outcome import findings, require_scores
 
         load_pandas()
@@ -109,8 +152,8 @@ def _done(job: Job, progress: bool | str, ahead: Ahead) -> Run:
     with watching(progress) as watcher:
         if ahead.behind:
             watcher.say("another run of this process has its local Ray; this one begins when that has ended")
-        run = execute(job, watcher, ahead)
+        run = work(watcher)
         for line in findings(run):
             watcher.say(line)
-    require_scores(run.record, job.config.results.most_bad_rows)
+    require_scores(run.record, config.results.most_bad_rows)
     return run

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import torch
@@ -43,31 +41,16 @@ from datainf_ray.planning.sizing import (
 from datainf_ray.request.job import Job, doubt_of
 from datainf_ray.runs.checkpoints import CHECKPOINTS, forget_scores
 from datainf_ray.runs.checksums import Stored, read_checked_table, stored, table_file
-from datainf_ray.runs.events import Journal
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord, StartLoss
 from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
 from datainf_ray.runs.top import top_table
+from datainf_ray.session.attempt import Attempt
 from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table
 from datainf_ray.watch.progress import Watcher
 
 _LOSSES = 20  # times that sums may be lost for good, and be computed again
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt at a run: its watcher, its journal, and the callbacks that are called while it works.
-
-    `keep` writes run.json and the events so far. `pulse` is called often during a sweep; it may raise an error, which
-    ends the attempt.
-    """
-
-    watcher: Watcher
-    journal: Journal
-    keep: Callable[[], None]
-    pulse: Callable[[], None]
-    began: float = field(default_factory=time.perf_counter)
 
 
 def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) -> None:

@@ -15,6 +15,7 @@ from datainf_ray.corpus.chunks import plan_corpus
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.sample import rows_chunk
 from datainf_ray.model.inspect import inspect_model, load_tokenizer
+from datainf_ray.request.checkpoints import first_of
 from datainf_ray.request.encoding import encoder_for, rows_of
 from datainf_ray.request.seen import SeenRow, SeenRows, seen
 from datainf_ray.request.template import with_day, with_template
@@ -35,14 +36,15 @@ def tokens(
     """Rows of a configuration's training corpus, or of its queries, as the model sees them.
 
     `rows` are row numbers from 0; None: the first few. Reads these rows and what the model's folder says; loads no
-    weights, and looks at nothing else that a run would need. A row that cannot be used is shown with the reason.
+    weights, and looks at nothing else that a run would need; of several adapters it is the first. A row that cannot be
+    used is shown with the reason.
 
     Raises `RequestError` where the model or the rows cannot be read, or there is no such row.
 
         >>> for row in datainf_ray.tokens("attribute.yaml", rows=[17]):
         ...     print(row)
     """
-    asked = with_template(absolute(load_config(config, **overrides)))
+    asked = with_template(absolute(first_of(load_config(config, **overrides))))
     name = "queries" if queries else "train"
     task, options = task_of(asked.model), asked.storage_options
     corpus = plan_corpus(rows_of(asked, name), task, name, options)

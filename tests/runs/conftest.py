@@ -56,6 +56,9 @@ def make_run(
     query_previews: list[str] | None = None,
     query_status: list[str] | None = None,
     influence: np.ndarray | None = None,
+    missing: np.ndarray | None = None,
+    selves: np.ndarray | None = None,
+    ids: list[str] | None = None,
     chunk: int = 64,
     state: str = "done",
     results: dict[str, Any] | None = None,
@@ -64,9 +67,10 @@ def make_run(
     method: dict[str, Any] | None = None,
     **document: Any,
 ) -> Made:
-    """A run directory at `url` as the main job leaves it; every tenth row has no score.
+    """A run directory at `url` as the main job leaves it; every tenth row has no score, or those that are `missing`.
 
-    A run that is done has a part for every chunk, another the chunks' files. `document` are more keys of run.json.
+    `selves` are the rows' influences on themselves, which have a tenth of that as their error. A run that is done has a
+    part for every chunk, another the chunks' files. `document` are more keys of run.json.
     """
     config = load_config(
         {
@@ -74,16 +78,16 @@ def make_run(
             "train": {"path": path},
             "queries": {"path": queries_path},
             "method": method or {},
-            "results": {"top_k": 20, **(results or {})},
+            "results": {"top_k": 20, "self_influence": selves is not None, **(results or {})},
             "output": url,
         }
     )
     draw = np.random.default_rng(7)
     if influence is None:
         influence = (draw.standard_t(3, size=(rows, queries)) * 1e-5).astype(np.float32)
-    missing = np.arange(rows) % 10 == 9
+    missing = np.arange(rows) % 10 == 9 if missing is None else missing
     influence[missing] = np.nan
-    ids = [f"sft-{r // chunk:02d}.parquet#{r % chunk}" for r in range(rows)]
+    ids = ids or [f"sft-{r // chunk:02d}.parquet#{r % chunk}" for r in range(rows)]
     previews = previews or [f"question {r} ⟶ answer {r}" for r in range(rows)]
     status = np.where(missing, "no_target_tokens", "ok")
     directory = RunDirectory(url)
@@ -102,8 +106,9 @@ def make_run(
             "influence": vectors(influence[part], missing[part]),
         }
         if config.results.self_influence:
-            columns["self_influence"] = pa.array(-draw.uniform(1, 9, len(row)), pa.float32(), mask=missing[part])
-            columns["self_influence_error"] = pa.array(np.zeros(len(row)), pa.float32(), mask=missing[part])
+            own = -draw.uniform(1, 9, len(row)) if selves is None else selves[part]
+            columns["self_influence"] = pa.array(own, pa.float32(), mask=missing[part])
+            columns["self_influence_error"] = pa.array(np.abs(own) / 10, pa.float32(), mask=missing[part])
         schema = examples_schema(queries, config.results.scores, selves=config.results.self_influence)
         schema = schema.with_metadata({"datainf.moments": f"{number}"})
         table = pa.table({name: columns[name] for name in schema.names}, schema=schema)

@@ -81,6 +81,10 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     remarks = []
     if answers := summary["answers"]:
         remarks.append(f"Answered from the gradient index of {answers['run']}: the corpus was not gone through again.")
+    if combined := summary["combined"]:
+        terms = " + ".join(f"{one['weight']:g} × {one['run']}" for one in combined)
+        what = "Every influence is the weighted sum of those in"
+        remarks.append(f"{what} {_many(len(combined), 'run')}: {terms}. Losses are weighted means.")
     if summary["sizes"]:
         remarks.append(_of_sizes(**summary["sizes"]))
     if summary["dtype"] in ("bfloat16", "float16"):
