@@ -26,6 +26,7 @@ def test_a_worker_that_had_another_run_gives_the_bits_of_a_new_one(tmp_path: Pat
     with warm.none():
         fresh = [tables(attribute(config)) for config in configs]
     warm._dismiss_idle()
+    others = set(warm._hired)  # of tests before, which have died at work
     again = [tables(attribute(c, output=f"{c['output']}-{turn}")) for turn in (1, 2) for c in configs]
-    assert [runs for _, runs in warm._hired.values()] == [4]  # one worker did them all
+    assert [runs for actor, (_, runs) in warm._hired.items() if actor not in others] == [4]  # one did them all
     assert again == fresh + fresh
