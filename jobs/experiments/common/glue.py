@@ -1,7 +1,7 @@
 """Rows of GLUE's tasks: which columns they have; a sample of them, with labels that are flipped on purpose.
 
-The rows are Parquet files with the columns of the GLUE benchmark: of a folder, or of a hub, as in
-hf://datasets/nyu-mll/glue/sst2/train-00000-of-00001.parquet (which needs the package huggingface_hub).
+The rows are Parquet files with the columns of the GLUE benchmark: TASK/train*.parquet and TASK/validation*.parquet in a
+folder, or on a hub (hf://datasets/nyu-mll/glue).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from datainf_ray.common.errors import RequestError
 
 #: By task, the columns of its texts; `label` is that of the class in all of them.
 COLUMNS = {
@@ -35,9 +37,15 @@ def roles(task: str) -> dict[str, str]:
 
 
 def sample(url: str, rows: int, seed: int) -> pa.Table:
-    """So many random rows of a Parquet file, all classes as often (as far as there are as many), in random order."""
-    with fsspec.open(url, "rb") as file:
-        table = pq.read_table(file)
+    """So many random rows of Parquet files, all classes as often (as far as there are as many), in random order.
+
+    `url` may have wildcards, which must match one file at least.
+    """
+    files = fsspec.open_files(url, "rb")
+    if not files:
+        raise RequestError("data", url, "there is no such file")
+    with files as opened:
+        table = pa.concat_tables([pq.read_table(file) for file in opened])
     draw = np.random.default_rng(seed)
     labels = table["label"].to_numpy()
     classes = sorted(set(labels[labels >= 0].tolist()))
@@ -107,13 +115,13 @@ def request(task: str, base: str, adapter: str | None, train: str, queries: str,
 def prepared(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The rows and the model of a cell, in its folder, and the `request` that they make.
 
-    `values` has `data`, where TASK/train.parquet and TASK/validation.parquet are; `task`, `rows`, `validation_rows`;
+    `values` has `data`, where the tasks' folders are; `task`, `rows`, `validation_rows`;
     `noise`, the share of labels that are flipped in the training rows; `model`, and `seed`.
     """
     task, seed = values["task"], values["seed"]
-    rows = sample(f"{values['data']}/{task}/train.parquet", values["rows"], seed)
+    rows = sample(f"{values['data']}/{task}/train*.parquet", values["rows"], seed)
     rows = flip(rows, values["noise"], seed)
-    held_out = sample(f"{values['data']}/{task}/validation.parquet", values["validation_rows"], seed)
+    held_out = sample(f"{values['data']}/{task}/validation*.parquet", values["validation_rows"], seed)
     train, queries = write(rows, folder / "train.parquet"), write(held_out, folder / "queries.parquet")
     classes = len(set(rows["true_label"].to_pylist()))
     base = classifier(source_of(values["model"]), classes, seed, folder / "base")
