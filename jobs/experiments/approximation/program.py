@@ -16,7 +16,7 @@ from datainf_ray.runs.directory import RunDirectory
 from experiments.common import glue
 from experiments.common.attribution import Attribution, Scored, with_adapter
 from experiments.common.cells import Kept, compute
-from experiments.common.figures import axes, save
+from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
 from experiments.common.statistics import mean_interval, pearson, spearman
 from experiments.common.tables import markdown
@@ -112,7 +112,7 @@ def figure(records: pa.Table) -> bytes:
                 if key[:2] == (task, noise)
             ]
             means, halves = np.array(each).T
-            place.errorbar(ranks, means, halves, label=method, marker="o", capsize=3)
+            place.errorbar(ranks, means, halves, label=method, marker="o", capsize=3, **STYLES[method])
         place.set_xscale("log", base=2)
         place.set_xticks(ranks, [str(rank) for rank in ranks])
         place.set_title(f"{task}, {noise:.0%} flipped")

@@ -8,27 +8,37 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot
 
-#: A method has the same colour in every figure.
-COLOURS = {
-    "datainf": "#0072b2",
-    "exact": "#000000",
-    "lissa": "#e69f00",
-    "hessian-free": "#d55e00",
-    "cosine": "#cc79a7",
-    "representation": "#009e73",
-    "loss": "#777777",
-    "bm25": "#56b4e9",
+#: A method has the same line in every figure: its colour, and dashes where it looks at no gradient or at no query.
+STYLES: dict[str, dict[str, Any]] = {
+    "datainf": {"color": "#0072b2"},
+    "exact": {"color": "#000000"},
+    "lissa": {"color": "#e69f00"},
+    "lissa, scale 1": {"color": "#e69f00", "linestyle": "--"},
+    "hessian-free": {"color": "#d55e00"},
+    "cosine": {"color": "#cc79a7"},
+    "representation": {"color": "#009e73", "linestyle": "--"},
+    "bm25": {"color": "#56b4e9", "linestyle": "--"},
+    "loss": {"color": "#777777", "linestyle": "--"},
+    "norm": {"color": "#bbbbbb", "linestyle": "--"},
+    "self-influence": {"color": "#882255", "linestyle": "--"},
+    "loss and datainf": {"color": "#0072b2", "linestyle": ":"},
 }
 
 
-def axes(panels: int, x: str, y: str, columns: int = 4) -> tuple[Any, list[Any]]:
+def axes(panels: int, x: str, y: str, columns: int = 2) -> tuple[Any, list[Any]]:
     """A drawing and its panels, which share their axes."""
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "datainf-ray"
     wide = min(panels, columns)
     rows = -(-panels // wide)
     drawing, places = pyplot.subplots(
-        rows, wide, figsize=(3.2 * wide, 2.8 * rows), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        rows,
+        wide,
+        figsize=(3.6 * wide + 1.8, 2.9 * rows),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     drawing.supxlabel(x)
     drawing.supylabel(y)
@@ -44,8 +54,7 @@ def save(drawing: Any, places: list[Any]) -> bytes:
         for handle, label in zip(*place.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        where = {"loc": "outside upper center", "ncols": min(len(found), 5), "frameon": False}
-        drawing.legend(found.values(), found.keys(), **where)
+        drawing.legend(found.values(), found.keys(), loc="outside right upper", frameon=False, fontsize=9)
     sink = io.BytesIO()
     drawing.savefig(sink, format="svg", metadata={"Date": None})
     pyplot.close(drawing)

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datainf_ray.evaluation.words import SharedWords
 
 from datainf_ray.config import load_config
+from datainf_ray.evaluation.words import SharedWords
 from datainf_ray.request.job import prepare
 from datainf_ray.runs.directory import RunDirectory
 from experiments.common import language
 from experiments.common.attribution import Attribution, with_adapter
 from experiments.common.cells import Kept, compute
-from experiments.common.figures import COLOURS, axes, save
+from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
 from experiments.common.statistics import auc, bootstrap
 from experiments.common.tables import markdown
@@ -124,14 +124,14 @@ def figure(records: pa.Table) -> bytes:
     """Class AUC over epochs: a panel for every model, set of rows and targets."""
     groups = _groups(records)
     panels = sorted({key[:3] for key in groups})
-    drawing, places = axes(len(panels), "epochs of the fine-tune", "AUC of finding the query's class")
+    drawing, places = axes(len(panels), "epochs of the fine-tune", "AUC, the query's class")
     for panel, place in zip(panels, places, strict=True):
         epochs = [key[3] for key in groups if key[:3] == panel]
         for method in ALL:
             found = [[r["auc"] for r in groups[(*panel, e)] if r["method"] == method] for e in epochs]
             each = [bootstrap(np.array(values)) for values in found]
             means, low, high = np.array(each).T
-            place.plot(epochs, means, label=method, marker="o", markersize=3, color=COLOURS.get(method))
-            place.fill_between(epochs, low, high, alpha=0.1, color=COLOURS.get(method))
+            place.plot(epochs, means, label=method, marker="o", markersize=3, **STYLES[method])
+            place.fill_between(epochs, low, high, alpha=0.1, color=STYLES[method]["color"])
         place.set_title(f"{panel[0]}, {panel[1]}\nloss on {panel[2]}", fontsize=9)
     return save(drawing, places)

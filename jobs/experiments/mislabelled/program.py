@@ -19,7 +19,7 @@ from datainf_ray.runs.directory import RunDirectory
 from experiments.common import glue
 from experiments.common.attribution import Attribution, with_adapter
 from experiments.common.cells import Kept, compute
-from experiments.common.figures import COLOURS, axes, save
+from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
 from experiments.common.statistics import auc, mean_interval
 from experiments.common.tables import markdown
@@ -100,17 +100,17 @@ def table(records: pa.Table) -> str:
 
 
 def figure(records: pa.Table) -> bytes:
-    """AUC over epochs, a panel a task; and below it how far the fine-tune has gone: the losses."""
+    """AUC over epochs, a panel a task."""
     rows = records.to_pylist()
     tasks = sorted({r["task"] for r in rows})
-    drawing, places = axes(len(tasks), "epochs of the fine-tune", "AUC of finding flipped labels")
+    drawing, places = axes(len(tasks), "epochs of the fine-tune", "AUC, flipped labels")
     for task, place in zip(tasks, places, strict=True):
         own = [r for r in rows if r["task"] == task]
         epochs = sorted({r["epoch"] for r in own})
         for method in (*METHODS, *OTHERS):
             each = [mean_interval([r["auc"] for r in own if r["epoch"] == e and r["method"] == method]) for e in epochs]
             means, halves = np.array(each).T
-            place.plot(epochs, means, label=method, marker="o", markersize=3, color=COLOURS.get(method))
-            place.fill_between(epochs, means - halves, means + halves, alpha=0.1, color=COLOURS.get(method))
+            place.plot(epochs, means, label=method, marker="o", markersize=3, **STYLES[method])
+            place.fill_between(epochs, means - halves, means + halves, alpha=0.1, color=STYLES[method]["color"])
         place.set_title(task)
     return save(drawing, places)
