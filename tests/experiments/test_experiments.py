@@ -133,6 +133,7 @@ def run_experiment(name: str, output: Path, **changed: Any) -> dict[str, pa.Tabl
     return {path.stem: pq.read_table(path) for path in output.glob("*.parquet")}
 
 
+@pytest.mark.slow
 def test_the_approximation_error(tmp_path: Path) -> None:
     glue_rows(tmp_path)
     model = tiny.save_model(tmp_path, "bert", labels=2)["base"]
@@ -155,6 +156,7 @@ def test_the_approximation_error(tmp_path: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out/cells").iterdir()}
 
 
+@pytest.mark.slow
 def test_mislabelled_rows(tmp_path: Path) -> None:
     glue_rows(tmp_path)
     model = tiny.save_model(tmp_path, "bert", labels=2)["base"]
@@ -167,6 +169,7 @@ def test_mislabelled_rows(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out/adapters").rglob("*.safetensors"))) == 2
 
 
+@pytest.mark.slow
 def test_influential_rows(tmp_path: Path) -> None:
     language_rows(tmp_path / "sentences")
     base = tiny.save_model(tmp_path, "llama")["base"]
@@ -177,6 +180,7 @@ def test_influential_rows(tmp_path: Path) -> None:
     assert all(0 <= r["auc"] <= 1 and 0 <= r["recall"] <= 1 for r in found.to_pylist())
 
 
+@pytest.mark.slow
 def test_a_bank_of_retrains(tmp_path: Path) -> None:
     """Its subsets are as they are said to be, a model of all rows stands beside them, every method has every answer."""
     language_rows(tmp_path)

@@ -34,7 +34,6 @@ def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, bytes |
     """The experiment's files, by name: its records, the table, the figure."""
     cells = {
         f"{task}-noise{round(100 * noise):02d}-r{rank}-seed{seed:02d}": {
-            **{key: config[key] for key in ("model", "data", "rows", "validation_rows", "recipe")},
             **{"task": task, "noise": noise, "rank": rank, "seed": seed},
         }
         for seed in range(config["seeds"])  # the first seed of all first: a run that is cut off has a whole figure
@@ -42,7 +41,8 @@ def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, bytes |
         for noise in config["noise"]
         for rank in config["ranks"]
     }
-    records = compute(directory, cell, cells, config["cpus"], config["gpus"])
+    common = {key: config[key] for key in ("model", "data", "rows", "validation_rows", "recipe")}
+    records = compute(directory, cell, cells, common, config["cpus"], config["gpus"])
     return {"results.parquet": records, "table.md": table(records), "figure.svg": figure(records)}
 
 

@@ -62,9 +62,17 @@ Work = Callable[[Mapping[str, Any], Kept], list[dict[str, Any]]]
 
 
 def compute(
-    directory: RunDirectory, work: Work, cells: Mapping[str, Mapping[str, Any]], cpus: int = 1, gpus: float = 0
+    directory: RunDirectory,
+    work: Work,
+    cells: Mapping[str, Mapping[str, Any]],
+    common: Mapping[str, Any],
+    cpus: int = 1,
+    gpus: float = 0,
 ) -> pa.Table:
-    """The records of all cells, each beside its cell's values that are plain. Tasks take `cpus` and `gpus` each."""
+    """The records of all cells, each beside its cell's own values as far as they are plain.
+
+    Work is given the `common` values, too. A task takes `cpus` and `gpus`.
+    """
     missing = [name for name in cells if not directory.exists(_file(name))]
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them done before", flush=True)
     if missing:
@@ -72,7 +80,7 @@ def compute(
             package = {"py_modules": [str(Path(__file__).parents[1])]}  # on other machines nobody has it
             ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, runtime_env=package)
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_one)
-        waiting = {task.remote(work, dict(cells[name]), directory, name, cpus): name for name in missing}
+        waiting = {task.remote(work, dict(common), dict(cells[name]), directory, name, cpus): name for name in missing}
         began, done = time.perf_counter(), 0
         while waiting:
             (reference,), _ = ray.wait(list(waiting), num_returns=1)
@@ -84,13 +92,15 @@ def compute(
     return pa.concat_tables([_read(directory, name) for name in cells], promote_options="default")
 
 
-def _one(work: Work, values: dict[str, Any], directory: RunDirectory, name: str, cpus: int) -> float:
+def _one(
+    work: Work, common: dict[str, Any], own: dict[str, Any], directory: RunDirectory, name: str, cpus: int
+) -> float:
     import torch
 
     torch.set_num_threads(cpus)  # before the first product: bits and time depend on it
     began = time.perf_counter()
-    records = work(values, Kept(directory, name))
-    plain = {key: value for key, value in values.items() if isinstance(value, str | int | float | bool)}
+    records = work({**common, **own}, Kept(directory, name))
+    plain = {key: value for key, value in own.items() if isinstance(value, str | int | float | bool)}
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([{**plain, **record} for record in records]), sink)
     directory.write(_file(name), sink.getvalue())

@@ -31,30 +31,27 @@ ALL = (*METHODS, "bm25")
 
 def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any]:
     """The experiment's files, by name: its records, the table, the figure."""
-    keys = ("data", "each", "queries_each", "epochs")
     cells = {
-        f"{model}-{rows}-{targets}-seed{seed}": {
-            **{key: config[key] for key in keys},
-            **{"model": model, "base": asked["base"], "recipe": asked["recipe"]},
-            **{"rows": rows, "targets": targets, "seed": seed},
-        }
+        f"{model}-{rows}-{targets}-seed{seed}": {"model": model, "rows": rows, "targets": targets, "seed": seed}
         for seed in range(config["seeds"])
-        for model, asked in config["models"].items()
+        for model in config["models"]
         for rows in config["rows"]
         for targets in config["targets"]
     }
-    records = compute(directory, cell, cells, config["cpus"], config["gpus"])
+    common = {key: config[key] for key in ("data", "each", "queries_each", "epochs", "models")}
+    records = compute(directory, cell, cells, common, config["cpus"], config["gpus"])
     return {"results.parquet": records, "table.md": table(records), "figure.svg": figure(records)}
 
 
 def cell(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
     """By epoch, method and query: AUC and recall."""
-    recipe, at, data = Recipe(**values["recipe"]), values["epochs"], f"{values['data']}/{values['rows']}"
+    model, at, data = values["models"][values["model"]], values["epochs"], f"{values['data']}/{values['rows']}"
+    recipe = Recipe(**model["recipe"])
     with kept.workspace() as folder:
         train = language.rows(f"{data}/train.parquet", values["each"], values["seed"])
         queries = language.rows(f"{data}/test.parquet", values["queries_each"], values["seed"])
         files = [language.write(t, folder / f"{n}.parquet") for n, t in (("train", train), ("queries", queries))]
-        base = language.base_of(values["base"], folder / "base")
+        base = language.base_of(model["base"], folder / "base")
         request = language.request(base, files[0], files[1], folder, values["targets"])
         adapters = fine_tune(request, recipe, values["seed"], folder / "adapters", at)
         kept.keep(folder)

@@ -31,14 +31,13 @@ OTHERS = ("loss", "norm", "self-influence", "loss and datainf")
 def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any]:
     """The experiment's files, by name: its records, the table, the figure."""
     cells = {
-        f"{task}-seed{seed:02d}": {
-            **{key: config[key] for key in ("model", "data", "rows", "validation_rows", "noise", "recipe", "epochs")},
-            **{"task": task, "seed": seed},
-        }
+        f"{task}-seed{seed:02d}": {"task": task, "seed": seed}
         for seed in range(config["seeds"])
         for task in config["tasks"]
     }
-    records = compute(directory, cell, cells, config["cpus"], config["gpus"])
+    keys = ("model", "data", "rows", "validation_rows", "noise", "recipe", "epochs")
+    common = {key: config[key] for key in keys}
+    records = compute(directory, cell, cells, common, config["cpus"], config["gpus"])
     return {"results.parquet": records, "table.md": table(records), "figure.svg": figure(records)}
 
 

@@ -42,7 +42,8 @@ _TOP = 10  # rows of a query that tail-patch looks at
 
 def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any]:
     """The experiment's files, by name: the bank, the methods' influences, records and tables."""
-    bank, where = Bank(config), (config["cpus"], config["gpus"])
+    bank = Bank(config)
+    where = bank.common, config["cpus"], config["gpus"]
     directory.write_json("bank/recipe.json", bank.recipe)
     full = compute(directory, trained, bank.cells({"full": range(bank.rows)}), *where)
     random = bank.subsets()
@@ -76,7 +77,7 @@ class Bank:
 
     def cells(self, subsets: Mapping[str, Iterable[int]]) -> dict[str, dict[str, Any]]:
         """A cell for every subset; its name has the recipe's digest, so that another recipe's is not taken for it."""
-        return {f"{self.digest}-{name}": {**self.common, "subset": name, "kept": list(rows), "bank": self.digest}
+        return {f"{self.digest}-{name}": {"subset": name, "kept": list(rows), "bank": self.digest}
                 for name, rows in subsets.items()}  # fmt: skip
 
     def subsets(self) -> dict[str, list[int]]:
