@@ -15,6 +15,9 @@ There are two ways, and which one a run takes follows from its rows and its bloc
 
   What does not fit at once is swept in portions of blocks. So exact influence takes two sweeps over any corpus.
 - conjugate gradient elsewhere (`conjugate`): a sweep an iteration, for all queries and blocks at once.
+
+r and its products with the rows are float64. Most of r is v/λ where no row has a gradient; of that nothing is left in
+r·g, and in float32 what is left of its rounding would be as large as r·g itself where there are few rows or λ is small.
 """
 
 from __future__ import annotations
@@ -118,17 +121,17 @@ def exact(
 def solved(
     block: Block, queries: Statistic, swept: Statistic, facts: Statistic, *, form: Form | None, own: bool
 ) -> Statistic:
-    """`vector` r_l = (G_l + λ_l I)⁻¹ v_l, m × d_l, its `residual` and `form`; with `own` what `SelfScores` takes.
+    """`vector` r_l = (G_l + λ_l I)⁻¹ v_l (m × d_l float64), `residual` and `form`; with `own` what `SelfScores` takes.
 
     Nothing where the sweep did not look at the block. Where λ_l is zero r_l is, too. Raises `FloatingPointError` where
-    the matrix cannot be factored or r_l is beyond the vectors' precision.
+    the matrix cannot be factored.
     """
     if "gradients" not in swept and "products" not in swept:
         return {}
     v, lam, n = queries["vector"].double(), facts["damping"].double(), swept["moments"][COUNT]
     if lam == 0:
         zero, one = lam.new_zeros(()), lam.new_ones(())
-        nothing = {"vector": torch.zeros_like(queries["vector"]), "residual": zero, "form": zero}
+        nothing = {"vector": torch.zeros_like(v), "residual": zero, "form": zero}
         return nothing | ({"shift": zero, "sign": one, "factor": v.new_zeros(0, v.shape[1])} if own else {})
     rows = swept.get("gradients")
     by_rows = rows is not None and (form == "gram" or (form is None and len(rows) <= rows.shape[1]))
@@ -137,12 +140,7 @@ def solved(
         r, residual, selves = _by_rows(block, rows.double(), v, lam, n)
     else:
         r, residual, selves = _by_entries(block, products_of(swept) / n, v, lam, own)
-    vector = r.to(queries["vector"])
-    if not vector.isfinite().all():
-        raise FloatingPointError(
-            f"{block.name}: inverse-Hessian-vector products are beyond {vector.dtype} (damping {float(lam):.3g})"
-        )
-    found = {"vector": vector, "residual": residual, "form": lam.new_full((), 2.0 if by_rows else 1.0)}
+    found = {"vector": r, "residual": residual, "form": lam.new_full((), 2.0 if by_rows else 1.0)}
     return found | selves if own else found
 
 

@@ -48,6 +48,9 @@ class Sweeps(Protocol[Handle]):
     def each_block(self, function: Callable[..., Statistic], *states: Handle, **values: Any) -> Handle:
         """`function(block, *statistics, **values)` for every block, where the states lie."""
 
+    def merged(self, fold: type[Fold], left: Handle, right: Handle) -> Handle:
+        """A fold's statistics over two disjoint sets of rows, as those over all of them."""
+
     def collect(self, state: Handle) -> Mapping[str, Statistic]:
         """A small state, here."""
 
@@ -135,8 +138,7 @@ class Method:
 
     `program(sweeps, queries, settings, known)` makes the sweeps, the last of which gives the scores, and returns what
     it solved. `queries` are the queries' gradients (`vector`, m × d_l a block), as `prepare` left them; `known` is
-    a state with the `damping` and the `moments` of every block where they are known, as from a gradient index, else
-    None.
+    a state with the `damping` of every block where it is known, as from a gradient index, else None.
 
     `sweeps` tells which sweeps that makes, `sample` which random rows it needs beside the corpus, and `self_sample`
     which ones self-influence does.

@@ -165,6 +165,43 @@ def test_products_of_many_merges_are_those_of_all_rows() -> None:
     assert "gradients" in part(g[:40])
 
 
+@pytest.mark.parametrize("way", ["direct", "conjugate"])
+@pytest.mark.parametrize("rows", [1, 2, 30])
+@pytest.mark.parametrize("damping", [0.1, 1e-6])
+def test_few_rows_and_a_small_damping_lose_nothing_to_rounding(
+    rows: int, damping: float, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of r is then where no row has a gradient, and none of that may be left in r·g."""
+    settings = Settings(damping, tolerance=1e-10, rows=rows, curvature_rows=rows, sizes={"b0": 40, "b1": 7, "zero": 5})
+    if way == "conjugate":
+        monkeypatch.setattr(module, "SIDE", 0)
+    g, v = gradients(rows, 1), gradients(3, 2)
+    sweeps, found = run(g, v, settings)
+    assert reference.worst(sweeps.scores, reference.exact(doubled(g), doubled(v), damping)) < 1e-5
+    assert max(float(f["residual"]) for f in found["facts"].values()) < 1e-7
+
+
+def test_self_influence_of_few_rows_and_a_small_damping() -> None:
+    g, v = gradients(30, 1), gradients(3, 2)
+    sweeps, _ = run(g, v, Settings(1e-6, rows=30, curvature_rows=30, self_influence=True))
+    assert sweeps.selves is not None
+    want = reference.self_influence(doubled(g), "exact", 1e-6)
+    np.testing.assert_allclose(sweeps.selves[0], want, rtol=1e-5, atol=0)
+
+
+def test_conjugate_gradient_claims_no_more_than_float64_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the recursion's own residual goes to zero, and that of its solution does not."""
+    settings = Settings(**{**vars(iterating(monkeypatch)), "damping": 1e-12})
+    g, v = gradients(30, 1), gradients(3, 2)
+    sweeps = InMemory(g, chunk=16)
+    facts, vectors = module.conjugate(sweeps, sweeps.vectors(v), settings, None)
+    for name in ("b0", "b1"):
+        rows, want, r = g[name].double(), v[name].double(), vectors[name]["vector"]
+        off = (r @ rows.T @ rows / 30 + facts[name]["damping"] * r - want).norm(dim=1) / want.norm(dim=1)
+        assert float(off.max()) < 100 * float(facts[name]["residual"])
+    assert float(facts["b0"]["residual"]) > settings.tolerance
+
+
 def test_lissas_limit_is_exact() -> None:
     g, v = gradients(50, 1, (12, 7)), gradients(3, 2, (12, 7))
     want = reference.exact(doubled(g), doubled(v), 1.0)

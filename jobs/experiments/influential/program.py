@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datainf_ray.evaluation.words import SharedWords
 
 from datainf_ray.config import load_config
+from datainf_ray.evaluation.words import SharedWords
 from datainf_ray.request.job import prepare
 from datainf_ray.runs.directory import RunDirectory
 from experiments.common import language
