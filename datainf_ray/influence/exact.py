@@ -103,7 +103,7 @@ def exact(
             values = {"form": form, "own": settings.self_influence}
             found.append(sweeps.each_block(solved, queries, swept, facts, **values))
         assert facts is not None
-        vectors = sweeps.each_block(_of_its_portion, *found)
+        vectors = found[0] if len(found) == 1 else sweeps.each_block(_of_its_portion, *found)
         ends = sweeps.each_block(_with_end, facts, vectors)
         states = {"facts": ends, "vectors": sweeps.each_block(_vector, vectors)}
         if settings.self_influence:
