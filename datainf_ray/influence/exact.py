@@ -7,7 +7,8 @@ influence    I(q,k) = − Σ_l r_ql · g_kl
 
 There are two ways, and which one a run takes follows from its rows and its blocks alone (`portions`):
 
-- direct, where every block has at most 4,096 entries or there are at most 4,096 rows: one sweep sums a block's
+- direct, where every block has at most 4,096 entries or there are at most 4,096 rows, and no block's gradients take
+  more than 2 GiB: one sweep sums a block's
   d_l × d_l products, or gathers its n gradients, whichever is less, and Cholesky's factors in float64 solve it. With
   fewer rows than entries that is Woodbury's identity over the n × n Gram matrix K = G Gᵀ of the gradients G (n × d_l):
 
@@ -23,6 +24,7 @@ r·g, and in float32 what is left of its rounding would be as large as r·g itse
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -43,6 +45,7 @@ SIDE = 4096  #: of the largest matrix that is factored
 PORTION = 2 * 2**30  #: bytes of the sums of one sweep
 MOST_PORTIONS = 16  #: sweeps; of more, conjugate gradient has no more to make
 MOST_PASSES = 10**8  #: rows times sweeps that nobody has to ask for by `iterations`
+_FEWER = [SIDE >> k for k in range(9)]  # rows for which the direct way may be open, where it is not for more
 
 
 def portions(settings: Settings) -> list[list[str] | None] | None:
@@ -50,7 +53,7 @@ def portions(settings: Settings) -> list[list[str] | None] | None:
     if not settings.sizes:
         return [None]
     n = settings.curvature_rows
-    if max(min(n, size) for size in settings.sizes.values()) > SIDE:
+    if any(min(n, size) > SIDE or form_bytes(n, size) > PORTION for size in settings.sizes.values()):
         return None
     found: list[list[str] | None] = []
     room = 0
@@ -239,27 +242,40 @@ def _state(extent: Extent, size: int) -> int:
 
 def _refuses(extent: Extent) -> tuple[str, str] | None:
     settings = extent.settings
-    if portions(settings) is not None:
-        total = sum(8 * min(settings.curvature_rows, size) * size for size in settings.sizes.values())
-        if settings.self_influence and total > PORTION:
-            return (
-                f"self_influence needs {total / 2**30:.1f} GiB of factors on every worker, of at most "
-                f"{PORTION / 2**30:.0f}",
-                "use method.curvature_rows, or datainf",
-            )
+    if _is_direct(settings):
         return None
-    largest = max(settings.sizes.values())
-    what = f"a block of {largest:,} entries and {settings.curvature_rows:,} rows"
+    n, sizes = settings.curvature_rows, settings.sizes
+    fewer = next((rows for rows in _FEWER if rows < n and _is_direct(replace(settings, curvature_rows=rows))), None)
+    largest = max(sizes.values())
+    what = f"a block of {largest:,} entries and {n:,} rows"
     if settings.self_influence:
-        return f"self_influence needs matrices of at most {SIDE:,}, not {what}", f"use method.curvature_rows: {SIDE}"
+        remedy = "use datainf" if fewer is None else f"use method.curvature_rows: {fewer}, or datainf"
+        if min(n, largest) > SIDE:
+            return f"self_influence needs matrices of at most {SIDE:,}, not {what}", remedy
+        needed = f"{_factors(settings) / 2**30:.1f} GiB of factors on every worker, of at most {PORTION / 2**30:.0f}"
+        return f"self_influence needs {needed}", remedy
     rounds = expected(settings)
-    passes = rounds * settings.curvature_rows
-    if settings.iterations is None and passes > MOST_PASSES and not extent.known:
-        return (
-            f"{what} need about {rounds} sweeps, {passes:.1e} backward passes",
-            f"use method.curvature_rows: {SIDE}, which takes one; or method.iterations, the most that you want",
+    passes = rounds * n
+    if settings.iterations is not None or passes <= MOST_PASSES or extent.known:
+        return None
+    remedy = "use method.iterations, the most that you want"
+    if fewer is not None:
+        count = len(portions(replace(settings, curvature_rows=fewer)) or ())
+        takes = "one" if count == 1 else f"{count}"
+        remedy = (
+            f"use method.curvature_rows: {fewer}, which takes {takes}; or method.iterations, the most that you want"
         )
-    return None
+    return f"{what} need about {rounds} sweeps, {passes:.1e} backward passes", remedy
+
+
+def _is_direct(settings: Settings) -> bool:
+    """Whether the direct way is open, for self-influence too where that is asked for."""
+    return portions(settings) is not None and (not settings.self_influence or _factors(settings) <= PORTION)
+
+
+def _factors(settings: Settings) -> int:
+    """What the factors of all blocks take in float64, in bytes."""
+    return sum(8 * min(settings.curvature_rows, size) * size for size in settings.sizes.values())
 
 
 def _tell(found: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str, Any]:

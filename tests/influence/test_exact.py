@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from datainf_ray.influence.exact import METHOD, exact, portions
 from datainf_ray.influence.lissa import POWER, lissa
 from datainf_ray.influence.memory import InMemory
 from datainf_ray.influence.method import Extent, Settings
-from datainf_ray.influence.products import SecondMoments, products_of
+from datainf_ray.influence.products import SecondMoments, form_bytes, products_of
 from tests import reference
 
 
@@ -253,4 +254,38 @@ def test_exact_is_refused_where_it_takes_too_much() -> None:
         assert METHOD.refuses(Extent(10**7, ((0, 1),), settings=settings)) is None
     own = METHOD.refuses(Extent(10**7, ((0, 1),), settings=Settings(**{**vars(large), "self_influence": True})))
     assert own is not None
-    assert own[1] == "use method.curvature_rows: 4096"
+    assert own == (
+        "self_influence needs matrices of at most 4,096, not a block of 50,000 entries and 10,000,000 rows",
+        "use method.curvature_rows: 4096, or datainf",
+    )
+
+
+@pytest.mark.parametrize("self_influence", [False, True])
+@pytest.mark.parametrize("rows", [300, 4096, 10**7])
+@pytest.mark.parametrize("blocks", [1, 40, 448])
+@pytest.mark.parametrize("size", [4096, 65_536, 4_000_000])
+def test_what_is_refused_is_not_when_its_advice_is_taken(
+    size: int, blocks: int, rows: int, self_influence: bool
+) -> None:
+    sizes = {f"b{k}": size for k in range(blocks)}
+    asked = Settings(rows=10**7, curvature_rows=rows, sizes=sizes, self_influence=self_influence)
+
+    def refused(settings: Settings) -> tuple[str, str] | None:
+        return METHOD.refuses(Extent(10**7, ((0, 1),), settings=settings))
+
+    found = portions(asked)
+    for part in found or ():
+        some = sizes if part is None else {name: sizes[name] for name in part}
+        assert sum(form_bytes(rows, one) for one in some.values()) <= module.PORTION
+    if (told := refused(asked)) is None:
+        return
+    advised = re.search(r"curvature_rows: (\d+)(?:, which takes (\w+))?", told[1])
+    if advised is None:
+        assert told[1] in ("use datainf", "use method.iterations, the most that you want")
+        return
+    fewer = Settings(**{**vars(asked), "curvature_rows": int(advised[1])})
+    assert int(advised[1]) < rows
+    assert refused(fewer) is None
+    takes = portions(fewer)
+    assert takes is not None
+    assert advised[2] in (None, "one" if len(takes) == 1 else str(len(takes)))
