@@ -23,6 +23,7 @@ from datainf_ray.influence.products import Products
 from datainf_ray.influence.sampled import over_sample, planned_over
 
 ITERATIONS = 200  #: sweeps that are planned for where nobody says how many: with c = 0.1, G + λI is ill-conditioned
+VECTORS = 2 * 3 * 2  #: of D float32 a query, between sweeps: x, s and p in float64, before a step and behind it
 _MOST = 1000
 _EPSILON = 2.0**-52  # float64's
 

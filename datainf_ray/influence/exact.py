@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.conjugate import conjugate, expected, planned
+from datainf_ray.influence.conjugate import VECTORS, conjugate, expected, planned
 from datainf_ray.influence.datainf import damping_of, without_rounding
 from datainf_ray.influence.folds import COUNT, Scores, Statistic
 from datainf_ray.influence.method import Extent, Handle, Method, PlannedSweep, Sample, Settings, Sweeps
@@ -306,4 +306,5 @@ METHOD = Method(
     tell=_tell,
     refuses=_refuses,
     state=_state,
+    between=lambda extent: VECTORS if portions(extent.settings) is None else 0,
 )

@@ -227,4 +227,5 @@ METHOD = Method(
     keys=frozenset({"iterations", "scale"}),
     tell=_tell,
     state=_state,
+    between=lambda extent: 2 * 2,  # r in float64, before a step and behind it
 )

@@ -146,7 +146,8 @@ class Method:
     rows)` is what run.json says of the curvature, from what was solved (collected) and the number of rows that it was
     taken from; None where there was none. `refuses(extent)` says why it makes no sense for so much, and what would;
     None where it does. `state(extent, size)` is what the largest statistic of a block of `size` entries takes, in
-    bytes, apart from what grows with the queries.
+    bytes, apart from what grows with the queries. `between(extent)` says how many vectors of D float32 there are for
+    every query of a group, in the object store and in the run directory, from one sweep to the next.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Method:
     self_sample: Callable[[Extent], Sample | None] = lambda extent: None
     refuses: Callable[[Extent], tuple[str, str] | None] = lambda extent: None
     state: Callable[[Extent, int], int] = lambda extent, size: 0
+    between: Callable[[Extent], int] = lambda extent: 0
 
     def sums(self, extent: Extent) -> int:
         """The most vectors of D float32 that a chunk sends for every query; 0: it sends no sums."""
