@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from experiments.common import glue
 from experiments.common.attribution import Attribution
-from experiments.common.cells import Kept
+from experiments.common.cells import Kept, compute
 from experiments.common.finetune import Recipe, fine_tune
 from experiments.common.statistics import bootstrap, mean_interval
 from peft import PeftModel
@@ -80,6 +81,30 @@ def test_what_a_cell_keeps_is_in_its_next_workspace(tmp_path: Path) -> None:
     with kept.workspace() as folder:
         assert [p.name for p in folder.rglob("*") if p.is_file()] == ["a.safetensors"]
         assert (folder / "adapters/epoch-01/a.safetensors").read_bytes() == b"weights"
+
+
+def squared(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
+    with kept.workspace() as folder:
+        found = [path.read_text() for path in (folder / "adapters").iterdir()]
+        (folder / "adapters/a.safetensors").write_text(str(values["recipe"]["x"]))
+        kept.keep(folder)
+    return [{"y": values["recipe"]["x"] ** 2, "found": found}]
+
+
+def test_cells_that_were_made_for_other_values_are_made_again(tmp_path: Path) -> None:
+    """And what they kept is not taken up; those of the same values are not made again."""
+    directory = RunDirectory(str(tmp_path / "out"))
+
+    def made(**cells: int) -> list[tuple[int, list[str]]]:
+        asked = {name: {"seed": 0, "recipe": {"x": x}} for name, x in cells.items()}
+        return [(r["y"], r["found"]) for r in compute(directory, squared, asked).to_pylist()]
+
+    assert made(a=1, b=2) == [(1, []), (4, [])]
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/cells").iterdir()}
+    assert made(a=1, b=3, c=4) == [(1, []), (9, []), (16, [])]
+    assert times["a.parquet"] == (tmp_path / "out/cells/a.parquet").stat().st_mtime_ns
+    (tmp_path / "out/cells/b.parquet").unlink()  # cut off behind what it kept
+    assert made(b=3) == [(9, ["3"])]
 
 
 def test_flipped_labels_are_other_labels(tmp_path: Path) -> None:
