@@ -16,7 +16,7 @@ from experiments.common import glue
 from experiments.common.attribution import Attribution
 from experiments.common.cells import Kept, compute
 from experiments.common.finetune import Recipe, fine_tune
-from experiments.common.statistics import bootstrap, mean_interval
+from experiments.common.statistics import auc, bootstrap, mean_interval, recall
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -129,6 +129,15 @@ def test_intervals() -> None:
     middle, low, high = bootstrap(values)
     assert middle == values.mean()
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+
+
+def test_rows_that_tie_count_the_same_wherever_they_lie() -> None:
+    """As those do that share no word with a query."""
+    truth = np.arange(12) < 4
+    for order in (slice(None), slice(None, None, -1)):
+        scores = np.array([2.0, *[0.0] * 11])[order]
+        assert auc(scores, truth[order]) == pytest.approx((1 + 3 * 0.5) / 4)
+        assert recall(scores, truth[order]) == pytest.approx((1 + 3 * 3 / 11) / 4)
 
 
 def glue_rows(folder: Path) -> None:
