@@ -303,6 +303,7 @@ METHOD = Method(
     damped=True,
     keys=frozenset({"tolerance", "iterations"}),
     self_influence=True,
+    wide=True,
     tell=_tell,
     refuses=_refuses,
     state=_state,

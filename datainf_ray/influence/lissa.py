@@ -225,6 +225,7 @@ METHOD = Method(
     _sample,
     damped=True,
     keys=frozenset({"iterations", "scale"}),
+    wide=True,
     tell=_tell,
     state=_state,
     between=lambda extent: 2 * 2,  # r in float64, before a step and behind it

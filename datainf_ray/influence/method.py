@@ -164,6 +164,7 @@ class Method:
     refuses: Callable[[Extent], tuple[str, str] | None] = lambda extent: None
     state: Callable[[Extent, int], int] = lambda extent, size: 0
     between: Callable[[Extent], int] = lambda extent: 0
+    wide: bool = False  #: rows are scored by vectors in float64
 
     def sums(self, extent: Extent) -> int:
         """The most vectors of D float32 that a chunk sends for every query; 0: it sends no sums."""

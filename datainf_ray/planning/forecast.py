@@ -196,10 +196,10 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         + 300 * places,
         # the queries, a chunk's sums from every worker and on every level of the tree, what an iteration leaves, and
         # what is kept
-        store_bytes=int(2 * state + largest * (workers + math.log2(chunks) + 1)) + between + kept,
+        store_bytes=int((2 + job.method.wide) * state + largest * (workers + math.log2(chunks) + 1)) + between + kept,
         store_room=room.store_bytes,
         output_bytes=tables,
-        peak_output_bytes=tables + output + chunks * _CHUNK_FILE_BYTES + 2 * state + between,
+        peak_output_bytes=tables + output + chunks * _CHUNK_FILE_BYTES + (2 + job.method.wide) * state + between,
         output_parts=max(1, min(output // PART_BYTES, chunks)),
         index_bytes=job.rows * (index_row_bytes(job) + text_bytes(job)) if config.index else 0,
         flops=flops,

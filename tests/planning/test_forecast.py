@@ -26,6 +26,7 @@ from datainf_ray.planning.estimate import activation_bytes
 from datainf_ray.planning.forecast import forecast, render
 from datainf_ray.planning.overhead import overhead_seconds
 from datainf_ray.planning.room import Room
+from datainf_ray.planning.sizing import choose_groups
 from datainf_ray.request.job import Job, prepare
 from tests import tiny
 from tests.runs_of import COMMAND
@@ -73,6 +74,20 @@ def test_what_an_iteration_leaves_is_in_the_object_store_and_in_the_run_director
     vector = 4 * direct.queries * direct.parameters
     assert iterated.store_bytes - given.store_bytes == 8 * vector
     assert iterated.peak_output_bytes - direct.peak_output_bytes == 12 * vector
+    narrow = planned(name="datainf")
+    assert direct.peak_output_bytes - narrow.peak_output_bytes == vector  # vectors in float64 that rows are scored by
+
+
+def test_vectors_in_float64_take_twice_the_room_on_a_device(config):
+    def resident(method: str, share: float) -> bool:
+        job = prepared(config, method={"name": method})
+        state = 4 * job.queries * job.facts.parameters
+        room = replace(ROOM, gpus_per_worker=1, device_bytes=int(state / (0.4 * share)), worker_bytes=10**12)
+        return choose_groups(job, room, batch_tokens=1)[1]
+
+    assert resident("datainf", 0.9)
+    assert not resident("exact", 0.9)
+    assert resident("exact", 0.45)
 
 
 @pytest.mark.parametrize(
