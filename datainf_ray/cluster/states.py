@@ -17,7 +17,7 @@ from datainf_ray.cluster.reduce import Shard, arrays, compute, compute_watched, 
 from datainf_ray.cluster.sums import got, read_shard, write_shard
 from datainf_ray.common.errors import DamagedError
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Statistic
+from datainf_ray.influence.folds import Fold, Statistic
 from datainf_ray.runs.checkpoints import CHECKPOINTS
 from datainf_ray.runs.checksums import read_document, write_document
 from datainf_ray.runs.directory import RunDirectory
@@ -29,7 +29,7 @@ Shards = tuple[Any, ...]  #: a state: a reference per shard to {block name: {nam
 
 
 class Held(tuple[Any, ...]):
-    """A state as a sweep leaves it whose fold is `held`: its size does not follow from the queries."""
+    """A state of a fold that is `held`: its size does not follow from the queries."""
 
 
 class States:
@@ -71,6 +71,10 @@ class States:
                 ray.wait([done[number - _AT_ONCE]])
             done.append(shard(number))
         return tuple(done)
+
+    def merged(self, fold: type[Fold], left: Shards, right: Shards) -> Shards:
+        state = self.each_block(_merged, left, right, fold=fold)
+        return Held(state) if fold.held else state
 
     def remember(self, name: str, solve: Callable[[], dict[str, Shards]]) -> dict[str, Shards]:
         """Keep states as safetensors in the run directory, a file per state and shard, the list of them last.
@@ -183,6 +187,10 @@ def shard_blocks(
         shards[-1].append(block.name)
         room -= size
     return tuple(map(tuple, shards))
+
+
+def _merged(block: Block, left: Statistic, right: Statistic, *, fold: type[Fold]) -> Statistic:
+    return fold.merge(left, right)
 
 
 def _apply(function: Callable[..., Statistic], blocks: list[Block], values: dict[str, Any], *shards: Shard) -> Shard:

@@ -92,7 +92,11 @@ def evaluate(
     if chosen not in SIDES:
         raise RequestError("--side", side, "no such side", meant(str(side), SIDES))
     with failing():
-        sources = [source_of(_opened(one, overrides), **overrides) for one in (run, *others)]
+        runs = [_opened(one, overrides) for one in (run, *others)]
+        for at, one in enumerate(runs):
+            if one.url in [before.url for before in runs[:at]]:
+                raise RequestError("run", one.url, "is named twice", "name each once")
+        sources = [source_of(one, **overrides) for one in runs]
         for other in sources[1:]:
             require_same(sources[0], other, "train")
             if same is not None:
@@ -150,13 +154,17 @@ def _evaluated(sources: list[Source], judge: _Judge, side: Side, bm25: bool) -> 
 
 
 def _names(runs: list[Run]) -> list[str]:
-    """What each run's influence is called: its method; with its directory where several have the same."""
+    """What each run's influence is called: its method; where several have the same, with as much of the directory's
+    end as tells these apart.
+    """
     methods = [str(run.config["method"]["name"]) for run in runs]
-    folders = [run.url.rstrip("/").rpartition("/")[2] for run in runs]
-    return [
-        method if methods.count(method) == 1 else f"{method} ({folder})"
-        for method, folder in zip(methods, folders, strict=True)
-    ]
+    paths = [run.url.rstrip("/").split("/") for run in runs]
+    names = []
+    for method, path in zip(methods, paths, strict=True):
+        alike = [other for name, other in zip(methods, paths, strict=True) if name == method]
+        parts = next(n for n in range(1, len(path) + 1) if sum(one[-n:] == path[-n:] for one in alike) == 1)
+        names.append(f"{method} ({'/'.join(path[-parts:])})" if len(alike) > 1 else method)
+    return names
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def _is_true(row: Row, value: str | None, column: str) -> bool:
     text = "" if value is None else value.strip().lower()
     if text in _YES + _NO:
         return text in _YES
-    if value is None and row.problem not in (f"{_TRUTH} is null", f"row has no column {column!r}"):
+    if value is None and row.problem not in (None, f"{_TRUTH} is null", f"row has no column {column!r}"):
         return False  # of a row that cannot be read nothing is known
     said = "null" if value is None else f"{printable(value, 60)!r}"
     remedy = f"name the value of the rows that are to be found: {_TRUTH} {printable(column)}=VALUE"

@@ -17,13 +17,15 @@ import torch
 
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.datainf import damping_of, joined, slice_of
-from datainf_ray.influence.folds import COUNT, Statistic
+from datainf_ray.influence.folds import COUNT, TOTAL, Statistic
 from datainf_ray.influence.method import Extent, Handle, Over, PlannedSweep, Settings, Sweeps
 from datainf_ray.influence.products import Products
 from datainf_ray.influence.sampled import over_sample, planned_over
 
 ITERATIONS = 200  #: sweeps that are planned for where nobody says how many: with c = 0.1, G + λI is ill-conditioned
+VECTORS = 2 * 3 * 2  #: of D float32 a query, between sweeps: x, s and p in float64, before a step and behind it
 _MOST = 1000
+_EPSILON = 2.0**-52  # float64's
 
 
 def conjugate(
@@ -31,7 +33,8 @@ def conjugate(
 ) -> tuple[Handle, Handle]:
     """`facts` (`damping`, `moments`, `residual`, `iterations` a block) and the iHVPs (`vector`), a group at a time.
 
-    `residual` is the largest ‖s‖ / ‖v‖ of a block's queries, as the recursion has it.
+    `residual` is the largest ‖s‖ / ‖v‖ of a block's queries, as the recursion has it, but no less than what rounding in
+    float64 may have added that the recursion does not see.
     """
     vectors, ends = [], []
     facts = known
@@ -44,7 +47,7 @@ def conjugate(
             functools.partial(_iterate, sweeps, settings, known is None),
         )
         facts = last["facts"]
-        vectors.append(sweeps.each_block(_vector, last["solution"], some))
+        vectors.append(sweeps.each_block(_vector, last["solution"]))
         ends.append(sweeps.each_block(_end, last["solution"]))
     assert facts is not None
     whole = vectors[0] if len(vectors) == 1 else sweeps.each_block(joined, *vectors)
@@ -82,6 +85,7 @@ def _begun(block: Block, queries: Statistic, *, tolerance: float) -> Statistic:
         "square": squares,  # ‖s‖²
         "size": squares,  # ‖v‖²
         "goal": tolerance**2 * squares,
+        "most": squares.new_zeros(()),  # that ‖G + λI‖ can be
         "iterations": squares.new_zeros(()),
     }
 
@@ -102,6 +106,7 @@ def _advanced(block: Block, state: Statistic, swept: Statistic, facts: Statistic
     if lam == 0:  # no row has a gradient there, and none can have influence through it
         return {**state, "p": p[:0], "square": torch.zeros_like(state["square"])}
     product = swept["sums"] / swept["moments"][COUNT] + lam * p
+    trace = swept["moments"][TOTAL] / swept["moments"][COUNT]
     bend = (p * product).sum(1)
     going = (state["square"] > state["goal"]) & (bend > 0)
     alpha = torch.where(going, state["square"] / bend, 0)[:, None]
@@ -115,20 +120,21 @@ def _advanced(block: Block, state: Statistic, swept: Statistic, facts: Statistic
         "rest": rest,
         "square": square,
         "p": torch.where(going[:, None], rest + beta * p, 0) if going.any() else p[:0],
+        "most": trace + lam,
         "iterations": state["iterations"] + 1,
     }
 
 
-def _vector(block: Block, state: Statistic, queries: Statistic) -> Statistic:
-    vector = state["x"].to(queries["vector"])
-    if not vector.isfinite().all():
-        raise FloatingPointError(f"{block.name}: inverse-Hessian-vector products are beyond {vector.dtype}")
-    return {"vector": vector}
+def _vector(block: Block, state: Statistic) -> Statistic:
+    return {"vector": state["x"]}
 
 
 def _end(block: Block, state: Statistic) -> Statistic:
     some = state["size"] > 0
     residuals = (state["square"][some] / state["size"][some]).sqrt()
+    # what is added to x is rounded, and so is what that takes from s: by up to ε ‖G + λI‖ ‖x‖
+    rounding = _EPSILON * state["most"] * state["x"][some].norm(dim=1) / state["size"][some].sqrt()
+    residuals = torch.maximum(residuals, rounding)
     residual = residuals.max() if len(residuals) else state["size"].new_zeros(())
     return {"residual": residual, "iterations": state["iterations"]}
 

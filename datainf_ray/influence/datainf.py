@@ -25,8 +25,9 @@ from datainf_ray.influence.damping import (
     leave_out,
     nodes_again,
 )
-from datainf_ray.influence.folds import TINY, Curvature, Fold, Moments, Norms, Scores, Statistic
+from datainf_ray.influence.folds import TINY, Curvature, Moments, Norms, Scores, Statistic
 from datainf_ray.influence.method import Extent, Handle, Method, Over, PlannedSweep, Sample, Settings, Sweeps
+from datainf_ray.influence.sampled import HALVES, planned_over, sample_of
 from datainf_ray.influence.self_influence import (
     SelfScores,
     refuses,
@@ -121,16 +122,15 @@ def _exact(sweeps: Sweeps[Handle], queries: Handle, facts: Handle, groups: Seque
 
 def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str, Handle]:
     """Damping and iHVP from two halves of a sample, and from how they differ an estimate of the iHVP's error."""
-    halves: tuple[Over, Over] = ("half a", "half b")
-    moments = [sweeps.run("moments", Moments, half) for half in halves]
-    facts = damping_of(sweeps, sweeps.each_block(_merged, *moments), c)
+    moments = [sweeps.run("moments", Moments, half) for half in HALVES]
+    facts = damping_of(sweeps, sweeps.merged(Moments, *moments), c)
     owns = [sweeps.each_block(_as_whole, sweeps.each_block(block_damping, m, c=c), facts) for m in moments]
     nodes = sweeps.each_block(known_nodes, facts)
     vectors, errors = [], []
     for group in sweeps.groups:
         some = slice_of(sweeps, queries, group)
-        swept = [sweeps.run("curvature", Curvature, half, queries=some, nodes=nodes) for half in halves]
-        both = sweeps.each_block(ihvp, some, sweeps.each_block(_merged, *swept), nodes, facts)
+        swept = [sweeps.run("curvature", Curvature, half, queries=some, nodes=nodes) for half in HALVES]
+        both = sweeps.each_block(ihvp, some, sweeps.merged(Curvature, *swept), nodes, facts)
         parts = [sweeps.each_block(ihvp, some, s, nodes, own) for s, own in zip(swept, owns, strict=True)]
         errors.append(sweeps.each_block(_difference, both, *parts))
         vectors.append(both)
@@ -200,10 +200,6 @@ def _difference(block: Block, both: Statistic, a: Statistic, b: Statistic) -> St
     return {"squares": torch.stack([off.square().sum(1), both["vector"].double().square().sum(1)], 1)}
 
 
-def _merged(block: Block, left: Statistic, right: Statistic) -> Statistic:
-    return Fold.merge(left, right)
-
-
 def _rows(block: Block, queries: Statistic, *, first: int, last: int) -> Statistic:
     return {"vector": queries["vector"][first:last]}
 
@@ -244,10 +240,7 @@ def _sweeps(extent: Extent) -> list[PlannedSweep]:
     if extent.known:
         return [*(curvature(extent.rows, group, 1) for group in extent.groups), *scores]
     if extent.sampled is not None:
-        halves: list[tuple[int, Over]] = [
-            (extent.sampled - extent.sampled // 2, "half a"),
-            (extent.sampled // 2, "half b"),
-        ]
+        halves = planned_over(extent)
         moments = [PlannedSweep("moments", rows, over) for rows, over in halves]
         return [*moments, *(curvature(n, group, 1, over) for group in extent.groups for n, over in halves), *scores]
     first, *others = extent.groups
@@ -257,10 +250,8 @@ def _sweeps(extent: Extent) -> list[PlannedSweep]:
 
 
 def _sample(extent: Extent) -> Sample | None:
-    if extent.known:
-        return None
-    if extent.sampled is not None:
-        return Sample(extent.sampled, ("half a", "half b"), pieces=64)
+    if extent.known or extent.sampled is not None:
+        return sample_of(extent)
     return Sample(pilot_rows(extent.rows), ("pilot",), pieces=8, even=True)
 
 

@@ -7,7 +7,8 @@ influence    I(q,k) = − Σ_l r_ql · g_kl
 
 There are two ways, and which one a run takes follows from its rows and its blocks alone (`portions`):
 
-- direct, where every block has at most 4,096 entries or there are at most 4,096 rows: one sweep sums a block's
+- direct, where every block has at most 4,096 entries or there are at most 4,096 rows, and no block's gradients take
+  more than 2 GiB: one sweep sums a block's
   d_l × d_l products, or gathers its n gradients, whichever is less, and Cholesky's factors in float64 solve it. With
   fewer rows than entries that is Woodbury's identity over the n × n Gram matrix K = G Gᵀ of the gradients G (n × d_l):
 
@@ -15,18 +16,22 @@ There are two ways, and which one a run takes follows from its rows and its bloc
 
   What does not fit at once is swept in portions of blocks. So exact influence takes two sweeps over any corpus.
 - conjugate gradient elsewhere (`conjugate`): a sweep an iteration, for all queries and blocks at once.
+
+r and its products with the rows are float64. Most of r is v/λ where no row has a gradient; of that nothing is left in
+r·g, and in float32 what is left of its rounding would be as large as r·g itself where there are few rows or λ is small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.conjugate import conjugate, expected, planned
+from datainf_ray.influence.conjugate import VECTORS, conjugate, expected, planned
 from datainf_ray.influence.datainf import damping_of, without_rounding
 from datainf_ray.influence.folds import COUNT, Scores, Statistic
 from datainf_ray.influence.method import Extent, Handle, Method, PlannedSweep, Sample, Settings, Sweeps
@@ -40,6 +45,7 @@ SIDE = 4096  #: of the largest matrix that is factored
 PORTION = 2 * 2**30  #: bytes of the sums of one sweep
 MOST_PORTIONS = 16  #: sweeps; of more, conjugate gradient has no more to make
 MOST_PASSES = 10**8  #: rows times sweeps that nobody has to ask for by `iterations`
+_FEWER = [SIDE >> k for k in range(9)]  # rows for which the direct way may be open, where it is not for more
 
 
 def portions(settings: Settings) -> list[list[str] | None] | None:
@@ -47,7 +53,7 @@ def portions(settings: Settings) -> list[list[str] | None] | None:
     if not settings.sizes:
         return [None]
     n = settings.curvature_rows
-    if max(min(n, size) for size in settings.sizes.values()) > SIDE:
+    if any(min(n, size) > SIDE or form_bytes(n, size) > PORTION for size in settings.sizes.values()):
         return None
     found: list[list[str] | None] = []
     room = 0
@@ -100,7 +106,7 @@ def exact(
             values = {"form": form, "own": settings.self_influence}
             found.append(sweeps.each_block(solved, queries, swept, facts, **values))
         assert facts is not None
-        vectors = sweeps.each_block(_of_its_portion, *found)
+        vectors = found[0] if len(found) == 1 else sweeps.each_block(_of_its_portion, *found)
         ends = sweeps.each_block(_with_end, facts, vectors)
         states = {"facts": ends, "vectors": sweeps.each_block(_vector, vectors)}
         if settings.self_influence:
@@ -118,17 +124,17 @@ def exact(
 def solved(
     block: Block, queries: Statistic, swept: Statistic, facts: Statistic, *, form: Form | None, own: bool
 ) -> Statistic:
-    """`vector` r_l = (G_l + λ_l I)⁻¹ v_l, m × d_l, its `residual` and `form`; with `own` what `SelfScores` takes.
+    """`vector` r_l = (G_l + λ_l I)⁻¹ v_l (m × d_l float64), `residual` and `form`; with `own` what `SelfScores` takes.
 
     Nothing where the sweep did not look at the block. Where λ_l is zero r_l is, too. Raises `FloatingPointError` where
-    the matrix cannot be factored or r_l is beyond the vectors' precision.
+    the matrix cannot be factored.
     """
     if "gradients" not in swept and "products" not in swept:
         return {}
     v, lam, n = queries["vector"].double(), facts["damping"].double(), swept["moments"][COUNT]
     if lam == 0:
         zero, one = lam.new_zeros(()), lam.new_ones(())
-        nothing = {"vector": torch.zeros_like(queries["vector"]), "residual": zero, "form": zero}
+        nothing = {"vector": torch.zeros_like(v), "residual": zero, "form": zero}
         return nothing | ({"shift": zero, "sign": one, "factor": v.new_zeros(0, v.shape[1])} if own else {})
     rows = swept.get("gradients")
     by_rows = rows is not None and (form == "gram" or (form is None and len(rows) <= rows.shape[1]))
@@ -137,12 +143,7 @@ def solved(
         r, residual, selves = _by_rows(block, rows.double(), v, lam, n)
     else:
         r, residual, selves = _by_entries(block, products_of(swept) / n, v, lam, own)
-    vector = r.to(queries["vector"])
-    if not vector.isfinite().all():
-        raise FloatingPointError(
-            f"{block.name}: inverse-Hessian-vector products are beyond {vector.dtype} (damping {float(lam):.3g})"
-        )
-    found = {"vector": vector, "residual": residual, "form": lam.new_full((), 2.0 if by_rows else 1.0)}
+    found = {"vector": r, "residual": residual, "form": lam.new_full((), 2.0 if by_rows else 1.0)}
     return found | selves if own else found
 
 
@@ -241,27 +242,40 @@ def _state(extent: Extent, size: int) -> int:
 
 def _refuses(extent: Extent) -> tuple[str, str] | None:
     settings = extent.settings
-    if portions(settings) is not None:
-        total = sum(8 * min(settings.curvature_rows, size) * size for size in settings.sizes.values())
-        if settings.self_influence and total > PORTION:
-            return (
-                f"self_influence needs {total / 2**30:.1f} GiB of factors on every worker, of at most "
-                f"{PORTION / 2**30:.0f}",
-                "use method.curvature_rows, or datainf",
-            )
+    if _is_direct(settings):
         return None
-    largest = max(settings.sizes.values())
-    what = f"a block of {largest:,} entries and {settings.curvature_rows:,} rows"
+    n, sizes = settings.curvature_rows, settings.sizes
+    fewer = next((rows for rows in _FEWER if rows < n and _is_direct(replace(settings, curvature_rows=rows))), None)
+    largest = max(sizes.values())
+    what = f"a block of {largest:,} entries and {n:,} rows"
     if settings.self_influence:
-        return f"self_influence needs matrices of at most {SIDE:,}, not {what}", f"use method.curvature_rows: {SIDE}"
+        remedy = "use datainf" if fewer is None else f"use method.curvature_rows: {fewer}, or datainf"
+        if min(n, largest) > SIDE:
+            return f"self_influence needs matrices of at most {SIDE:,}, not {what}", remedy
+        needed = f"{_factors(settings) / 2**30:.1f} GiB of factors on every worker, of at most {PORTION / 2**30:.0f}"
+        return f"self_influence needs {needed}", remedy
     rounds = expected(settings)
-    passes = rounds * settings.curvature_rows
-    if settings.iterations is None and passes > MOST_PASSES and not extent.known:
-        return (
-            f"{what} need about {rounds} sweeps, {passes:.1e} backward passes",
-            f"use method.curvature_rows: {SIDE}, which takes one; or method.iterations, the most that you want",
+    passes = rounds * n
+    if settings.iterations is not None or passes <= MOST_PASSES or extent.known:
+        return None
+    remedy = "use method.iterations, the most that you want"
+    if fewer is not None:
+        count = len(portions(replace(settings, curvature_rows=fewer)) or ())
+        takes = "one" if count == 1 else f"{count}"
+        remedy = (
+            f"use method.curvature_rows: {fewer}, which takes {takes}; or method.iterations, the most that you want"
         )
-    return None
+    return f"{what} need about {rounds} sweeps, {passes:.1e} backward passes", remedy
+
+
+def _is_direct(settings: Settings) -> bool:
+    """Whether the direct way is open, for self-influence too where that is asked for."""
+    return portions(settings) is not None and (not settings.self_influence or _factors(settings) <= PORTION)
+
+
+def _factors(settings: Settings) -> int:
+    """What the factors of all blocks take in float64, in bytes."""
+    return sum(8 * min(settings.curvature_rows, size) * size for size in settings.sizes.values())
 
 
 def _tell(found: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str, Any]:
@@ -289,7 +303,9 @@ METHOD = Method(
     damped=True,
     keys=frozenset({"tolerance", "iterations"}),
     self_influence=True,
+    wide=True,
     tell=_tell,
     refuses=_refuses,
     state=_state,
+    between=lambda extent: VECTORS if portions(extent.settings) is None else 0,
 )

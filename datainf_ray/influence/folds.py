@@ -288,7 +288,8 @@ def _powers(nodes: Mapping[str, Tensor]) -> dict[str, int]:
 class Scores(Fold):
     """− Σ_l x_ql · g_il: a row's influence on each query, for query vectors x (`vector`, m × d_l a block).
 
-    With x the iHVP this is DataInf; with x the query's own gradient it is Hessian-free. `influence` gives them, and
+    With x the iHVP this is DataInf; with x the query's own gradient it is Hessian-free. Products are in the vectors'
+    precision, which is the gradients' or wider. `influence` gives them, and
     `by_block` those of every block, kept if `by_block` is asked for. A block's statistic is its `moments`. A fold that
     scores rows in another way derives from this one.
     """
@@ -313,7 +314,8 @@ class Scores(Fold):
         )
 
     def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
-        scores = -(gradients @ self.vectors[block].to(gradients.device).T)
+        vectors = self.vectors[block].to(gradients.device)
+        scores = -(gradients.to(vectors.dtype) @ vectors.T)
         self.scores[rows] += scores  # rows are distinct within a batch
         if self.block_scores is not None:
             self.block_scores[rows, :, self.position[block]] = scores

@@ -63,7 +63,7 @@ def lissa(
             functools.partial(_step, sweeps, settings.iterations or STEPS, sampled, some, facts),
         )
         ends.append(sweeps.each_block(_end, last["solution"], some, facts))
-        vectors.append(sweeps.each_block(_vector, last["solution"], some, facts))
+        vectors.append(sweeps.each_block(_vector, last["solution"], facts))
     whole = vectors[0] if len(vectors) == 1 else sweeps.each_block(joined, *vectors)
     facts = sweeps.each_block(_with_residual, facts, *ends)
     sweeps.run("scores", Scores, vectors=whole)
@@ -160,11 +160,9 @@ def _advanced(block: Block, state: Statistic, swept: Statistic, queries: Statist
     return {"vector": r + change, "change": change.norm(dim=1)}
 
 
-def _vector(block: Block, state: Statistic, queries: Statistic, facts: Statistic) -> Statistic:
-    if facts["damping"] == 0:
-        return {"vector": torch.zeros_like(queries["vector"])}
-    vector = (state["vector"] / facts["scale"]).to(queries["vector"])
-    return {"vector": vector}
+def _vector(block: Block, state: Statistic, facts: Statistic) -> Statistic:
+    zero = facts["damping"] == 0
+    return {"vector": state["vector"] if zero else state["vector"] / facts["scale"]}  # r is zero there
 
 
 def _end(block: Block, state: Statistic, queries: Statistic, facts: Statistic) -> Statistic:
@@ -227,6 +225,8 @@ METHOD = Method(
     _sample,
     damped=True,
     keys=frozenset({"iterations", "scale"}),
+    wide=True,
     tell=_tell,
     state=_state,
+    between=lambda extent: 2 * 2,  # r in float64, before a step and behind it
 )

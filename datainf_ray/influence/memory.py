@@ -106,6 +106,9 @@ class InMemory:
     def each_block(self, function: Callable[..., Statistic], *states: Statistics, **values: Any) -> Statistics:
         return {b.name: function(b, *(state[b.name] for state in states), **values) for b in self.blocks}
 
+    def merged(self, fold: type[Fold], left: Statistics, right: Statistics) -> Statistics:
+        return {name: fold.merge(left[name], right[name]) for name in left}
+
     def collect(self, state: Statistics) -> Statistics:
         return state
 

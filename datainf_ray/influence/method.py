@@ -48,6 +48,9 @@ class Sweeps(Protocol[Handle]):
     def each_block(self, function: Callable[..., Statistic], *states: Handle, **values: Any) -> Handle:
         """`function(block, *statistics, **values)` for every block, where the states lie."""
 
+    def merged(self, fold: type[Fold], left: Handle, right: Handle) -> Handle:
+        """A fold's statistics over two disjoint sets of rows, as those over all of them."""
+
     def collect(self, state: Handle) -> Mapping[str, Statistic]:
         """A small state, here."""
 
@@ -135,8 +138,7 @@ class Method:
 
     `program(sweeps, queries, settings, known)` makes the sweeps, the last of which gives the scores, and returns what
     it solved. `queries` are the queries' gradients (`vector`, m × d_l a block), as `prepare` left them; `known` is
-    a state with the `damping` and the `moments` of every block where they are known, as from a gradient index, else
-    None.
+    a state with the `damping` of every block where it is known, as from a gradient index, else None.
 
     `sweeps` tells which sweeps that makes, `sample` which random rows it needs beside the corpus, and `self_sample`
     which ones self-influence does.
@@ -144,7 +146,8 @@ class Method:
     rows)` is what run.json says of the curvature, from what was solved (collected) and the number of rows that it was
     taken from; None where there was none. `refuses(extent)` says why it makes no sense for so much, and what would;
     None where it does. `state(extent, size)` is what the largest statistic of a block of `size` entries takes, in
-    bytes, apart from what grows with the queries.
+    bytes, apart from what grows with the queries. `between(extent)` says how many vectors of D float32 there are for
+    every query of a group, in the object store and in the run directory, from one sweep to the next.
     """
 
     name: str
@@ -160,6 +163,8 @@ class Method:
     self_sample: Callable[[Extent], Sample | None] = lambda extent: None
     refuses: Callable[[Extent], tuple[str, str] | None] = lambda extent: None
     state: Callable[[Extent, int], int] = lambda extent, size: 0
+    between: Callable[[Extent], int] = lambda extent: 0
+    wide: bool = False  #: rows are scored by vectors in float64
 
     def sums(self, extent: Extent) -> int:
         """The most vectors of D float32 that a chunk sends for every query; 0: it sends no sums."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Fold, Statistic
+from datainf_ray.influence.folds import Fold
 from datainf_ray.influence.method import Extent, Handle, Over, Sample, Sweeps
 
 HALVES: tuple[Over, Over] = ("half a", "half b")
@@ -23,12 +22,7 @@ def over_sample(
     """A fold's statistics over all rows; with `sampled`, over those of both halves."""
     if not sampled:
         return sweeps.run(name, fold, "train", values, **inputs)
-    halves = [sweeps.run(name, fold, half, values, **inputs) for half in HALVES]
-    return sweeps.each_block(_merged, *halves, fold=fold)
-
-
-def _merged(block: Block, left: Statistic, right: Statistic, *, fold: type[Fold]) -> Statistic:
-    return fold.merge(left, right)
+    return sweeps.merged(fold, *(sweeps.run(name, fold, half, values, **inputs) for half in HALVES))
 
 
 def planned_over(extent: Extent) -> list[tuple[int, Over]]:

@@ -20,7 +20,6 @@ from torch import Tensor
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.folds import Fold, Scores, Statistic, Statistics
 from datainf_ray.influence.method import Extent, Handle, Over, PlannedSweep, Sample, Sweeps
-from datainf_ray.influence.products import stacked
 from datainf_ray.influence.sampled import over_sample, planned_over
 
 SAMPLE = 512  #: rows that DataInf's sum is taken from, where nobody says how many
@@ -55,7 +54,14 @@ class Gathered(Fold):
     @staticmethod
     def merge(left: Statistic, right: Statistic) -> Statistic:
         merged = Fold.merge({"moments": left["moments"]}, {"moments": right["moments"]})
-        return merged | {"gradients": stacked(left["gradients"], right["gradients"])}
+        width = max(left["gradients"].shape[1], right["gradients"].shape[1])
+        parts = [_as_wide(one["gradients"], width) for one in (left, right)]
+        return merged | {"gradients": torch.cat(parts)}
+
+
+def _as_wide(gradients: Tensor, width: int) -> Tensor:
+    """Zeros for the gradients of rows that have none, of whom it was not known how wide they would be."""
+    return gradients if gradients.shape[1] else gradients.new_zeros(len(gradients), width)
 
 
 class SelfScores(Scores):
@@ -87,7 +93,9 @@ class SelfScores(Scores):
     def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
         super().accumulate(block, gradients, rows, sqnorms)
         known = self.selves[block]
-        self.own[rows] -= known["shift"].to(sqnorms) * sqnorms
+        # `sqnorms` come of norms in float32, and the two terms may cancel out but for a small rest.
+        squares = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64).square()
+        self.own[rows] -= known["shift"].to(squares) * squares
         factor = known["factor"].to(gradients.device)
         if not len(factor):
             return
@@ -118,8 +126,9 @@ def selves_from_sample(sweeps: Sweeps[Handle], facts: Handle, rows: int, sampled
 def _from_rows(block: Block, swept: Statistic, facts: Statistic) -> Statistic:
     """factor_i = g_i / √(s λ (λ + ‖g_i‖²)): then ‖factor x‖² = (1/λ) (1/s) Σ_i (g_i·x)² / (λ + ‖g_i‖²)."""
     lam, g = facts["damping"].double(), swept["gradients"]
-    if lam == 0:
-        return {"shift": torch.zeros_like(lam), "sign": -torch.ones_like(lam), "factor": g[:0]}
+    if lam == 0 or not g.shape[1]:  # in the second case none of the sampled rows has a gradient there
+        shift = torch.zeros_like(lam) if lam == 0 else 1 / lam
+        return {"shift": shift, "sign": -torch.ones_like(lam), "factor": g[:0]}
     wide = g.double()
     weights = (len(g) * lam * (lam + wide.square().sum(1))).rsqrt()
     return {"shift": 1 / lam, "sign": -torch.ones_like(lam), "factor": (wide * weights[:, None]).to(g.dtype)}

@@ -146,13 +146,14 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
 
     worker, device = _memory(job, sizes, room, calibration)
     state = 4 * m * facts.parameters
-    largest = max(last - first for first, last in sizes.groups) / m * nodes_of(job) * state
-    largest = max(largest, state_bytes(job))
+    group = max(last - first for first, last in sizes.groups) / m * state
+    largest = max(nodes_of(job) * group, state_bytes(job))
+    between = int(job.method.between(job.extent(sizes.groups)) * group)
     kept = 4 * facts.parameters * job.rows if sizes.gradients == "keep" else 0
     blocks = len(facts.blocks) if config.results.blocks else 0
     places = 2 * m * min(config.results.top_k, job.rows)
     output = job.rows * row_bytes(m, config.results.scores, blocks, config.results.self_influence)
-    sampled = next((s.rows for s in sweeps if s.name in ("pilot", "moments")), 0)
+    sampled = next((s.rows for s in sweeps if s.name == "pilot"), 0)
     tables = output + places * _PLACE_BYTES + min(places, job.rows) * text_bytes(job)
     share = transport_share(job, room.gpus_per_worker, sizes.chunk_rows, len(sizes.groups))
     return Plan(
@@ -193,11 +194,12 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         + 8 * job.corpora["queries"].rows
         + 500 * chunks
         + 300 * places,
-        # the queries, a chunk's sums from every worker and on every level of the tree, and what is kept
-        store_bytes=int(2 * state + largest * (workers + math.log2(chunks) + 1)) + kept,
+        # the queries, a chunk's sums from every worker and on every level of the tree, what an iteration leaves, and
+        # what is kept
+        store_bytes=int((2 + job.method.wide) * state + largest * (workers + math.log2(chunks) + 1)) + between + kept,
         store_room=room.store_bytes,
         output_bytes=tables,
-        peak_output_bytes=tables + output + chunks * _CHUNK_FILE_BYTES + 2 * state,
+        peak_output_bytes=tables + output + chunks * _CHUNK_FILE_BYTES + (2 + job.method.wide) * state + between,
         output_parts=max(1, min(output // PART_BYTES, chunks)),
         index_bytes=job.rows * (index_row_bytes(job) + text_bytes(job)) if config.index else 0,
         flops=flops,
@@ -338,8 +340,10 @@ def render(expected: Plan) -> str:
         groups += f"; in {len(p.groups)} groups, because their sums do not fit at once: a curvature sweep for each"
     if not p.resident:
         groups += "; they and their sums are in host memory, moved to the GPU block by block"
-    sampled = f"; {p.sampled_rows:,} random rows tell the damping" if "pilot" in p.sweeps else ""
-    if "moments" in p.sweeps:
+    sampled = ""
+    if "pilot" in p.sweeps:
+        sampled = f"; {p.sampled_rows:,} random rows tell the damping"
+    elif p.sampled_rows:
         sampled = f"; the curvature is that of {p.sampled_rows:,} random rows"
     chunks = f"{p.chunks:,} chunks of {p.chunk_rows:,}" if p.chunks > 1 else "one chunk"
     lines = {

@@ -125,7 +125,7 @@ def choose_groups(job: Job, room: Room, batch_tokens: int) -> tuple[tuple[tuple[
     One query is never split.
     """
     m, state = job.queries, 4 * job.queries * job.facts.parameters
-    fits = room.device_bytes is None or state <= _ON_DEVICE * room.device_bytes
+    fits = room.device_bytes is None or (1 + job.method.wide) * state <= _ON_DEVICE * room.device_bytes
     if not nodes_of(job):
         return ((0, m),), fits
     by_host = _groups(job, PLANNED_NODES, room.worker_bytes / 2)

@@ -187,7 +187,8 @@ def _places(runs: Sequence[Run]) -> list[np.ndarray]:
         if len(set(names)) < len(names):
             name = next(name for name in names if names.count(name) > 1)
             raise RequestError("queries", run.url, f"several queries are called {name!r}", "combine without --by-id")
-    shared = [name for name in ids[0] if all(name in names for names in map(set, ids[1:]))]
+    common = set(ids[0]).intersection(*ids[1:])
+    shared = [name for name in ids[0] if name in common]
     if not shared:
         raise RequestError(
             "queries", runs[-1].url, "no query's id is in all of the runs", close(str(ids[-1][0]), ids[0])

@@ -6,7 +6,7 @@ that its runs can be read, and picked up again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,7 @@ RUN_FILE = "run.json"
 FORMAT: Literal[1] = 1
 
 _NAMED = 3  # blocks that a sentence names
+_FAR = 0.01  # residual of a series
 _MOST, _MOST_IN_A_LIST = 2**62, 2**31 - 1  # as many as the tables' types can count
 
 RunState = Literal["starting", "running", "done", "failed", "interrupted"]
@@ -211,6 +212,27 @@ def tell_left_out(names: Sequence[str], blocks: int) -> str:
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     what = "is left out: its gradient is" if len(names) == 1 else "are left out: their gradients are"
     return f"{len(names):,} of {counted(blocks, 'block')} {what} zero but for rounding ({some}{more})"
+
+
+def tell_unsolved(curvature: Mapping[str, Any], method: Mapping[str, Any]) -> str | None:
+    """In a sentence without its full stop, how far a method's inverse is from the exact one; None where it is near.
+
+    `curvature` is what run.json says of it, and `method` that part of the configuration.
+    """
+    way, residual, tolerance = curvature.get("way"), curvature.get("residual"), method.get("tolerance")
+    if way is None or residual is None or tolerance is None:
+        return None
+    if way == "series" and residual <= _FAR:
+        return None
+    if way == "series":
+        what = f"the series is far from its limit, the inverse: a block's relative residual is {residual:.2g}"
+        return f"{what}, from 1 before the first term to 0; more method.iterations are nearer"
+    if residual <= tolerance:
+        return None
+    above = f"a block's relative residual is {residual:.1e}, above method.tolerance, {tolerance:.0e}"
+    if (done := curvature.get("iterations")) is None:
+        return f"{above}: float64 comes no nearer at so small a method.damping"
+    return f"after {counted(done, 'iteration')} {above}: allow more method.iterations, or a larger method.damping"
 
 
 def tell_half_precision(dtype: str) -> str:

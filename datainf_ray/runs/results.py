@@ -18,7 +18,7 @@ from datainf_ray.runs.events import read_events
 from datainf_ray.runs.files import part_files, rows_of, table_of, telling_damage
 from datainf_ray.runs.lease import Pulse, driver_of, progress_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, names_of
-from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record
+from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record, tell_unsolved
 from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
@@ -178,9 +178,10 @@ class Run:
         `status` counts the rows by status and `rows_cut` those with more tokens than max_length, `seconds` is wall
         time, and each of `sweeps` has name, source, examples, tokens, seconds and workers. `sizes` says how the work
         was cut and why, `curvature` how far its error goes and whether it was `sampled`, so that all influences rest on
-        a part of the corpus, `left_out` names the blocks whose gradient is rounding, `index` where the gradients are
-        for later queries, `answers` from which run's index this one was computed, and `combined` of which runs it is
-        the weighted sum. Each is None where there is none, or the run was made before runs said so.
+        a part of the corpus, `unsolved` how far its inverse is from the exact one, if it is not near, `left_out` names
+        the blocks whose gradient is rounding, `index` where the gradients are for later queries, `answers` from which
+        run's index this one was computed, and `combined` of which runs it is the weighted sum. Each is None where there
+        is none, or the run was made before runs said so.
         """
         return self._summary(self.record)
 
@@ -202,6 +203,7 @@ class Run:
                 for name in ("state", "reason", "sign", "device", "dtype", "seconds", "sweeps", "sizes")
             },
             "curvature": curvature,
+            "unsolved": tell_unsolved(record.curvature or {}, method),
             "left_out": plain["left_out"],
             "index": plain["index"],
             "answers": plain["answers"],

@@ -12,7 +12,7 @@ from datainf_ray.common.words import counted, percent, printable
 from datainf_ray.influence.damping import smallest_sqnorm
 from datainf_ray.influence.folds import COUNT, TOTAL, Statistic, Statistics
 from datainf_ray.request.job import Job
-from datainf_ray.runs.record import RunRecord, tell_left_out
+from datainf_ray.runs.record import RunRecord, tell_left_out, tell_unsolved
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, blocks_schema, left_out, queries_schema
 
@@ -112,7 +112,7 @@ def findings(run: Run) -> list[str]:
     if cut := record.counts and record.counts.rows_cut:
         rows = f"{cut:,} of {counted(record.counts.rows, 'row')}"
         lines.append(f"{rows} had more tokens than max_length, and were cut: tokens_cut in examples/ says by how many")
-    if line := _unsolved(record):
+    if line := tell_unsolved(record.curvature or {}, record.config["method"]):
         lines.append(line)
     if record.left_out and record.counts:
         lines.append(tell_left_out(record.left_out, record.counts.blocks))
@@ -125,16 +125,6 @@ def findings(run: Run) -> list[str]:
     lines.append(f"more:   datainf top {run.url}")
     lines.append(f"done in {record.seconds:.0f} s: {scored(record)}")
     return lines
-
-
-def _unsolved(record: RunRecord) -> str | None:
-    """What to say where conjugate gradient had fewer iterations than it needed."""
-    curvature, method = record.curvature or {}, record.config["method"]
-    residual, tolerance = curvature.get("residual"), method.get("tolerance")
-    if curvature.get("way") != "conjugate gradient" or residual is None or tolerance is None or residual <= tolerance:
-        return None
-    done = counted(curvature["iterations"], "iteration")
-    return f"after {done} the relative residual is {residual:.1e}, above method.tolerance, {tolerance:.0e}"
 
 
 def scored(record: RunRecord) -> str:

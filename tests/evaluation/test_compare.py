@@ -257,6 +257,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         "found: --truth topic=VALUE",
     ),
     "a null": (None, {"truth": "bad"}, "--truth: bad: row sft-00.parquet#7 has null, no boolean, 0 or 1"),
+    "NaN, which is no boolean": (
+        lambda e: (e.rows.__setitem__(slice(None), [r | {"nan": float(n % 2) if n else np.nan}
+                                                    for n, r in enumerate(e.rows)]),
+                   write_corpora(e.folder, e.rows, e.queries), sign(e.made)),
+        {"truth": "nan"}, "--truth: nan: row sft-00.parquet#0 has null, no boolean, 0 or 1",
+    ),
     "no such value": (
         None, {"truth": "topic=d"}, "--truth: topic=d: none of 40 rows has that value; its values are a, b, c",
     ),
@@ -291,6 +297,20 @@ def test_what_is_wrong_is_one_line(case: str, evaluated: Evaluated) -> None:
         datainf_ray.evaluate(evaluated.url, bm25=False, **asked)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_order_has_a_name_of_its_own(evaluated: Evaluated) -> None:
+    """By as much of the place as is needed, and no run twice."""
+    for folder in ("a", "b"):
+        (evaluated.folder / folder).mkdir()
+    others = [make(evaluated.folder, f"{folder}/run", seed=1).url for folder in ("a", "b")]
+    hessian_free = make(evaluated.folder, "a/free", method={"name": "hessian-free"}).url
+    found = datainf_ray.evaluate(evaluated.url, *others, hessian_free, truth="flipped", bm25=False)
+    names = list(dict.fromkeys(line.name for line in found.lines if line.run and line.name.startswith(("d", "h"))))
+    place = f"{evaluated.folder.name}/run"
+    assert names == [f"datainf ({place})", "datainf (a/run)", "datainf (b/run)", "hessian-free"]
+    with pytest.raises(RequestError, match=rf"^run: {others[0]}: is named twice; name each once$"):
+        datainf_ray.evaluate(*others, f"{others[0]}/", truth="flipped", bm25=False)
 
 
 def test_runs_on_other_rows_or_other_queries_are_refused(evaluated: Evaluated, tmp_path: Path) -> None:

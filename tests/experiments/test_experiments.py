@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 import torch
 from experiments.common import glue
 from experiments.common.attribution import Attribution
-from experiments.common.cells import Kept
+from experiments.common.cells import Kept, compute
 from experiments.common.finetune import Recipe, fine_tune
-from experiments.common.statistics import bootstrap, mean_interval
+from experiments.common.statistics import auc, bootstrap, mean_interval, recall
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -82,6 +83,30 @@ def test_what_a_cell_keeps_is_in_its_next_workspace(tmp_path: Path) -> None:
         assert (folder / "adapters/epoch-01/a.safetensors").read_bytes() == b"weights"
 
 
+def squared(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
+    with kept.workspace() as folder:
+        found = [path.read_text() for path in (folder / "adapters").iterdir()]
+        (folder / "adapters/a.safetensors").write_text(str(values["recipe"]["x"]))
+        kept.keep(folder)
+    return [{"y": values["recipe"]["x"] ** 2, "found": found}]
+
+
+def test_cells_that_were_made_for_other_values_are_made_again(tmp_path: Path) -> None:
+    """And what they kept is not taken up; those of the same values are not made again."""
+    directory = RunDirectory(str(tmp_path / "out"))
+
+    def made(**cells: int) -> list[tuple[int, list[str]]]:
+        asked = {name: {"seed": 0, "recipe": {"x": x}} for name, x in cells.items()}
+        return [(r["y"], r["found"]) for r in compute(directory, squared, asked).to_pylist()]
+
+    assert made(a=1, b=2) == [(1, []), (4, [])]
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/cells").iterdir()}
+    assert made(a=1, b=3, c=4) == [(1, []), (9, []), (16, [])]
+    assert times["a.parquet"] == (tmp_path / "out/cells/a.parquet").stat().st_mtime_ns
+    (tmp_path / "out/cells/b.parquet").unlink()  # cut off behind what it kept
+    assert made(b=3) == [(9, ["3"])]
+
+
 def test_flipped_labels_are_other_labels(tmp_path: Path) -> None:
     table = pa.table({"sentence": [f"w{k}" for k in range(60)], "label": [k % 3 for k in range(60)]})
     glue.write(table, tmp_path / "rows.parquet")
@@ -104,6 +129,15 @@ def test_intervals() -> None:
     middle, low, high = bootstrap(values)
     assert middle == values.mean()
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+
+
+def test_rows_that_tie_count_the_same_wherever_they_lie() -> None:
+    """As those do that share no word with a query."""
+    truth = np.arange(12) < 4
+    for order in (slice(None), slice(None, None, -1)):
+        scores = np.array([2.0, *[0.0] * 11])[order]
+        assert auc(scores, truth[order]) == pytest.approx((1 + 3 * 0.5) / 4)
+        assert recall(scores, truth[order]) == pytest.approx((1 + 3 * 3 / 11) / 4)
 
 
 def glue_rows(folder: Path) -> None:

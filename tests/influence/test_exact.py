@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from datainf_ray.influence.exact import METHOD, exact, portions
 from datainf_ray.influence.lissa import POWER, lissa
 from datainf_ray.influence.memory import InMemory
 from datainf_ray.influence.method import Extent, Settings
-from datainf_ray.influence.products import SecondMoments, products_of
+from datainf_ray.influence.products import SecondMoments, form_bytes, products_of
 from tests import reference
 
 
@@ -165,6 +166,43 @@ def test_products_of_many_merges_are_those_of_all_rows() -> None:
     assert "gradients" in part(g[:40])
 
 
+@pytest.mark.parametrize("way", ["direct", "conjugate"])
+@pytest.mark.parametrize("rows", [1, 2, 30])
+@pytest.mark.parametrize("damping", [0.1, 1e-6])
+def test_few_rows_and_a_small_damping_lose_nothing_to_rounding(
+    rows: int, damping: float, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of r is then where no row has a gradient, and none of that may be left in r·g."""
+    settings = Settings(damping, tolerance=1e-10, rows=rows, curvature_rows=rows, sizes={"b0": 40, "b1": 7, "zero": 5})
+    if way == "conjugate":
+        monkeypatch.setattr(module, "SIDE", 0)
+    g, v = gradients(rows, 1), gradients(3, 2)
+    sweeps, found = run(g, v, settings)
+    assert reference.worst(sweeps.scores, reference.exact(doubled(g), doubled(v), damping)) < 1e-5
+    assert max(float(f["residual"]) for f in found["facts"].values()) < 1e-7
+
+
+def test_self_influence_of_few_rows_and_a_small_damping() -> None:
+    g, v = gradients(30, 1), gradients(3, 2)
+    sweeps, _ = run(g, v, Settings(1e-6, rows=30, curvature_rows=30, self_influence=True))
+    assert sweeps.selves is not None
+    want = reference.self_influence(doubled(g), "exact", 1e-6)
+    np.testing.assert_allclose(sweeps.selves[0], want, rtol=1e-5, atol=0)
+
+
+def test_conjugate_gradient_claims_no_more_than_float64_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the recursion's own residual goes to zero, and that of its solution does not."""
+    settings = Settings(**{**vars(iterating(monkeypatch)), "damping": 1e-12})
+    g, v = gradients(30, 1), gradients(3, 2)
+    sweeps = InMemory(g, chunk=16)
+    facts, vectors = module.conjugate(sweeps, sweeps.vectors(v), settings, None)
+    for name in ("b0", "b1"):
+        rows, want, r = g[name].double(), v[name].double(), vectors[name]["vector"]
+        off = (r @ rows.T @ rows / 30 + facts[name]["damping"] * r - want).norm(dim=1) / want.norm(dim=1)
+        assert float(off.max()) < 100 * float(facts[name]["residual"])
+    assert float(facts["b0"]["residual"]) > settings.tolerance
+
+
 def test_lissas_limit_is_exact() -> None:
     g, v = gradients(50, 1, (12, 7)), gradients(3, 2, (12, 7))
     want = reference.exact(doubled(g), doubled(v), 1.0)
@@ -216,4 +254,38 @@ def test_exact_is_refused_where_it_takes_too_much() -> None:
         assert METHOD.refuses(Extent(10**7, ((0, 1),), settings=settings)) is None
     own = METHOD.refuses(Extent(10**7, ((0, 1),), settings=Settings(**{**vars(large), "self_influence": True})))
     assert own is not None
-    assert own[1] == "use method.curvature_rows: 4096"
+    assert own == (
+        "self_influence needs matrices of at most 4,096, not a block of 50,000 entries and 10,000,000 rows",
+        "use method.curvature_rows: 4096, or datainf",
+    )
+
+
+@pytest.mark.parametrize("self_influence", [False, True])
+@pytest.mark.parametrize("rows", [300, 4096, 10**7])
+@pytest.mark.parametrize("blocks", [1, 40, 448])
+@pytest.mark.parametrize("size", [4096, 65_536, 4_000_000])
+def test_what_is_refused_is_not_when_its_advice_is_taken(
+    size: int, blocks: int, rows: int, self_influence: bool
+) -> None:
+    sizes = {f"b{k}": size for k in range(blocks)}
+    asked = Settings(rows=10**7, curvature_rows=rows, sizes=sizes, self_influence=self_influence)
+
+    def refused(settings: Settings) -> tuple[str, str] | None:
+        return METHOD.refuses(Extent(10**7, ((0, 1),), settings=settings))
+
+    found = portions(asked)
+    for part in found or ():
+        some = sizes if part is None else {name: sizes[name] for name in part}
+        assert sum(form_bytes(rows, one) for one in some.values()) <= module.PORTION
+    if (told := refused(asked)) is None:
+        return
+    advised = re.search(r"curvature_rows: (\d+)(?:, which takes (\w+))?", told[1])
+    if advised is None:
+        assert told[1] in ("use datainf", "use method.iterations, the most that you want")
+        return
+    fewer = Settings(**{**vars(asked), "curvature_rows": int(advised[1])})
+    assert int(advised[1]) < rows
+    assert refused(fewer) is None
+    takes = portions(fewer)
+    assert takes is not None
+    assert advised[2] in (None, "one" if len(takes) == 1 else str(len(takes)))

@@ -91,3 +91,34 @@ def test_it_is_refused_where_the_samples_gradients_do_not_fit() -> None:
     )
     assert method.refuses(Extent(10_000, ((0, 1),), sampled=214, settings=asked)) is None
     assert method.refuses(Extent(10_000, ((0, 1),), settings=settings(10_000, self_influence=False))) is None
+
+
+@pytest.mark.parametrize("where", ["in no chunk", "in one chunk"])
+def test_a_block_in_which_hardly_a_sampled_row_has_a_gradient(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an expert that few rows are sent to: no fold has seen how wide its gradients are."""
+    monkeypatch.setattr(module, "SAMPLE", 40)
+    g, v = gradients(200, 1), gradients(3, 2)
+    sweeps = InMemory(g, batch=8, chunk=8, own=40)
+    sample = sweeps.rows["self"]
+    assert sample is not None
+    kept = torch.ones(200, dtype=torch.bool)
+    kept[sample if where == "in no chunk" else sample[:32]] = False
+    g["b1"][~kept] = 0
+
+    class Sparse(InMemory):
+        def run(self, name, fold, over="train", values=None, **inputs):  # type: ignore[no-untyped-def]
+            seen = fold.update
+
+            def update(self, block, some, rows, norms=None):  # type: ignore[no-untyped-def]
+                if block != "b1" or some.any():
+                    seen(self, block, some, rows, norms)
+
+            return super().run(name, type(fold.__name__, (fold,), {"update": update}), over, values, **inputs)
+
+    sparse = Sparse(g, batch=8, chunk=8, own=40)
+    for one in (sweeps, sparse):
+        method_named("datainf").program(one, one.vectors(v), settings(200), None)
+    assert sweeps.selves is not None
+    assert sparse.selves is not None
+    for want, got in zip(sweeps.selves, sparse.selves, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=0)

@@ -20,11 +20,13 @@ import pytest
 from datainf_ray import attribute, plan
 from datainf_ray.common.words import byte_size
 from datainf_ray.config import load_config
+from datainf_ray.influence import exact
 from datainf_ray.planning.calibration import Calibration
 from datainf_ray.planning.estimate import activation_bytes
 from datainf_ray.planning.forecast import forecast, render
 from datainf_ray.planning.overhead import overhead_seconds
 from datainf_ray.planning.room import Room
+from datainf_ray.planning.sizing import choose_groups
 from datainf_ray.request.job import Job, prepare
 from tests import tiny
 from tests.runs_of import COMMAND
@@ -50,6 +52,42 @@ def test_the_sweeps_are_those_of_the_method(config):
     sampled = ["queries", "moments", "moments", "curvature", "curvature", "scores"]
     assert sweeps(**{"method.curvature_rows": 20}) == sampled
     assert sweeps(**{"method.curvature_rows": 40}) == ["queries", "pilot", "curvature", "scores"]  # all rows
+
+
+@pytest.mark.parametrize("method", [{"name": "exact"}, {"name": "lissa"}, {"name": "lissa", "scale": 1.0}])
+def test_whose_curvature_it_is_is_told_of_every_method(config, method):
+    for rows in (None, 20):
+        text = " ".join(render(plan(config, method={**method, "curvature_rows": rows})).split())
+        assert ("; the curvature is that of 20 random rows" in text) == (rows is not None)
+        assert "random rows" not in text or rows is not None
+
+
+def test_what_an_iteration_leaves_is_in_the_object_store_and_in_the_run_directory(config, monkeypatch):
+    """x, s and p of every query in float64, before a step and behind it, and of LiSSA r."""
+
+    def planned(**method: Any) -> Any:
+        return forecast(prepared(config, method=method), room=ROOM)
+
+    direct, given = planned(name="exact"), planned(name="lissa", iterations=3, scale=1.0)
+    monkeypatch.setattr(exact, "SIDE", 4)
+    iterated = planned(name="exact", iterations=3)
+    vector = 4 * direct.queries * direct.parameters
+    assert iterated.store_bytes - given.store_bytes == 8 * vector
+    assert iterated.peak_output_bytes - direct.peak_output_bytes == 12 * vector
+    narrow = planned(name="datainf")
+    assert direct.peak_output_bytes - narrow.peak_output_bytes == vector  # vectors in float64 that rows are scored by
+
+
+def test_vectors_in_float64_take_twice_the_room_on_a_device(config):
+    def resident(method: str, share: float) -> bool:
+        job = prepared(config, method={"name": method})
+        state = 4 * job.queries * job.facts.parameters
+        room = replace(ROOM, gpus_per_worker=1, device_bytes=int(state / (0.4 * share)), worker_bytes=10**12)
+        return choose_groups(job, room, batch_tokens=1)[1]
+
+    assert resident("datainf", 0.9)
+    assert not resident("exact", 0.9)
+    assert resident("exact", 0.45)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -50,6 +51,9 @@ def taken_up(config: dict[str, Any], output: Path) -> tuple[dict[str, bytes], li
 def test_lissa_that_is_killed_goes_on_with_the_same_bits(tmp_path: Path, config: dict[str, Any]) -> None:
     """While the largest eigenvalue is estimated, and in the series."""
     quiet = attribute(config)
+    unsolved = quiet.summary()["unsolved"]
+    assert unsolved.startswith("the series is far from its limit")
+    assert f"{unsolved[1:]}." in html.unescape((tmp_path / "quiet" / "report.html").read_text())
     cases = [("power", CHUNKS + 2, "power"), ("iteration", 2 * CHUNKS + 3, "solve-0")]
     for number, (sweep, chunks, name) in enumerate(cases):
         output = cut_off(config, tmp_path / f"cut-{number}", sweep, chunks)

@@ -11,6 +11,7 @@ import yaml
 
 from datainf_ray import RunFailedError, open_run
 from datainf_ray.common.errors import RequestError
+from datainf_ray.runs.record import tell_unsolved
 from datainf_ray.session.outcome import require_scores, scored
 from tests import tiny
 from tests.runs_of import attribute, status_of
@@ -33,6 +34,35 @@ def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> Path:
     path = tmp_path / "attribute.yaml"
     path.write_text(yaml.safe_dump(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")))
     return path
+
+
+@pytest.mark.parametrize(
+    ("curvature", "said"),
+    [
+        ({"bound": 1e-7}, None),
+        ({"way": "direct", "residual": 1e-12}, None),
+        (
+            {"way": "direct", "residual": 2e-3},
+            "a block's relative residual is 2.0e-03, above method.tolerance, 1e-06: float64 comes no nearer at so "
+            "small a method.damping",
+        ),
+        ({"way": "conjugate gradient", "residual": 1e-6, "iterations": 30}, None),
+        (
+            {"way": "conjugate gradient", "residual": 0.2, "iterations": 3},
+            "after 3 iterations a block's relative residual is 2.0e-01, above method.tolerance, 1e-06: allow more "
+            "method.iterations, or a larger method.damping",
+        ),
+        ({"way": "series", "residual": 0.009}, None),
+        (
+            {"way": "series", "residual": 0.97},
+            "the series is far from its limit, the inverse: a block's relative residual is 0.97, from 1 before the "
+            "first term to 0; more method.iterations are nearer",
+        ),
+    ],
+)
+def test_an_inverse_that_is_far_from_the_exact_one_is_told(curvature: dict[str, Any], said: str | None) -> None:
+    assert tell_unsolved(curvature, {"name": "exact", "tolerance": 1e-6}) == said
+    assert tell_unsolved(curvature, {"name": "of a version that had no such key"}) is None
 
 
 @pytest.mark.cluster

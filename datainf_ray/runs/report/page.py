@@ -96,6 +96,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         remarks.append(f"The kept gradients of {_many(lost, 'chunk')} were lost and had to be computed again.")
     if summary["curvature"]:
         remarks += _of_curvature(**summary["curvature"])
+    if unsolved := summary["unsolved"]:
+        remarks.append(f"{unsolved[0].upper()}{unsolved[1:]}.")
     if summary["left_out"]:
         remarks.append(tell_left_out(summary["left_out"], summary["blocks"]) + ".")
     if summary["index"]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import roc_auc_score
+
+from datainf_ray.evaluation.figures import figures_of, levels_of
 
 
 def pearson(one: np.ndarray, other: np.ndarray) -> float:
@@ -40,4 +41,9 @@ def bootstrap(
 
 def auc(scores: np.ndarray, truth: np.ndarray) -> float:
     """The chance that a row of the truth has a higher score than another one has; ties count half."""
-    return float(roc_auc_score(truth, scores))
+    return float(figures_of(levels_of(scores, truth), ())[0])
+
+
+def recall(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The share of the truth among as many rows of the highest scores; of rows that tie, what a random order gives."""
+    return float(figures_of(levels_of(scores, truth), (int(truth.sum()),))[-1])

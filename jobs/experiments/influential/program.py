@@ -22,7 +22,7 @@ from experiments.common.attribution import Attribution, with_adapter
 from experiments.common.cells import Kept, compute
 from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
-from experiments.common.statistics import auc, bootstrap
+from experiments.common.statistics import auc, bootstrap, recall
 from experiments.common.tables import markdown
 
 METHODS = ("datainf", "exact", "hessian-free", "cosine", "representation")
@@ -82,14 +82,13 @@ def _found(
     records = []
     for q, own in enumerate(queries):
         truth, scores = train == own, influence[:, q]
-        size = int(truth.sum())
         record = {
             "method": method,
             "query": q,
             "class": own,
             "auc": auc(-scores, truth),
-            "recall": float(truth[np.argsort(scores, kind="stable")[:size]].mean()),
-            "recall_size": float(truth[np.argsort(-np.abs(scores), kind="stable")[:size]].mean()),
+            "recall": recall(-scores, truth),
+            "recall_size": recall(np.abs(scores), truth),
         }
         records.append({**record, **seen})
     return records
