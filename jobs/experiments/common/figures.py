@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,10 +26,14 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+def _style() -> None:
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "datainf-ray"  # else the names in an SVG are drawn at random
+
+
 def axes(panels: int, x: str, y: str, columns: int = 2) -> tuple[Any, list[Any]]:
     """A drawing and its panels, which share their axes."""
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "datainf-ray"
+    _style()
     wide = min(panels, columns)
     rows = -(-panels // wide)
     drawing, places = pyplot.subplots(
@@ -45,6 +50,22 @@ def axes(panels: int, x: str, y: str, columns: int = 2) -> tuple[Any, list[Any]]
     for place in places.flat[panels:]:
         place.set_visible(False)
     return drawing, list(places.flat[:panels])
+
+
+def dots(names: Sequence[str], columns: Mapping[str, Sequence[float]]) -> bytes:
+    """A line for every name, from top to bottom, and beside each other its values, a panel a column, by logarithm."""
+    _style()
+    drawing, places = pyplot.subplots(
+        1, len(columns), figsize=(8, 0.8 + 0.27 * len(names)), sharey=True, squeeze=False, layout="constrained"
+    )
+    for place, (title, values) in zip(places.flat, columns.items(), strict=True):
+        place.plot(values, range(len(names)), "o", color="#0072b2")
+        place.set_xscale("log")
+        place.set_title(title, fontsize=10)
+        place.grid(axis="both", alpha=0.3)
+        place.set_yticks(range(len(names)), names)
+    places[0][0].invert_yaxis()
+    return save(drawing, list(places.flat))
 
 
 def save(drawing: Any, places: list[Any]) -> bytes:

@@ -18,7 +18,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import matrix
 from experiments.common import language
 from experiments.common.attribution import with_adapter
-from experiments.common.figures import axes, save
+from experiments.common.figures import dots
 from experiments.common.finetune import Recipe, fine_tune
 from experiments.common.statistics import pearson, spearman
 from experiments.common.tables import markdown
@@ -99,15 +99,14 @@ def table(records: pa.Table) -> str:
 
 
 def figure(records: pa.Table) -> bytes:
-    """Rank correlation over time, each run a point with its name."""
-    drawing, places = axes(1, "computing, in parts of the full run's", "rank correlation with the full run")
-    (place,) = places
-    drawing.set_size_inches(8, 5)
+    """For every run but the full one, what it loses of the rank correlation, and its time."""
     rows = records.to_pylist()
     whole = next(r["seconds"] for r in rows if r["name"] == FULL)
-    for r in rows:
-        place.plot(r["seconds"] / whole, r["spearman"], "o", color="#0072b2")
-        place.annotate(
-            r["name"], (r["seconds"] / whole, r["spearman"]), fontsize=8, xytext=(4, -10), textcoords="offset points"
-        )
-    return save(drawing, places)
+    others = [r for r in rows if r["name"] != FULL]
+    return dots(
+        [r["name"] for r in others],
+        {
+            "1 − rank correlation": [max(1 - r["spearman"], 1e-7) for r in others],
+            "computing, of the full run's": [r["seconds"] / whole for r in others],
+        },
+    )
