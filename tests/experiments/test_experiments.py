@@ -95,9 +95,9 @@ def test_cells_that_were_made_for_other_values_are_made_again(tmp_path: Path) ->
     """And what they kept is not taken up; those of the same values are not made again."""
     directory = RunDirectory(str(tmp_path / "out"))
 
-    def made(**cells: int) -> list[tuple[int, list[str]]]:
-        asked = {name: {"seed": 0, "recipe": {"x": x}} for name, x in cells.items()}
-        return [(r["y"], r["found"]) for r in compute(directory, squared, asked).to_pylist()]
+    def made(seed: int = 0, **cells: int) -> list[tuple[int, list[str]]]:
+        asked = {name: {"recipe": {"x": x}} for name, x in cells.items()}
+        return [(r["y"], r["found"]) for r in compute(directory, squared, asked, {"seed": seed}).to_pylist()]
 
     assert made(a=1, b=2) == [(1, []), (4, [])]
     times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/cells").iterdir()}
@@ -105,6 +105,7 @@ def test_cells_that_were_made_for_other_values_are_made_again(tmp_path: Path) ->
     assert times["a.parquet"] == (tmp_path / "out/cells/a.parquet").stat().st_mtime_ns
     (tmp_path / "out/cells/b.parquet").unlink()  # cut off behind what it kept
     assert made(b=3) == [(9, ["3"])]
+    assert made(1, b=3) == [(9, [])]
 
 
 def test_flipped_labels_are_other_labels(tmp_path: Path) -> None:
