@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.demo.text import CLASSES, DocRow
+from datainf_ray.model.quiet import quiet
 from datainf_ray.watch.progress import Watcher
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def save_base(source: Path, folder: Path, seed: int) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             source,
             local_files_only=True,
@@ -81,7 +81,7 @@ def new_classifier(base: Path, seed: int) -> Classifier:
     # For this task PEFT puts the classifier among modules_to_save: it is trained with the adapter and saved in it.
     lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=RANK, lora_alpha=ALPHA, target_modules=["query", "value"])
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet():
         model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base, local_files_only=True), lora)
         tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     return Classifier(model.to(device).eval(), tokenizer, device)
@@ -130,21 +130,3 @@ def _threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars, and its warnings that the classifier is untrained, as it should be, and to PEFT."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

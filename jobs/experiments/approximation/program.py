@@ -18,7 +18,7 @@ from experiments.common.attribution import Attribution, Scored, with_adapter
 from experiments.common.cells import Kept, compute
 from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
-from experiments.common.statistics import mean_interval, pearson, spearman
+from experiments.common.statistics import mean_interval, pearson, spearman, told
 from experiments.common.tables import markdown
 
 #: What is compared with exact, and how it is asked for. The paper's LiSSA has no scale, which is one of 1.
@@ -82,8 +82,7 @@ def table(records: pa.Table) -> str:
         for method in METHODS:
             values = [r["pearson"] for r in some if r["method"] == method]
             there = [value for value in values if value is not None]
-            mean, half = mean_interval(there)
-            line[method] = f"{mean:.3f} ± {half:.3f}" if there else "—"
+            line[method] = told(there, 3) if there else "—"
             if len(there) < len(values):
                 line[method] += f" ({len(values) - len(there)} did not converge)"
         line["seeds"] = len({r["seed"] for r in some})

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import torch
 from datainf_ray.config import load_config
 from datainf_ray.corpus.tokens import OK, Example
 from datainf_ray.model.blocks import ADAPTER_NAME
+from datainf_ray.model.quiet import quiet
 from datainf_ray.request.encoding import encoder_for
 from datainf_ray.request.job import Job, prepare
-from experiments.common.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,6 @@ class Recipe:
     batch: int = 32
     weight_decay: float = 0.0
     schedule: str = "linear"  #: linear: from the full rate to 0; constant
-
-    def told(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def fine_tune(request: Mapping[str, Any], recipe: Recipe, seed: int, folder: Path, at: Sequence[int]) -> list[Path]:
@@ -120,13 +116,3 @@ def _with_adapter(job: Job, recipe: Recipe) -> Any:
         base = job.task.model_class().from_pretrained(job.config.model.base, dtype=torch.float32)
         job.task.complete(job.config.model, base, lambda: None)
         return get_peft_model(base, lora, adapter_name=ADAPTER_NAME)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -81,7 +81,7 @@ def classifier(source: str, classes: int, seed: int, folder: Path) -> str:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from experiments.common.quiet import quiet
+    from datainf_ray.model.quiet import quiet
 
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         torch.manual_seed(seed)

@@ -46,7 +46,7 @@ def _smollm2(folder: Path) -> str:
     """Its GGUF as a checkpoint: transformers loads one, and then refuses to save what it has loaded."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from experiments.common.quiet import quiet
+    from datainf_ray.model.quiet import quiet
 
     if (folder / "tokenizer_config.json").is_file():
         return str(folder)

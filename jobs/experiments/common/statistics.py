@@ -29,6 +29,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(found.mean()), float(stats.t.ppf(0.975, len(found) - 1) * spread)
 
 
+def told(values: Sequence[float], digits: int) -> str:
+    """`mean ± half` of `mean_interval`; of a single value, which has no interval, the value."""
+    mean, half = mean_interval(values)
+    return f"{mean:.{digits}f}" if len(values) < 2 else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
 def bootstrap(
     values: np.ndarray, of: Callable[[np.ndarray], float] = np.mean, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ from experiments.common.attribution import Attribution, with_adapter
 from experiments.common.cells import Kept, compute
 from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
-from experiments.common.statistics import auc, mean_interval
+from experiments.common.statistics import auc, mean_interval, told
 from experiments.common.tables import markdown
 
 METHODS = ("datainf", "exact", "lissa", "hessian-free", "cosine", "representation")
@@ -91,8 +91,7 @@ def table(records: pa.Table) -> str:
             own = [r for r in rows if r["task"] == task and r["method"] == method]
             line: dict[str, Any] = {"task": task, "method": method}
             for epoch in sorted({r["epoch"] for r in own}):
-                mean, half = mean_interval([r["auc"] for r in own if r["epoch"] == epoch])
-                line[f"epoch {epoch}"] = f"{mean:.2f} ± {half:.2f}"
+                line[f"epoch {epoch}"] = told([r["auc"] for r in own if r["epoch"] == epoch], 2)
             line["seconds"] = f"{np.median([r['seconds'] for r in own]):.1f}"
             lines.append(line)
     return markdown(lines)
