@@ -7,7 +7,7 @@ fine-tunes would spend more time on starting workers than on computing. tests/ex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,23 @@ class Attribution:
         config = load_config({**self.request, "method": {"name": method, **keys}, "results": results})
         check_method(config)
         return replace(self.job, config=config)
+
+
+def by_epoch(
+    request: Mapping[str, Any], epochs: Sequence[int], adapters: Sequence[Path]
+) -> Iterator[tuple[Attribution, dict[str, Any]]]:
+    """For the adapter that was kept after each of the epochs, its attribution, and what a record says of the epoch."""
+    for epoch, adapter in zip(epochs, adapters, strict=True):
+        attribution = Attribution(with_adapter(request, adapter))
+        yield (
+            attribution,
+            {
+                "epoch": epoch,
+                "train_loss": float(attribution.losses.mean()),
+                "query_loss": float(attribution.queries.losses.mean()),
+                "gradient_seconds": attribution.train.seconds,
+            },
+        )
 
 
 def gradients(job: Job) -> tuple[Rows, Rows]:

@@ -18,7 +18,7 @@ from datainf_ray.evaluation.words import SharedWords
 from datainf_ray.request.job import prepare
 from datainf_ray.runs.directory import RunDirectory
 from experiments.common import language
-from experiments.common.attribution import Attribution, with_adapter
+from experiments.common.attribution import by_epoch, with_adapter
 from experiments.common.cells import Kept, compute
 from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
@@ -57,14 +57,7 @@ def cell(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
         kept.keep(folder)
         classes = train["variation"].to_numpy(zero_copy_only=False), queries["variation"].to_numpy(zero_copy_only=False)
         found = []
-        for epoch, adapter in zip(at, adapters, strict=True):
-            attribution = Attribution(with_adapter(request, adapter))
-            seen = {
-                "epoch": epoch,
-                "train_loss": float(attribution.losses.mean()),
-                "query_loss": float(attribution.queries.losses.mean()),
-                "gradient_seconds": attribution.train.seconds,
-            }
+        for attribution, seen in by_epoch(request, at, adapters):
             for method in METHODS:
                 scored = attribution.by(method)
                 found += _found(method, scored.influence, *classes, {**seen, "seconds": scored.seconds})

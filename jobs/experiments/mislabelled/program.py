@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from datainf_ray.runs.directory import RunDirectory
 from experiments.common import glue
-from experiments.common.attribution import Attribution, with_adapter
+from experiments.common.attribution import Attribution, by_epoch
 from experiments.common.cells import Kept, compute
 from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
@@ -50,16 +50,9 @@ def cell(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
         adapters = fine_tune(request, recipe, values["seed"], folder / "adapters", at)
         kept.keep(folder)
         found = []
-        for epoch, adapter in zip(at, adapters, strict=True):
-            attribution = Attribution(with_adapter(request, adapter))
-            seen = {
-                "epoch": epoch,
-                "train_loss": float(attribution.losses.mean()),
-                "clean_loss": float(attribution.losses[~flipped].mean()),
-                "flipped_loss": float(attribution.losses[flipped].mean()),
-                "validation_loss": float(attribution.queries.losses.mean()),
-                "gradient_seconds": attribution.train.seconds,
-            }
+        for attribution, seen in by_epoch(request, at, adapters):
+            seen["clean_loss"] = float(attribution.losses[~flipped].mean())
+            seen["flipped_loss"] = float(attribution.losses[flipped].mean())
             for method, (scores, seconds) in _suspicions(attribution).items():
                 found.append({"method": method, "auc": auc(scores, flipped), "seconds": seconds, **seen})
         return found
