@@ -27,7 +27,7 @@ from tests.cluster.head import free_port, head
 from tests.runs_of import COMMAND, tables
 from tests.waiting import wait_for
 
-ROWS = 400
+ROWS = 1600  # their scores take longer than the guard waits for a GCS, on a quick machine too
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def test_a_ray_that_is_ended_by_us_is_not_lost(tmp_path: Path, monkeypatch: pyte
 
 
 class Scene:
-    """A configuration whose scores take some seconds, and what an undisturbed run of it gives."""
+    """A configuration whose scores take many seconds, and what an undisturbed run of it gives."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
