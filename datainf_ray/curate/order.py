@@ -36,7 +36,7 @@ class Before:
         self._values, self._left = cuts.values, cuts.ties.copy()
 
     def __call__(self, groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """For rows with these groups and values, which follow on those that were asked for last; NaN is never before."""
+        """Of rows with these groups and values, which follow on those that were asked for last; NaN: never."""
         edge = self._values[groups]
         found = values > edge
         equal = np.flatnonzero((values == edge) & (self._left[groups] > 0))

@@ -1,0 +1,120 @@
+"""Columns that are put beside a corpus' own: their names, and their values in the corpus' order."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from datainf_ray.corpus.files import SourceFile, open_file
+from datainf_ray.corpus.records import split_records
+
+PREFIX = "datainf_"
+
+
+class Feed:
+    """Tables of rows that follow on one another, taken in any portions."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._tables = iter(tables)
+        self._held: pa.Table | None = None
+
+    def take(self, count: int) -> pa.Table:
+        """The next `count` rows."""
+        parts, left = [], count
+        while left or not parts:
+            if self._held is None or not len(self._held):
+                self._held = next(self._tables)
+            parts.append(self._held.slice(0, left))
+            self._held = self._held.slice(left)
+            left -= len(parts[-1])
+        return pa.concat_tables(parts)
+
+
+@dataclass
+class Extra:
+    """Columns to be added to the rows of a corpus; `names` are what they are called in it."""
+
+    schema: pa.Schema  #: under the names that we have for them
+    feed: Feed
+    names: tuple[str, ...] = ()
+
+    def called(self, files: Sequence[SourceFile]) -> Extra:
+        """The same with names that none of the files has: those that one has begin `datainf_`."""
+        taken = {name for file in files for name in file.columns}
+        while True:
+            names = []
+            for name in self.schema.names:
+                while name in taken:
+                    name = f"{PREFIX}{name}"
+                names.append(name)
+            found = set(_keys_among(files, names))
+            if not found:
+                return Extra(self.schema, self.feed, tuple(names))
+            taken |= found
+
+    def take(self, count: int) -> pa.Table:
+        """The values of the next `count` rows, under their names in the corpus."""
+        return self.feed.take(count).rename_columns(list(self.names))
+
+
+def _keys_among(files: Sequence[SourceFile], names: Sequence[str]) -> Iterator[str]:
+    """Those of the names that are keys of a JSON object somewhere in the files, whose first rows alone are known."""
+    quoted = {name: json.dumps(name).encode() for name in names}
+    for file in files:
+        if file.format not in ("jsonl", "json") or not file.rows:
+            continue
+        with open_file(file) as stream:
+            for _, record in split_records(stream, file, 0):
+                assert isinstance(record, bytes)  # as of all JSON
+                there = [name for name, text in quoted.items() if text in record]
+                if there:
+                    yield from _keys(record, there)
+
+
+def _keys(record: bytes, names: Sequence[str]) -> Iterator[str]:
+    try:
+        values = json.loads(record)
+    except (ValueError, RecursionError):
+        return
+    yield from (name for name in names if isinstance(values, dict) and name in values)
+
+
+def as_json(table: pa.Table) -> list[bytes]:
+    """The rows as what stands within the braces of a JSON object: `"rank": 1, "id": "a"`."""
+    columns = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        key = f"{json.dumps(name, ensure_ascii=False)}: "
+        columns.append([key + text for text in _written(column)])
+    return [", ".join(row).encode() for row in zip(*columns, strict=True)]
+
+
+def as_csv(table: pa.Table, delimiter: str, quoted: bool) -> list[bytes]:
+    """The rows as fields of a CSV record, each with the delimiter before it."""
+    values = [[_field(value, delimiter, quoted) for value in _written(c, text=True)] for c in table.columns]
+    return [(delimiter + delimiter.join(row)).encode() for row in zip(*values, strict=True)]
+
+
+def _written(column: pa.ChunkedArray, text: bool = False) -> list[str]:
+    """The values as JSON, or with `text` as CSV has them; numbers in their shortest form."""
+    null = "" if text else "null"
+    if pa.types.is_string(column.type):
+        values = column.to_pylist()
+        if text:
+            return [null if value is None else value for value in values]
+        return [null if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    return [null if value is None else value for value in column.cast(pa.string()).to_pylist()]
+
+
+def _field(value: str, delimiter: str, quoted: bool) -> str:
+    if not quoted:  # quotes are letters there, and nothing can hold a delimiter
+        return " ".join(value.replace(delimiter, " ").split())
+    if any(sign in value for sign in (delimiter, '"', "\n", "\r")):
+        line = io.StringIO()
+        csv.writer(line, delimiter=delimiter, lineterminator="").writerow([value])
+        return line.getvalue()
+    return value

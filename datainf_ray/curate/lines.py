@@ -1,0 +1,200 @@
+"""Text files written again, some rows left out or columns added: the bytes of what stays are those that were there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import IO, BinaryIO
+
+import numpy as np
+
+from datainf_ray.corpus.arrays import raw_elements
+from datainf_ray.corpus.files import SourceFile, changed
+from datainf_ray.corpus.records import split_records
+from datainf_ray.curate.extra import Extra, as_csv, as_json
+
+_BLOCK = 1 << 22
+_BOM = b"\xef\xbb\xbf"
+_SPACE = np.zeros(256, bool)
+_SPACE[list(b" \t\n\r\x0b\x0c")] = True
+_AHEAD = 1024  # rows whose added columns are made at a time
+
+Stays = Callable[[int, int], np.ndarray]  #: whether each of rows start..stop-1 of the file is to be written
+
+
+def copy_text(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra | None) -> None:
+    """Write the rows of a text file that stay, in its own format, with more columns where there are `extra` ones.
+
+    Raises OSError where the file has not the rows that it was planned with.
+    """
+    if file.format == "csv":
+        _copy_csv(stream, file, out, stays, extra)
+    elif file.format == "json":
+        _copy_array(stream, file, out, stays, extra)
+    elif extra is None:
+        _copy_lines(stream, file, out, stays)
+    else:
+        _widen_lines(stream, file, out, stays, extra)
+
+
+def _copy_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays) -> None:
+    """JSON lines, without looking at more of them than where they end. Blank lines are no rows, and stay."""
+    rest, row, first = b"", 0, True
+    while True:
+        block = stream.read(max(_BLOCK, len(rest)))
+        data = rest + block if rest else block
+        end = data.rfind(b"\n") + 1 if block else len(data)
+        row += _copy_region(data[:end], row, file, out, stays, first)
+        first = first and not end
+        rest = data[end:]
+        if not block:
+            break
+    _complete(row, file)
+
+
+def _copy_region(region: bytes, row: int, file: SourceFile, out: IO[bytes], stays: Stays, first: bool) -> int:
+    """Whole lines, of which the first that is a row is row `row`; returns how many rows they are."""
+    if not region:
+        return 0
+    signs = np.frombuffer(region, np.uint8)
+    ends = np.flatnonzero(signs == 10) + 1
+    if not len(ends) or ends[-1] < len(region):
+        ends = np.append(ends, len(region))
+    starts = np.concatenate([[0], ends[:-1]])
+    blank = np.zeros(len(ends), bool)
+    for line in np.flatnonzero(_SPACE[signs[starts]]):
+        blank[line] = region[starts[line] : ends[line]].isspace()
+    rows = len(ends) - int(blank.sum())
+    kept = np.ones(len(ends), bool)
+    kept[~blank] = _asked(stays, row, rows, file)
+    if first and not kept[0] and region.startswith(_BOM):
+        out.write(_BOM)  # it is the file's, not the row's
+    if kept.all():
+        out.write(region)
+        return rows
+    view = memoryview(region)
+    edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
+    for begin, end in edges.reshape(-1, 2).tolist():
+        out.write(view[starts[begin] : ends[end - 1]])
+    return rows
+
+
+def _widen_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra) -> None:
+    rows = _Widened(file, stays, extra, as_json)
+    for _, record in split_records(stream, file, 0):
+        assert isinstance(record, bytes)  # as of all JSON
+        more = rows.next()
+        if more is not None:
+            line = record.rstrip()
+            out.write(_with(line, more) + (record[len(line) :] or b"\n"))
+    _complete(rows.row, file)
+
+
+def _copy_array(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra | None) -> None:
+    """A JSON array: the elements that stay, with the space around them."""
+    rows = _Widened(file, stays, extra, as_json)
+    divider, tail = b"[", b""
+    for element in raw_elements(stream):
+        more = rows.next()
+        content = element.rstrip()
+        tail = element[len(content) :]
+        if more is not None:
+            out.write(divider + (_with(content, more) if more else content))
+            divider = b","
+    out.write((b"[" if divider == b"[" else b"") + tail + b"]\n")
+    _complete(rows.row, file)
+
+
+def _copy_csv(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra | None) -> None:
+    """CSV: a record may be several lines. The header stays."""
+    tee = _Tee(stream)
+    records = split_records(tee, file, 0)  # type: ignore[arg-type]
+    next(records)
+    quoted = file.quoting == "standard"
+    header = tee.taken()
+    if extra is not None:
+        names = extra.schema.empty_table().rename_columns(list(extra.names)).column_names
+        line = header.rstrip(b"\r\n")
+        header = line + _named(names, file.delimiter, quoted) + (header[len(line) :] or b"\n")
+    out.write(header)
+    rows = _Widened(file, stays, extra, lambda table: as_csv(table, file.delimiter, quoted))
+    for _ in records:
+        raw, more = tee.taken(), rows.next()
+        if more is None:
+            continue
+        if more:
+            line = raw.rstrip(b"\r\n")
+            raw = line + more + (raw[len(line) :] or b"\n")
+        out.write(raw)
+    _complete(rows.row, file)
+
+
+def _named(names: list[str], delimiter: str, quoted: bool) -> bytes:
+    import pyarrow as pa
+
+    return as_csv(pa.table({name: [name] for name in names}), delimiter, quoted)[0]
+
+
+class _Tee:
+    """A stream's lines, which are remembered until they are taken."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._lines = stream, list[bytes]()
+
+    def readline(self) -> bytes:
+        line = self._stream.readline()
+        self._lines.append(line)
+        return line
+
+    def taken(self) -> bytes:
+        lines, self._lines = self._lines, []
+        return b"".join(lines)
+
+
+class _Widened:
+    """What is added to each row of a file, asked for row by row: None where the row does not stay."""
+
+    def __init__(
+        self, file: SourceFile, stays: Stays, extra: Extra | None, written: Callable[..., list[bytes]]
+    ) -> None:
+        self.row = 0
+        self._file, self._stays, self._extra, self._written = file, stays, extra, written
+        self._ahead: Iterator[bytes | None] = iter(())
+
+    def next(self) -> bytes | None:
+        """Of the next row. b"" where nothing is added. Raises OSError where the file was to have no more."""
+        self.row += 1
+        while True:
+            for one in self._ahead:
+                return one
+            self._ahead = iter(self._more(self.row - 1))
+
+    def _more(self, row: int) -> list[bytes | None]:
+        if row >= self._file.rows:
+            raise changed(self._file, f"has more than {self._file.rows} rows")
+        stop = min(self._file.rows, row + _AHEAD)
+        stays = self._stays(row, stop)
+        if self._extra is None:
+            return [b"" if one else None for one in stays]
+        table = self._extra.take(stop - row)
+        some = iter(self._written(table.filter(stays)) if stays.any() else [])
+        return [next(some) if one else None for one in stays]
+
+
+def _with(record: bytes, more: bytes) -> bytes:
+    """A JSON object with more keys behind its own; as it is where it is none."""
+    if not record.endswith(b"}"):
+        return record
+    inside = record[:-1].rstrip()
+    divider = b"" if inside.lstrip(b" \t\r\n" + _BOM) == b"{" else b", "
+    return inside + divider + more + b"}"
+
+
+def _asked(stays: Stays, row: int, rows: int, file: SourceFile) -> np.ndarray:
+    if row + rows > file.rows:
+        raise changed(file, f"has more than {file.rows} rows")
+    return stays(row, row + rows)
+
+
+def _complete(rows: int, file: SourceFile) -> None:
+    if rows != file.rows:
+        raise changed(file, f"has {rows} rows instead of {file.rows}")
