@@ -25,7 +25,8 @@ class Feed:
 
     def take(self, count: int) -> pa.Table:
         """The next `count` rows."""
-        parts, left = [], count
+        parts: list[pa.Table] = []
+        left = count
         while left or not parts:
             if self._held is None or not len(self._held):
                 self._held = next(self._tables)

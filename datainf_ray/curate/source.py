@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, printable
 from datainf_ray.config import RowsConfig, RunConfig, load_config
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
+from datainf_ray.corpus.columns import require_column
 from datainf_ray.corpus.rows import Row, RowReader
 from datainf_ray.runs.results import Run
 from datainf_ray.tasks.register import task_of
@@ -81,3 +84,21 @@ def read(corpus: Corpus) -> Iterator[Row]:
     with closing(RowReader(corpus)) as reader:
         for chunk in corpus.chunks(_PORTION):
             yield from reader.read(chunk)
+
+
+def values_of(corpus: Corpus, column: str, key: str) -> Iterator[tuple[Row, str | None]]:
+    """Each row with a column's value as text; None where it is null, or not there, or the row unreadable."""
+    require_column(column, [file for file in corpus.files if file.rows], key)
+    for row in read(replace(corpus, columns={key: column}, types={})):  # a name that no task's role has
+        yield row, _written(row.fields.get(key))
+
+
+def _written(value: Any) -> str | None:
+    """A value as a person writes it: a number without the zeros behind its point, a boolean as JSON has it."""
+    if value is None or value != value:  # NaN is how pandas says null
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == math.floor(value):
+        return str(math.floor(value))
+    return str(value)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from decimal import Decimal
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, printable
-from datainf_ray.corpus.chunks import Corpus
-from datainf_ray.corpus.columns import require_column
 from datainf_ray.corpus.lookup import has_column
 from datainf_ray.corpus.rows import Row
-from datainf_ray.curate.source import Source, read
+from datainf_ray.curate.source import Source
 from datainf_ray.request.groups import query_groups
 from datainf_ray.runs.schemas import OK
 
@@ -63,7 +58,7 @@ def marked(source: Source, asked: str) -> Marked:
     rows = np.fromiter(
         (
             _is_true(row, found, column) if value is None else found == value
-            for row, found in _noted(_values(corpus, column, _TRUTH), some)
+            for row, found in _noted(values_of(corpus, column, _TRUTH), some)
         ),
         bool,
         corpus.rows,
@@ -80,7 +75,7 @@ def same_class(source: Source, column: str) -> SameClass:
     """The classes of rows and queries that a column says which both corpora have."""
     numbers: dict[str, int] = {}
     corpus = source.corpus("train")
-    found = _values(corpus, column, _SAME)
+    found = values_of(corpus, column, _SAME)
     rows = np.fromiter(
         (-1 if value is None else numbers.setdefault(value, len(numbers)) for _, value in found), np.int64, corpus.rows
     )
@@ -88,7 +83,7 @@ def same_class(source: Source, column: str) -> SameClass:
     groups, names = query_groups(source.config, corpus)
     queries = np.full(int(groups.max()) + 1, -1)
     classes: dict[int, str] = {}
-    for group, (row, value) in zip(groups.tolist(), _values(corpus, column, _SAME), strict=True):
+    for group, (row, value) in zip(groups.tolist(), values_of(corpus, column, _SAME), strict=True):
         if value is None:
             continue
         if classes.setdefault(group, value) != value:
@@ -119,30 +114,12 @@ def scored_queries(source: Source, truth: Truth) -> np.ndarray:
     return np.flatnonzero(fine)
 
 
-def _values(corpus: Corpus, column: str, key: str) -> Iterator[tuple[Row, str | None]]:
-    """Each row with a column's value as text; None where it is null, or not there, or the row unreadable."""
-    require_column(column, [file for file in corpus.files if file.rows], key)
-    for row in read(replace(corpus, columns={key: column}, types={})):  # a name that no task's role has
-        yield row, _written(row.fields.get(key))
-
-
 def _noted(values: Iterator[tuple[Row, str | None]], some: dict[str, None]) -> Iterator[tuple[Row, str | None]]:
     """The same, and the first few distinct values are put into `some`, as they are printed."""
     for row, value in values:
         if len(some) <= _LISTED:
             some.setdefault(printable("null" if value is None else value, 40))
         yield row, value
-
-
-def _written(value: Any) -> str | None:
-    """A value as a person writes it: a number without the zeros behind its point, a boolean as JSON has it."""
-    if value is None or value != value:  # NaN is how pandas says null
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float | Decimal) and math.isfinite(value) and value == math.floor(value):
-        return str(math.floor(value))
-    return str(value)
 
 
 def _is_true(row: Row, value: str | None, column: str) -> bool:

@@ -72,7 +72,7 @@ def check_places(
         for folder in folders:
             apart(place, folder)
         for name, (entries, corpus) in corpora.items():
-            clear_of_rows(place, f"{name}.path", entries, corpus, options, _WRITTEN)
+            clear_of_rows(place, f"{name}.path", entries, corpus.files, options, _WRITTEN)
     not_inside_another(output, within)
     _ours_or_empty(output, RUN_FILE, "run")
     if index is not None:

@@ -13,7 +13,7 @@ from fsspec.utils import glob_translate
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options, open_store
-from datainf_ray.corpus.chunks import Corpus
+from datainf_ray.corpus.files import SourceFile
 from datainf_ray.corpus.find import glob_of
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import claimed
@@ -57,18 +57,23 @@ def apart(place: Place, folder: Place) -> None:
 
 
 def clear_of_rows(
-    place: Place, key: str, entries: Sequence[str], corpus: Corpus, options: Options, written: Sequence[str]
+    place: Place,
+    key: str,
+    entries: Sequence[str],
+    files: Sequence[SourceFile],
+    options: Options,
+    written: Sequence[str],
 ) -> None:
     """No row is read at or below a place that is written, now or later, when the same `entries` are looked up again.
 
     `written` are names of files, as they will be below the place; "" is the place itself. Raises `RequestError`.
     """
-    files = [place_of(file.path, key, options) for file in corpus.files]
-    for file in files:
+    places = [place_of(file.path, key, options) for file in files]
+    for file in places:
         if place.holds(file):
             how = f"holds rows that the request reads as {key}: {file.url}"
             raise RequestError(place.key, place.url, how, f"use another {place.key}")
-    single = {(file.store, file.path) for file in files}
+    single = {(file.store, file.path) for file in places}
     for entry in entries:
         where = place_of(entry, key, options)
         if (where.store, where.path) in single:
