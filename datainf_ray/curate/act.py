@@ -21,7 +21,7 @@ from datainf_ray.corpus.records import TEXT_FORMATS
 from datainf_ray.curate.column import Column
 from datainf_ray.curate.extra import Extra
 from datainf_ray.curate.formats import Format, finish, format_of
-from datainf_ray.curate.lines import copy_text
+from datainf_ray.curate.lines import Stays, copy_text
 from datainf_ray.curate.result import Curated
 from datainf_ray.curate.rules import GOES, SIBLING, STAYS, Decided, Rule, decide, rule_of
 from datainf_ray.curate.scores import Scores
@@ -182,20 +182,24 @@ def _write_rows(corpus: Corpus, target: Target, stays: np.ndarray, extra: Extra 
     """Copy the rows of a corpus that stay, file by file."""
     first = 0
     for file in corpus.files:
-        here = stays[first : first + file.rows]
+        stay = _of_file(stays[first : first + file.rows])
         first += file.rows
         with target.write(file) as out:
             try:
                 if file.format in TEXT_FORMATS:
                     with open_file(file) as stream:
-                        copy_text(stream, file, out, lambda start, stop, here=here: here[start:stop], extra)
+                        copy_text(stream, file, out, stay, extra)
                 else:
                     with open_seekable(file) as source:
-                        copy_table(source, file, out, lambda start, stop, here=here: here[start:stop], extra)
+                        copy_table(source, file, out, stay, extra)
             except Exception as error:
                 if not of_content(error):
                     raise
                 raise RunFailedError(f"{file.path}: cannot be decoded: {one_line(error)}") from None
+
+
+def _of_file(stays: np.ndarray) -> Stays:
+    return lambda start, stop: stays[start:stop]
 
 
 def _told(judged: Judged, first: list[dict[str, Any]], to: str | None = None, gone: str | None = None) -> Curated:
@@ -213,7 +217,7 @@ def _told(judged: Judged, first: list[dict[str, Any]], to: str | None = None, go
     notes = []
     if other_side and rule.name == "drop":
         notes.append(f"{other_side:,} of the rows that go are not {rule.because} at all: ask for fewer")
-    previews = {}
+    previews: dict[int, str] = {}
     for source in judged.sources if first else ():
         tops = source.run.tops()
         previews.update(zip(tops["row"].to_pylist(), tops["preview"].to_pylist(), strict=True))

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -35,6 +36,12 @@ class Feed:
             left -= len(parts[-1])
         return pa.concat_tables(parts)
 
+    def rest(self) -> Iterator[pa.Table]:
+        """What was not taken yet."""
+        if self._held is not None:
+            yield self._held
+        yield from self._tables
+
 
 @dataclass
 class Extra:
@@ -61,6 +68,11 @@ class Extra:
     def take(self, count: int) -> pa.Table:
         """The values of the next `count` rows, under their names in the corpus."""
         return self.feed.take(count).rename_columns(list(self.names))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The values of every row, by their names in the corpus."""
+        for table in self.feed.rest():
+            yield from table.rename_columns(list(self.names)).to_pylist()
 
 
 def _keys_among(files: Sequence[SourceFile], names: Sequence[str]) -> Iterator[str]:

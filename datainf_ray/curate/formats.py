@@ -29,7 +29,7 @@ def format_of(name: str | None, rule: Rule) -> Format | None:
         raise RequestError("--format", name, "no such format", meant(name, FORMATS))
     if name == "date-lm" and rule.name != "annotate":
         raise RequestError("--format", name, "has a score for every row, and no rows", "use it with --annotate")
-    return name  # type: ignore[return-value]
+    return name
 
 
 def finish(kind: Format, target: Target, corpus: Corpus, decided: Decided) -> None:
@@ -90,14 +90,16 @@ def _entries(corpus: Corpus, target: Target) -> dict[str, Any]:
 
 def _talks(corpus: Corpus) -> dict[str, Any]:
     """How the talks are written: OpenAI's role and content, or ShareGPT's from and value."""
-    column = corpus.columns["messages"]
     reader = RowReader(corpus)
     try:
         rows = reader.read(corpus.chunks(min(_LOOKED, corpus.rows))[0])
     finally:
         reader.close()
-    first = next((row.fields["messages"][0] for row in rows if row.problem is None and row.fields["messages"]), {})
-    columns = {"messages": column, **({"system": corpus.columns["system"]} if "system" in corpus.columns else {})}
+    talks = [row.fields["messages"] for row in rows if row.problem is None and row.fields["messages"]]
+    first: Any = talks[0][0] if talks else None
+    columns = {"messages": corpus.columns["messages"]}
+    if "system" in corpus.columns:
+        columns["system"] = corpus.columns["system"]
     if isinstance(first, dict) and "from" in first:
         return {"columns": columns}
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}

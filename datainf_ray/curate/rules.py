@@ -20,6 +20,7 @@ STAYS, GOES, SIBLING, UNKNOWN = range(4)
 #: The rules, of which one is asked for.
 RULES = ("drop", "drop_above", "select", "between", "sample", "ids", "weights", "annotate")
 _WHOLE = ("weights", "annotate")  # of which all rows stay
+_EITHER = ("ids", "annotate")  # which are the same whoever is to blame
 _SELECTING = ("select", "between", "sample")  # a row without a score is not among what they select
 WithoutScore = Literal["keep", "drop"]
 
@@ -99,6 +100,8 @@ def rule_of(
         problem = "says nothing of which rows stay" if not asked else f"has {' and '.join(map(_option, asked))}"
         raise RequestError("curate", None, problem, f"want one of {known}")
     name = asked[0]
+    if because is None and name in _EITHER:
+        because = "harmful"
     if because is None:
         raise RequestError("--because", None, _EXPLAINED, "say --because helpful or --because harmful")
     if because not in SIGNS:

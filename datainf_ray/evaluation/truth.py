@@ -11,7 +11,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, printable
 from datainf_ray.corpus.lookup import has_column
 from datainf_ray.corpus.rows import Row
-from datainf_ray.curate.source import Source
+from datainf_ray.curate.source import Source, values_of
 from datainf_ray.request.groups import query_groups
 from datainf_ray.runs.schemas import OK
 

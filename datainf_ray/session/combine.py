@@ -38,10 +38,10 @@ from datainf_ray.runs.record import (
     read_record,
     write_record,
 )
-from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK, left_out, table_bytes
 from datainf_ray.runs.top import top_table
 from datainf_ray.session.attempt import Attempt, end_badly, end_well, now
+from datainf_ray.session.run import Run, open_run
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
 from datainf_ray.watch.watching import known, watching
