@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
     from datainf_ray.config import RunConfig
-    from datainf_ray.curate.act import curate
     from datainf_ray.curate.result import Curated
     from datainf_ray.evaluation.compare import evaluate
     from datainf_ray.evaluation.result import Evaluation
@@ -36,7 +35,6 @@ __all__ = [
     "attribute",
     "check",
     "combine",
-    "curate",
     "evaluate",
     "open_run",
     "plan",
@@ -55,7 +53,6 @@ _HOMES = {
     "StoppedError": "common.errors",
     "attribute": "session.front",
     "check": "session.checkup",
-    "curate": "curate.act",
     "evaluate": "evaluation.compare",
     "combine": "session.combine",
     "open_run": "session.run",

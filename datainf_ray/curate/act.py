@@ -110,9 +110,12 @@ def curate(
     if to is None and not dry_run:
         raise RequestError("--to", None, "says nothing of where the rows go", "name a new place, or use --dry-run")
     changed = dict(overrides or {}) | ({"storage_options": storage_options} if storage_options else {})
-    with failing():
+    with failing(), ExitStack() as stack:
         sources = [source_of(_opened(one, changed), **changed) for one in (run, *others)]
         targets = [] if dry_run else _targets(sources[0], to, rejected, rule, kind)
+        for target in targets:
+            stack.callback(target.close)
+            target.begin()
         judged = judge([source.run for source in sources], rule, changed)
         first = top_rejected(rule, judged.scores, judged.decided, SHOWN) if dry_run and not rule.whole else []
         if targets:
@@ -161,17 +164,14 @@ def _write(judged: Judged, targets: list[Target], kind: Format | None) -> None:
     if rule.whole and kind != "date-lm":
         extra = annotated(scores, decided) if rule.name == "annotate" else weighted(rule, decided)
         extra = extra.called(corpus.files)
-    with ExitStack() as stack:
-        for target in targets:
-            stack.callback(target.close)
-        if kind != "date-lm":
-            _write_rows(corpus, targets[0], decided.fate == STAYS, extra)
-        if kind is not None:
-            finish(kind, targets[0], corpus, decided)
-        for target in targets[1:]:
-            _write_rows(corpus, target, decided.fate != STAYS, _rejected(judged))
-        for target in reversed(targets):  # the rows that stay come last: where they are, all is
-            target.publish()
+    if kind != "date-lm":
+        _write_rows(corpus, targets[0], decided.fate == STAYS, extra)
+    if kind is not None:
+        finish(kind, targets[0], corpus, decided)
+    for target in targets[1:]:
+        _write_rows(corpus, target, decided.fate != STAYS, _rejected(judged))
+    for target in reversed(targets):  # the rows that stay come last: where they are, all is
+        target.publish()
 
 
 def _rejected(judged: Judged) -> Extra:

@@ -280,7 +280,8 @@ def _drawn(rule: Rule, score: Column) -> Column:
     draw, rms, keys = np.random.default_rng(rule.seed), rms_of(score), Column(score.rows)
     for first, values in score.blocks():
         gumbel = -np.log(-np.log1p(-draw.random(len(values))))
-        keys.put(first, -np.logaddexp(0, values / (rms * rule.temperature)) + gumbel)
+        with np.errstate(invalid="ignore"):  # a row without a score has no key either
+            keys.put(first, -np.logaddexp(0, values / (rms * rule.temperature)) + gumbel)
     return keys
 
 

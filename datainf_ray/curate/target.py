@@ -75,6 +75,10 @@ class Target:
             if there or (self._place.local and os.path.lexists(self._place.root)):
                 raise RequestError(self.key, self.url, "is there already", "name a new place; nothing is written over")
 
+    def begin(self) -> None:
+        """Make the hidden folder in which it is written. Raises `RequestError` where that cannot be."""
+        self._staged()
+
     @contextmanager
     def write(self, file: SourceFile) -> Iterator[IO[bytes]]:
         """A stream for the rows of one of the corpus' files. Raises what the disk raises."""
@@ -90,9 +94,9 @@ class Target:
         self._names[name] = codec
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "xb") as raw:
-            yield from _compressed(raw, codec)
-            raw.flush()
-            os.fsync(raw.fileno())
+            yield from _compressed(raw, codec)  # Arrow's compression closes what it has written into
+        with open(path, "rb") as whole:
+            os.fsync(whole.fileno())  # else a crash of the machine can leave the new name with no content
 
     def publish(self) -> None:
         """Give it its name. Raises `RequestError` where something is there by now."""

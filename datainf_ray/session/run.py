@@ -35,7 +35,7 @@ class Run(results.Run):
         return evaluate(self, *others, **asked)
 
     def curate(self, *others: str | results.Run, to: str | None = None, **asked: Any) -> Curated:
-        """Write the corpus again without its worst rows, or selected, weighted, with scores: see `datainf_ray.curate`.
+        """Write the corpus again without its worst rows, or selected, weighted, with scores: see `curate.act.curate`.
 
         >>> run.curate(to="clean.jsonl", drop="1%", because="helpful", rejected="gone.jsonl")
         """
