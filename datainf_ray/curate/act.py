@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from datainf_ray.curate.target import Target
 from datainf_ray.curate.told import annotated, blamed, rejected, top_rejected, weighted, words
 from datainf_ray.runs.places import Place, place_of
 from datainf_ray.runs.results import Run, open_run
-from datainf_ray.runs.schemas import OK
 
 SHOWN = 10  #: rows that a dry run shows
 
@@ -175,7 +173,8 @@ def _write(judged: Judged, targets: list[Target], kind: Format | None) -> None:
 
 
 def _rejected(judged: Judged) -> Extra:
-    return rejected(judged.rule, judged.scores, judged.decided).called(judged.corpus.files)
+    extra = rejected(judged.rule, judged.scores, judged.decided)
+    return extra.called(judged.corpus.files, judged.decided.fate != STAYS)
 
 
 def _write_rows(corpus: Corpus, target: Target, stays: np.ndarray, extra: Extra | None) -> None:
@@ -204,15 +203,11 @@ def _of_file(stays: np.ndarray) -> Stays:
 
 def _told(judged: Judged, first: list[dict[str, Any]], to: str | None = None, gone: str | None = None) -> Curated:
     rule, scores, decided = judged.rule, judged.scores, judged.decided
-    missing, kept, other_side = Counter[str](), 0, 0
-    for portion in scores.portions():
-        fates = decided.fate[portion.first : portion.first + len(portion)]
-        score = decided.score.read(portion.first, portion.first + len(portion))
+    kept = other_side = 0
+    for start, score in decided.score.blocks():
+        fates = decided.fate[start : start + len(score)]
         other_side += int(((score <= 0) & (fates == GOES)).sum())
-        for row in np.flatnonzero(np.isnan(score)).tolist():
-            status = portion.status[row] if portion.status[row] != OK else "no influence"
-            missing[status] += 1
-            kept += int(fates[row] == STAYS)
+        kept += int((np.isnan(score) & (fates == STAYS)).sum())
     total, share = blamed(decided)
     notes = []
     if other_side and rule.name == "drop":
@@ -233,7 +228,7 @@ def _told(judged: Judged, first: list[dict[str, Any]], to: str | None = None, go
         kept=int((decided.fate == STAYS).sum()),
         dropped=int((decided.fate == GOES).sum()),
         near_duplicates=int((decided.fate == SIBLING).sum()),
-        without_score=dict(missing),
+        without_score=dict(scores.missing),
         without_score_kept=kept,
         share=share / total if total else 0.0,
         first=[{**row, "preview": previews.get(row["row"])} for row in first],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from datainf_ray.corpus.arrays import raw_elements
 from datainf_ray.corpus.files import SourceFile, changed
@@ -36,57 +38,77 @@ def copy_text(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, 
         _widen_lines(stream, file, out, stays, extra)
 
 
+@dataclass(frozen=True)
+class _Region:
+    """Whole lines of a file."""
+
+    data: bytes
+    starts: np.ndarray
+    ends: np.ndarray
+    is_row: np.ndarray  #: whether each line is a row; blank ones are none
+
+
 def _copy_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays) -> None:
-    """JSON lines, without looking at more of them than where they end. Blank lines are no rows, and stay."""
-    rest, row, first = b"", 0, True
+    """JSON lines, without looking at more of them than where they end. Blank lines stay."""
+    row = 0
+    for region in _regions(stream):
+        kept = ~region.is_row
+        kept[region.is_row] = _asked(stays, row, int(region.is_row.sum()), file)
+        if row == 0 and not kept[0] and region.data.startswith(_BOM):
+            out.write(_BOM)  # it is the file's, not the row's
+        row += int(region.is_row.sum())
+        if kept.all():
+            out.write(region.data)
+            continue
+        view = memoryview(region.data)
+        edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
+        for begin, end in edges.reshape(-1, 2).tolist():
+            out.write(view[region.starts[begin] : region.ends[end - 1]])
+    _complete(row, file)
+
+
+def _widen_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra) -> None:
+    """The rows of JSON lines that stay, with more keys."""
+    row = 0
+    for region in _regions(stream):
+        rows = int(region.is_row.sum())
+        kept = _asked(stays, row, rows, file)
+        row += rows
+        table = extra.take(rows)
+        if not kept.any():
+            continue
+        starts, ends = (places[region.is_row][kept].tolist() for places in (region.starts, region.ends))
+        for start, end, more in zip(starts, ends, as_json(table.filter(pa.array(kept))), strict=True):
+            record = region.data[start:end]
+            line = record.rstrip()
+            out.write(_with(line, more) + (record[len(line) :] or b"\n"))
+    _complete(row, file)
+
+
+def _regions(stream: BinaryIO) -> Iterator[_Region]:
+    """A file's lines, some megabytes at a time; one that is longer is whole, too."""
+    rest = b""
     while True:
         block = stream.read(max(_BLOCK, len(rest)))
         data = rest + block if rest else block
         end = data.rfind(b"\n") + 1 if block else len(data)
-        row += _copy_region(data[:end], row, file, out, stays, first)
-        first = first and not end
+        if end:
+            yield _region(data[:end])
         rest = data[end:]
         if not block:
-            break
-    _complete(row, file)
+            return
 
 
-def _copy_region(region: bytes, row: int, file: SourceFile, out: IO[bytes], stays: Stays, first: bool) -> int:
-    """Whole lines, of which the first that is a row is row `row`; returns how many rows they are."""
-    if not region:
-        return 0
-    signs = np.frombuffer(region, np.uint8)
+def _region(data: bytes) -> _Region:
+    signs = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(signs == 10) + 1
-    if not len(ends) or ends[-1] < len(region):
-        ends = np.append(ends, len(region))
+    if not len(ends) or ends[-1] < len(data):
+        ends = np.append(ends, len(data))
     starts = np.concatenate([[0], ends[:-1]])
-    blank = np.zeros(len(ends), bool)
+    is_row = np.ones(len(ends), bool)
     for line in np.flatnonzero(_SPACE[signs[starts]]):
-        blank[line] = region[starts[line] : ends[line]].isspace()
-    rows = len(ends) - int(blank.sum())
-    kept = np.ones(len(ends), bool)
-    kept[~blank] = _asked(stays, row, rows, file)
-    if first and not kept[0] and region.startswith(_BOM):
-        out.write(_BOM)  # it is the file's, not the row's
-    if kept.all():
-        out.write(region)
-        return rows
-    view = memoryview(region)
-    edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
-    for begin, end in edges.reshape(-1, 2).tolist():
-        out.write(view[starts[begin] : ends[end - 1]])
-    return rows
-
-
-def _widen_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra) -> None:
-    rows = _Widened(file, stays, extra, as_json)
-    for _, record in split_records(stream, file, 0):
-        assert isinstance(record, bytes)  # as of all JSON
-        more = rows.next()
-        if more is not None:
-            line = record.rstrip()
-            out.write(_with(line, more) + (record[len(line) :] or b"\n"))
-    _complete(rows.row, file)
+        is_row[line] = not data[starts[line] : ends[line]].isspace()
+    return _Region(data, starts, ends, is_row)
 
 
 def _copy_array(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra | None) -> None:
@@ -129,8 +151,6 @@ def _copy_csv(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, 
 
 
 def _named(names: list[str], delimiter: str, quoted: bool) -> bytes:
-    import pyarrow as pa
-
     return as_csv(pa.table({name: [name] for name in names}), delimiter, quoted)[0]
 
 

@@ -9,12 +9,14 @@ loss taught them (`helpful`).
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.curate.column import BLOCK, Column
@@ -45,7 +47,7 @@ class Portion:
 
     first: int
     influence: np.ndarray  #: rows × queries (float32), as the runs have it; NaN throughout a row without a score
-    status: list[str]  #: "ok" where it is that in every run
+    status: pa.ChunkedArray  #: "ok" where it is that in every run, else that of the first where it is not
     tables: list[pa.Table]  #: of each run, the other columns that were asked for
 
     def __len__(self) -> int:
@@ -65,9 +67,13 @@ class Scores:
         assert counts is not None  # of a run that is done
         self.rows = counts.rows
         self._portion = max(1, min(BLOCK, _AT_ONCE // len(self.queries)))
+        self.missing = Counter[str]()  #: rows without a score, by status
         squares, scored = np.zeros(len(self.queries)), 0
         for portion in self.portions():
-            fine = portion.influence[~np.isnan(portion.influence[:, 0])].astype(np.float64)
+            there = ~np.isnan(portion.influence[:, 0])
+            for status in portion.status.filter(pa.array(~there)).to_pylist():
+                self.missing[status] += 1
+            fine = portion.influence[there].astype(np.float64)
             squares += np.einsum("nq,nq->q", fine, fine)
             scored += len(fine)
         if not scored:
@@ -90,14 +96,15 @@ class Scores:
             yield self._portion_of(first, there)
 
     def _portion_of(self, first: int, tables: list[pa.Table]) -> Portion:
-        statuses = [table["status"].to_pylist() for table in tables]
-        status = [next((one for one in each if one != OK), OK) for each in zip(*statuses, strict=True)]
+        status = tables[-1]["status"]
+        for table in tables[-2::-1]:
+            status = pc.if_else(pc.equal(table["status"], OK), status, table["status"])
         parts = []
         for number, table in enumerate(tables):
             own = [query.number for query in self.queries if query.run == number]
             parts.append(matrix(table["influence"])[:, own])
         influence = np.concatenate(parts, axis=1)
-        missing = np.array([one != OK for one in status]) | np.isnan(influence).any(axis=1)
+        missing = pc.not_equal(status, OK).to_numpy() | np.isnan(influence).any(axis=1)
         influence[missing] = np.nan
         return Portion(first, influence, status, tables)
 

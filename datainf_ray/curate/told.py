@@ -93,7 +93,10 @@ def rejected_tables(rule: Rule, scores: Scores, decided: Decided) -> Iterator[pa
         passed += len(gone)
         rows = (portion.first + gone).tolist()
         values = [
-            [_reason(decided, row, why, portion.status[row - portion.first]) for row in rows],
+            [
+                _reason(decided, row, why, one)
+                for row, one in zip(rows, portion.status.take(gone).to_pylist(), strict=True)
+            ],
             rows,
             portion.tables[0]["id"].take(gone).to_pylist(),
             [scores.queries[at].id if fine else None for at, fine in zip(worst.tolist(), known, strict=True)],
