@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import IO, BinaryIO
 
 import numpy as np
@@ -12,12 +11,10 @@ import pyarrow as pa
 from datainf_ray.corpus.arrays import raw_elements
 from datainf_ray.corpus.files import SourceFile, changed
 from datainf_ray.corpus.records import split_records
+from datainf_ray.corpus.regions import regions
 from datainf_ray.curate.extra import Extra, as_csv, as_json
 
-_BLOCK = 1 << 22
 _BOM = b"\xef\xbb\xbf"
-_SPACE = np.zeros(256, bool)
-_SPACE[list(b" \t\n\r\x0b\x0c")] = True
 _AHEAD = 1024  # rows whose added columns are made at a time
 
 Stays = Callable[[int, int], np.ndarray]  #: whether each of rows start..stop-1 of the file is to be written
@@ -38,20 +35,10 @@ def copy_text(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, 
         _widen_lines(stream, file, out, stays, extra)
 
 
-@dataclass(frozen=True)
-class _Region:
-    """Whole lines of a file."""
-
-    data: bytes
-    starts: np.ndarray
-    ends: np.ndarray
-    is_row: np.ndarray  #: whether each line is a row; blank ones are none
-
-
 def _copy_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays) -> None:
     """JSON lines, without looking at more of them than where they end. Blank lines stay."""
     row = 0
-    for region in _regions(stream):
+    for region in regions(stream):
         kept = ~region.is_row
         kept[region.is_row] = _asked(stays, row, int(region.is_row.sum()), file)
         if row == 0 and not kept[0] and region.data.startswith(_BOM):
@@ -70,7 +57,7 @@ def _copy_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays
 def _widen_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra) -> None:
     """The rows of JSON lines that stay, with more keys."""
     row = 0
-    for region in _regions(stream):
+    for region in regions(stream):
         rows = int(region.is_row.sum())
         kept = _asked(stays, row, rows, file)
         row += rows
@@ -83,32 +70,6 @@ def _widen_lines(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stay
             line = record.rstrip()
             out.write(_with(line, more) + (record[len(line) :] or b"\n"))
     _complete(row, file)
-
-
-def _regions(stream: BinaryIO) -> Iterator[_Region]:
-    """A file's lines, some megabytes at a time; one that is longer is whole, too."""
-    rest = b""
-    while True:
-        block = stream.read(max(_BLOCK, len(rest)))
-        data = rest + block if rest else block
-        end = data.rfind(b"\n") + 1 if block else len(data)
-        if end:
-            yield _region(data[:end])
-        rest = data[end:]
-        if not block:
-            return
-
-
-def _region(data: bytes) -> _Region:
-    signs = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(signs == 10) + 1
-    if not len(ends) or ends[-1] < len(data):
-        ends = np.append(ends, len(data))
-    starts = np.concatenate([[0], ends[:-1]])
-    is_row = np.ones(len(ends), bool)
-    for line in np.flatnonzero(_SPACE[signs[starts]]):
-        is_row[line] = not data[starts[line] : ends[line]].isspace()
-    return _Region(data, starts, ends, is_row)
 
 
 def _copy_array(stream: BinaryIO, file: SourceFile, out: IO[bytes], stays: Stays, extra: Extra | None) -> None:
