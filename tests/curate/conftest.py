@@ -101,7 +101,7 @@ def make(tmp_path: Path) -> Make:
         paths = [path] if isinstance(path, str) else path
         made = make_run(
             str(tmp_path / name), len(values), values.shape[1], influence=values, missing=missing, chunk=16,
-            path=[str(tmp_path / one) for one in paths], queries_path=str(queries), **more,
+            path=[one if "://" in one else str(tmp_path / one) for one in paths], queries_path=str(queries), **more,
         )  # fmt: skip
         sign(made)
         return datainf_ray.open_run(made.run.url)

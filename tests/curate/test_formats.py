@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -217,3 +219,25 @@ def test_other_tools_find_their_files(make: Make, tmp_path: Path) -> None:
     date = curate(run, tmp_path, "date", annotate=True, output_format="date-lm")
     scores = json.loads((date / "scores.json").read_text())
     assert (len(scores), np.argmax(scores), scores[4]) == (COUNT, COUNT - 1, min(scores))
+
+
+@pytest.mark.parametrize("store", ["memory", pytest.param("s3", marks=pytest.mark.cluster)])
+def test_rows_come_from_a_store_and_go_to_one(
+    store: str, make: Make, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """And nothing that is there is written over."""
+    root = "memory://curated" if store == "memory" else f"{request.getfixturevalue('bucket')}/curated"
+    fs, path = fsspec.url_to_fs(root)
+    rows = rows_of(COUNT)
+    lines = lines_of(tmp_path / "a.jsonl", rows)
+    for name, some in (("a.jsonl.gz", lines[:9]), ("b/c.jsonl.gz", lines[9:])):
+        fs.pipe_file(f"{path}/data/{name}", gzip.compress(b"".join(some)))
+    run = make(f"{root}/data/**", INFLUENCE)
+    run.curate(to=f"{root}/clean", rejected=f"{root}/gone/", drop=len(GONE), because="harmful")
+    found = [gzip.decompress(fs.cat_file(f"{path}/clean/{name}")) for name in ("a.jsonl.gz", "b/c.jsonl.gz")]
+    assert b"".join(found) == b"".join(lines[n] for n in STAYING)
+    assert len(fs.find(f"{path}/gone")) == 2
+    with pytest.raises(datainf_ray.RequestError, match="is there already"):
+        run.curate(to=f"{root}/clean", drop=1, because="harmful")
+    with pytest.raises(datainf_ray.RequestError, match=r"lies inside train\.path|would be taken for rows"):
+        run.curate(to=f"{root}/data/new", drop=1, because="harmful")
