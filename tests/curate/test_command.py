@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import datainf_ray
+from datainf_ray.curate import act
+from tests import tiny
 from tests.curate.conftest import Make, lines_of, rows_of, write
-from tests.runs_of import COMMAND, status_of
+from tests.runs_of import COMMAND, attribute, scores, status_of
 
 ROWS = 20
 INFLUENCE = np.arange(ROWS) - 9.5
@@ -236,21 +239,43 @@ main()
     assert all(os.path.exists(place) for place in places)
 
 
+@pytest.mark.parametrize("taken", ["clean.jsonl", "gone.jsonl"])
 def test_who_comes_first_is_not_written_over(
-    run: datainf_ray.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taken: str, run: datainf_ray.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Something that gets the name while the rows are written stays."""
-    from datainf_ray.curate import act
-
+    """What gets the name while rows are written stays; where the rows that go are not, those that stay are not."""
     copied = act.copy_text
-    to = tmp_path / "clean.jsonl"
+    to, gone = tmp_path / "clean.jsonl", tmp_path / "gone.jsonl"
 
-    def meanwhile(*arguments: object) -> None:
-        copied(*arguments)  # type: ignore[arg-type]
-        to.write_text("another's")
+    def meanwhile(*arguments: Any) -> None:
+        copied(*arguments)
+        (tmp_path / taken).write_text("another's")
 
     monkeypatch.setattr(act, "copy_text", meanwhile)
     with pytest.raises(datainf_ray.RequestError, match="is there by now"):
-        run.curate(to=str(to), drop=1, because="helpful")
-    assert to.read_text() == "another's"
+        run.curate(to=str(to), rejected=str(gone), drop=1, because="helpful")
+    assert (tmp_path / taken).read_text() == "another's"
+    assert to.exists() == (taken == "clean.jsonl")
     assert not (tmp_path / ".datainf").exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("local_ray")
+def test_a_whole_run_is_curated(tmp_path: Path) -> None:
+    """The run that `attribute` gives, and one that answers other queries from its index."""
+    for name, count, seed in (("train", 24, 1), ("queries", 3, 2)):
+        tiny.write_rows(tmp_path / f"{name}.jsonl", count, seed, labels=3)
+    config: dict[str, Any] = tiny.configuration(tmp_path, tiny.save_model(tmp_path, "bert"), tmp_path / "run")
+    run = attribute(config, index=True)
+    asked = {"path": str(tmp_path / "queries.jsonl"), "id": "name"}
+    answers = datainf_ray.query(run.url, queries=asked, output=str(tmp_path / "answers"), progress=False)
+    lines = (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True)
+    for one in (run, answers):
+        influence = scores(one).double().numpy()
+        mean = (influence / np.sqrt((influence**2).mean(axis=0))).mean(axis=1)
+        to = tmp_path / f"{Path(one.url).name}.jsonl"
+        assert one.curate(to=str(to), drop=6, because="harmful").kept == 18
+        want = np.sort(np.argsort(-mean, kind="stable")[6:])
+        assert to.read_bytes() == b"".join(lines[n] for n in want)
+    both = run.selected(answers, select=3, because="harmful")
+    assert len(both) == 3

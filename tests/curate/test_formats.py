@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import datainf_ray
 from datainf_ray.config import RowsConfig
 from datainf_ray.corpus.chunks import plan_corpus
 from datainf_ray.curate.source import read
+from datainf_ray.curate.target import Target
 from datainf_ray.tasks.causal_lm import TASK
 from tests.curate.conftest import Make, lines_of, packed, rows_of, unpacked, write
 
@@ -51,6 +53,8 @@ def test_lines_that_stay_have_their_bytes(make: Make, tmp_path: Path, name: str)
     clean = curate(make(f"data/{name}", INFLUENCE), tmp_path, f"clean{name[1:]}")
     assert unpacked(clean) == b"".join([*head, *(lines[len(head) + n] for n in STAYING)])
     assert path.read_bytes() == before
+    if name.endswith(".gz"):
+        assert clean.read_bytes()[3:8] == bytes(5)  # no name and no time: the same rows give the same bytes
     assert {p.name for p in tmp_path.iterdir()} == {"asked", "data", "run", clean.name}
 
 
@@ -183,8 +187,9 @@ def test_scores_stand_beside_the_rows(make: Make, tmp_path: Path, name: str) -> 
             assert numbers == pytest.approx([(one + other) / 2, min(one, other), max(one, other)], rel=1e-6)
 
 
-def test_a_key_that_stands_in_a_late_row_only(make: Make, tmp_path: Path) -> None:
+def test_a_key_that_stands_in_a_late_row_only(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first hundred rows make up the columns that are known of a JSON lines file."""
+    monkeypatch.setattr("datainf_ray.curate.extra._BLOCK", 5)
     rows = rows_of(150)
     rows[140] |= {"weight": "mine", "note": '"datainf_weight"'}
     rows[141] |= {"note": "weight", "more": {"weight": 1}}
@@ -198,6 +203,24 @@ def test_a_key_that_stands_in_a_late_row_only(make: Make, tmp_path: Path) -> Non
     z = (np.arange(150) - 75.0) / np.sqrt(np.mean((np.arange(150) - 75.0) ** 2))
     np.testing.assert_allclose(weights, 2 / (1 + np.exp(z)), rtol=1e-5)
     assert [{key: row[key] for key in want} for row, want in zip(found, rows, strict=True)] == rows
+
+
+def test_self_influence_stands_there_too(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "a.jsonl", rows_of(COUNT))
+    run = make("data/a.jsonl", INFLUENCE, selves=-np.arange(COUNT).astype(float))
+    path = curate(run, tmp_path, "scored.jsonl", annotate=True)
+    assert [json.loads(line)["self_influence"] for line in path.read_text().splitlines()] == [-n for n in range(COUNT)]
+
+
+def test_no_name_leads_out_of_the_folder(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "a.jsonl", rows_of(COUNT))
+    corpus = plan_corpus(RowsConfig(path=str(tmp_path / "data")), TASK, "train")
+    target = Target(str(tmp_path / "new"), "--to", {}, corpus)
+    names = ("../../etc/a.jsonl", "/root/a.jsonl", "s3://b/../a.jsonl", "./a.jsonl")
+    found = [target.named(replace(corpus.files[0], name=name)) for name in names]
+    assert found == ["etc/a.jsonl", "root/a.jsonl", "b/a.jsonl", "a.jsonl"]
 
 
 def test_other_tools_find_their_files(make: Make, tmp_path: Path) -> None:

@@ -34,3 +34,10 @@ def test_cuts_are_where_sorting_has_them(kind: type, seed: int) -> None:
         there = [row for row in range(count) if of[row] == group and not np.isnan(values[row])]
         want[sorted(there, key=lambda row: (-values[row], row))[: wanted[group]]] = True
     np.testing.assert_array_equal(found, want)
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    values, of = np.array([-0.0, 0.0, -0.0, 0.0, -1.0]), np.zeros(5, np.int64)
+    for wanted in range(5):
+        before = cuts(lambda: iter([(of, values)]), np.array([wanted])).before()
+        assert before(of, values).tolist() == [row < wanted for row in range(5)]

@@ -175,6 +175,8 @@ def test_near_duplicates_go_too(make: Make, tmp_path: Path) -> None:
     rows[12] = {"prompt": rows[4]["prompt"].upper() + "!", "completion": "yes"}
     rows[25] = {"prompt": rows[4]["prompt"].replace("w", "x", 1), "completion": "yes"}
     rows[26] = {"prompt": rows[4]["prompt"][: len(rows[4]["prompt"]) // 2], "completion": "yes"}  # half of it: another
+    kept = rows[4]["prompt"].split()[:45]  # 3 of 5 triples are the same
+    rows[27] = {"prompt": " ".join([*kept, *rows[5]["prompt"].split()[:15]]), "completion": "yes"}
     write(tmp_path / "data" / "a.jsonl", rows)
     influence = np.zeros(30)
     influence[4], influence[25] = 5, NAN
