@@ -11,7 +11,7 @@ from typing import Any
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, printable
-from datainf_ray.config import RowsConfig, RunConfig, load_config
+from datainf_ray.config import RowsConfig, RunConfig, load_config, options_among
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.corpus.columns import require_column
 from datainf_ray.corpus.rows import Row, RowReader
@@ -63,6 +63,8 @@ class Source:
 def source_of(run: Run, **overrides: Any) -> Source:
     """A finished run; `overrides` replace keys of its configuration, such as train.path where the corpus was moved."""
     run.queries()  # which says of a run that is not done that it is not
+    if run.directory.options and not options_among(overrides):  # its corpus is where it was opened with these, too
+        overrides["storage_options"] = run.directory.options
     return Source(run, load_config(run.config, **{"output": run.url, **overrides}))
 
 

@@ -109,9 +109,9 @@ def rejected_tables(rule: Rule, scores: Scores, decided: Decided) -> Iterator[pa
 
 def words(rule: Rule, scores: Scores) -> str:
     """Why a row goes by the rule."""
-    side = "lower" if rule.because == "helpful" else "raise"
-    blamed_rows = f"that {side} the loss of the queries"
     count = rule.rows(scores.scored, scores.rows) if rule.name in ("drop", "select", "sample") else 0
+    side = ("lower" if rule.because == "helpful" else "raise") + ("s" if count == 1 else "")
+    blamed_rows = f"that {side} the loss of the queries"
     return {
         "drop": f"among the {counted(count, 'row')} {blamed_rows} most",
         "drop_above": f"above {rule.above:g} RMS among the rows {blamed_rows}",

@@ -134,7 +134,7 @@ def test_what_is_said_of_a_row(run: datainf_ray.Run, influence: np.ndarray) -> N
     assert row["query"] == f"eval.jsonl#{query}"
     assert row["influence"] == influence[at, query]
     assert row["share"] == pytest.approx(score[at] / np.maximum(np.nan_to_num(score), 0).sum(), rel=1e-5)
-    assert row["reason"] == "among the 1 row that lower the loss of the queries most"
+    assert row["reason"] == "among the 1 row that lowers the loss of the queries most"
 
 
 def test_a_sample_is_by_weight_and_by_its_seed(run: datainf_ray.Run, influence: np.ndarray) -> None:
