@@ -27,7 +27,7 @@ from datainf_ray.corpus.files import COMPRESSIONS, SourceFile, kind_of
 from datainf_ray.runs.directory import SCRATCH, RunDirectory, created
 from datainf_ray.runs.places import Place, clear_of_rows, not_inside_another, place_of
 
-_LEVEL = 6  # of gzip: as its command has it
+_LEVEL = 4  # of gzip: 2 to 8 % larger than with its usual 6, and two to six times as fast
 
 
 class Target:
