@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
     from datainf_ray.config import RunConfig
+    from datainf_ray.curate.result import Curated
     from datainf_ray.evaluation.compare import evaluate
     from datainf_ray.evaluation.result import Evaluation
-    from datainf_ray.runs.results import Run, open_run
     from datainf_ray.session.checkup import check
     from datainf_ray.session.combine import combine
     from datainf_ray.session.front import attribute, query
     from datainf_ray.session.plan import plan
+    from datainf_ray.session.run import Run, open_run
     from datainf_ray.session.tokens import tokens
 
 __all__ = [
+    "Curated",
     "Evaluation",
     "RequestError",
     "Run",
@@ -42,9 +44,10 @@ __all__ = [
 
 # Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
 _HOMES = {
+    "Curated": "curate.result",
     "Evaluation": "evaluation.result",
     "RequestError": "common.errors",
-    "Run": "runs.results",
+    "Run": "session.run",
     "RunConfig": "config",
     "RunFailedError": "common.errors",
     "StoppedError": "common.errors",
@@ -52,7 +55,7 @@ _HOMES = {
     "check": "session.checkup",
     "evaluate": "evaluation.compare",
     "combine": "session.combine",
-    "open_run": "runs.results",
+    "open_run": "session.run",
     "plan": "session.plan",
     "query": "session.front",
     "tokens": "session.tokens",

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datainf_ray.cli.curate import add_curate
 from datainf_ray.cli.show import show_findings, show_rows, show_top
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
 from datainf_ray.common.leaving import leaving_by
@@ -351,3 +352,6 @@ def _terminable() -> Iterator[None]:
         os._exit(130)  # at once, whatever else is still at work: `ray job stop` kills after 3 seconds
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+add_curate(app, _terminable, _overrides)

@@ -24,6 +24,17 @@ def split_array(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
 
     At 0 stands the array itself. Raises ValueError where there is not one array from the first byte to the last.
     """
+    for start, element in _elements(stream, offset):
+        yield start, element.strip(_SPACE)
+
+
+def raw_elements(stream: BinaryIO) -> Iterator[bytes]:
+    """Every element of the array with the space before and behind it. Raises as `split_array` does."""
+    for _, element in _elements(stream, 0):
+        yield element
+
+
+def _elements(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
     block = stream.read(_BLOCK)
     if offset == 0:
         opening = _OPENING.match(block)
@@ -37,8 +48,8 @@ def split_array(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
         offset += len(piece) + len(sign)
         depth += (sign in (b"[", b"{")) - (sign in (b"]", b"}"))
         if depth == 0 or (depth == 1 and sign == b","):
-            content = b"".join([*element, piece]).strip(_SPACE)
-            if content or sign == b"," or not first:
+            content = b"".join([*element, piece])
+            if content.strip(_SPACE) or sign == b"," or not first:
                 yield start, content
             start, first, element = offset, False, []
             if depth == 0:

@@ -19,6 +19,7 @@ from datainf_ray.common.words import counted
 from datainf_ray.corpus.arrays import begins_array, split_array
 from datainf_ray.corpus.files import SourceFile, changed, open_file
 from datainf_ray.corpus.lookup import Path, add_paths, paths_within
+from datainf_ray.corpus.regions import regions
 
 #: What the formats of text files are called.
 TEXT_FORMATS = ("jsonl", "json", "csv")
@@ -77,14 +78,10 @@ def _survey(stream: BinaryIO, file: SourceFile, problem: str = "") -> SourceFile
     if file.format == "csv":
         columns = _header(records)
     tabs = file.format == "csv" and file.delimiter == "\t"
-    offsets: list[int] = []
-    stride, rows, objects, merged, first, beginning = _STRIDE, 0, 0, 0, None, None
+    places = _Places()
+    rows, objects, merged, first, beginning = 0, 0, 0, None, None
     for offset, record in records:
-        if rows % stride == 0:
-            if len(offsets) == _OFFSETS:
-                stride, offsets = 2 * stride, offsets[::2]
-            if rows % stride == 0:
-                offsets.append(offset)
+        places.add(rows, offset)
         if rows < _PROBED and isinstance(record, bytes):
             parsed = parse_record(record, file)
             columns.update(dict.fromkeys(parsed.values))
@@ -95,13 +92,42 @@ def _survey(stream: BinaryIO, file: SourceFile, problem: str = "") -> SourceFile
         if tabs and isinstance(record, list):
             merged += any("\t" in field and "\n" in field for field in record)
         rows += 1
+        if file.format == "jsonl" and rows == _PROBED:  # of the others only where they begin is needed
+            assert isinstance(record, bytes)
+            rows = _count_lines(stream, rows, offset + len(record), places)
+            break
     lines = "no JSON lines, one object a line" if file.format == "jsonl" else "no array of objects"
     # Of an array with one element a line, the last line is an object by itself.
     few = problem and beginning and 2 * objects < min(rows, _PROBED)
     if file.format != "csv" and rows and (few or not objects):
         raise ValueError("; ".join(filter(None, (f"{lines}: the first is {first}", problem))))
     found = replace(file, rows=rows, columns=tuple(columns), nested=tuple(nested))
-    return replace(found, stride=stride, offsets=tuple(offsets), merged=merged)
+    return replace(found, stride=places.stride, offsets=tuple(places.offsets), merged=merged)
+
+
+class _Places:
+    """Where every `stride`-th row begins; the stride doubles when that are too many."""
+
+    def __init__(self) -> None:
+        self.stride, self.offsets = _STRIDE, list[int]()
+
+    def add(self, row: int, offset: int) -> None:
+        """The next row, or the next whose number is a multiple of `stride`."""
+        if row % self.stride == 0:
+            if len(self.offsets) == _OFFSETS:
+                self.stride, self.offsets = 2 * self.stride, self.offsets[::2]
+            if row % self.stride == 0:
+                self.offsets.append(offset)
+
+
+def _count_lines(stream: BinaryIO, rows: int, offset: int, places: _Places) -> int:
+    """How many rows JSON lines have in all, of which `rows` end at `offset`, where `stream` stands."""
+    for region in regions(stream):
+        starts = region.starts[region.is_row]
+        for at in range(-rows % places.stride, len(starts), places.stride):
+            places.add(rows + at, offset + int(starts[at]))
+        rows, offset = rows + len(starts), offset + len(region.data)
+    return rows
 
 
 def _header(records: Iterator[tuple[int, Record]]) -> dict[str, None]:

@@ -31,7 +31,7 @@ def survey_table(file: SourceFile) -> SourceFile:
             parquet = pq.ParquetFile(source)
             meta, schema = parquet.metadata, parquet.schema_arrow
             sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        elif _is_ipc_file(source):
+        elif is_ipc_file(source):
             reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[0]))
             schema = pa.ipc.open_file(source).schema
             sizes = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
@@ -86,7 +86,7 @@ class TableSource:
     def _open(self) -> Any:
         if self._file.format == "parquet":
             return pq.ParquetFile(self._source, pre_buffer=True)
-        if _is_ipc_file(self._source):
+        if is_ipc_file(self._source):
             names = pa.ipc.open_file(self._source).schema.names
             wanted = [names.index(column) for column in self._columns]
             return pa.ipc.open_file(self._source, options=pa.ipc.IpcReadOptions(included_fields=wanted))
@@ -130,7 +130,7 @@ def _paths(fields: Iterable[pa.Field], prefix: Path = ()) -> Iterator[Path]:
             yield from _paths(field.type, (*prefix, field.name))
 
 
-def _is_ipc_file(source: pa.NativeFile) -> bool:
+def is_ipc_file(source: pa.NativeFile) -> bool:
     """Whether this is Arrow's file format rather than its stream format."""
     magic = source.read(len(_FILE_MAGIC))
     source.seek(0)

@@ -12,6 +12,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import failing
 from datainf_ray.common.words import counted, meant
 from datainf_ray.config import options_among
+from datainf_ray.curate.source import Source, require_same, source_of
 from datainf_ray.evaluation.figures import (
     by_chance,
     figures_of,
@@ -34,13 +35,10 @@ from datainf_ray.evaluation.result import Evaluation
 from datainf_ray.evaluation.truth import (
     Marked,
     SameClass,
-    Source,
     Truth,
     marked,
-    require_same,
     same_class,
     scored_queries,
-    source_of,
 )
 from datainf_ray.evaluation.words import SharedWords
 from datainf_ray.request.groups import query_groups

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, printable
-from datainf_ray.config import RowsConfig, RunConfig, load_config
-from datainf_ray.corpus.chunks import Corpus, plan_corpus
-from datainf_ray.corpus.columns import require_column
 from datainf_ray.corpus.lookup import has_column
-from datainf_ray.corpus.rows import Row, RowReader
+from datainf_ray.corpus.rows import Row
+from datainf_ray.curate.source import Source, values_of
 from datainf_ray.request.groups import query_groups
-from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
-from datainf_ray.tasks.register import task_of
 
 _TRUTH, _SAME = "--truth", "--same"
-_PORTION = 4096  # rows that are read at a time
 _YES, _NO = ("true", "1"), ("false", "0")
 _LISTED = 5  # values of a column that a message names
 
@@ -57,64 +48,6 @@ class SameClass:
 Truth = Marked | SameClass
 
 
-@dataclass(frozen=True)
-class Source:
-    """A finished run with its configuration, and the corpora that it was made of, as they are now."""
-
-    run: Run
-    config: RunConfig
-    planned: dict[str, Corpus] = field(default_factory=dict)
-
-    def corpus(self, name: str) -> Corpus:
-        """ "train" or "queries", planned anew. Raises `RequestError` where it cannot be, or is not what it was."""
-        if name not in self.planned:
-            self.planned[name] = self._plan(name)
-        return self.planned[name]
-
-    def _plan(self, name: str) -> Corpus:
-        config, record = self.config, self.run.record
-        asked: RowsConfig = getattr(config, name)
-        corpus = plan_corpus(asked, task_of(config.model), name, config.storage_options)
-        known, key, path = record.identity.get(name), f"{name}.path", ", ".join(asked.paths)
-        assert record.counts is not None  # of a run that is done
-        if name == "train" and corpus.rows != record.counts.rows:
-            there = f"has {counted(corpus.rows, 'row')}, and the run {record.counts.rows:,}"
-            raise RequestError(key, path, f"is not the corpus of {self.run.url}: it {there}")
-        if name == "train" and (known is None or record.answers is not None):  # such a run knows its index, no corpus
-            self._same_ids(corpus, key, path)
-        elif known is not None and corpus.fingerprint() != known:
-            problem = f"has changed since {self.run.url} was made"
-            raise RequestError(key, path, problem, "only the rows that were attributed can be compared with it")
-        return corpus
-
-    def _same_ids(self, corpus: Corpus, key: str, path: str) -> None:
-        ids = self.run.examples(["id"])["id"]
-        known_ids = (known for chunk in ids.chunks for known in chunk.to_pylist())
-        for row, known in zip(read(corpus), known_ids, strict=True):
-            if row.id != known:
-                problem = f"is not the corpus of {self.run.url}: row {row.row} is {printable(row.id)}"
-                raise RequestError(key, path, f"{problem}, and was {printable(known)}")
-
-
-def source_of(run: Run, **overrides: Any) -> Source:
-    """A finished run; `overrides` replace keys of its configuration, such as train.path where the corpus was moved."""
-    run.queries()  # which says of a run that is not done that it is not
-    return Source(run, load_config(run.config, **{"output": run.url, **overrides}))
-
-
-def require_same(source: Source, other: Source, name: str) -> None:
-    """Raises `RequestError` where the corpus that is "train" or "queries" is not the same in both runs."""
-    ours, theirs = (one.run.record.identity.get(name) for one in (source, other))
-    if ours is not None and ours == theirs and not (source.run.record.answers or other.run.record.answers):
-        return
-    first, second = (
-        [(file.name, file.size, file.identity, file.rows) for file in one.corpus(name).files] for one in (source, other)
-    )
-    if first != second:
-        what = "training rows" if name == "train" else "queries"
-        raise RequestError("run", other.run.url, f"its {what} are not those of {source.run.url}")
-
-
 def marked(source: Source, asked: str) -> Marked:
     """The truth that a column of the training corpus says: a boolean or 0 and 1, or the rows where COLUMN=VALUE."""
     corpus = source.corpus("train")
@@ -125,7 +58,7 @@ def marked(source: Source, asked: str) -> Marked:
     rows = np.fromiter(
         (
             _is_true(row, found, column) if value is None else found == value
-            for row, found in _noted(_values(corpus, column, _TRUTH), some)
+            for row, found in _noted(values_of(corpus, column, _TRUTH), some)
         ),
         bool,
         corpus.rows,
@@ -142,7 +75,7 @@ def same_class(source: Source, column: str) -> SameClass:
     """The classes of rows and queries that a column says which both corpora have."""
     numbers: dict[str, int] = {}
     corpus = source.corpus("train")
-    found = _values(corpus, column, _SAME)
+    found = values_of(corpus, column, _SAME)
     rows = np.fromiter(
         (-1 if value is None else numbers.setdefault(value, len(numbers)) for _, value in found), np.int64, corpus.rows
     )
@@ -150,7 +83,7 @@ def same_class(source: Source, column: str) -> SameClass:
     groups, names = query_groups(source.config, corpus)
     queries = np.full(int(groups.max()) + 1, -1)
     classes: dict[int, str] = {}
-    for group, (row, value) in zip(groups.tolist(), _values(corpus, column, _SAME), strict=True):
+    for group, (row, value) in zip(groups.tolist(), values_of(corpus, column, _SAME), strict=True):
         if value is None:
             continue
         if classes.setdefault(group, value) != value:
@@ -181,37 +114,12 @@ def scored_queries(source: Source, truth: Truth) -> np.ndarray:
     return np.flatnonzero(fine)
 
 
-def read(corpus: Corpus) -> Iterator[Row]:
-    """All rows of a corpus, one after the other."""
-    with closing(RowReader(corpus)) as reader:
-        for chunk in corpus.chunks(_PORTION):
-            yield from reader.read(chunk)
-
-
-def _values(corpus: Corpus, column: str, key: str) -> Iterator[tuple[Row, str | None]]:
-    """Each row with a column's value as text; None where it is null, or not there, or the row unreadable."""
-    require_column(column, [file for file in corpus.files if file.rows], key)
-    for row in read(replace(corpus, columns={key: column}, types={})):  # a name that no task's role has
-        yield row, _written(row.fields.get(key))
-
-
 def _noted(values: Iterator[tuple[Row, str | None]], some: dict[str, None]) -> Iterator[tuple[Row, str | None]]:
     """The same, and the first few distinct values are put into `some`, as they are printed."""
     for row, value in values:
         if len(some) <= _LISTED:
             some.setdefault(printable("null" if value is None else value, 40))
         yield row, value
-
-
-def _written(value: Any) -> str | None:
-    """A value as a person writes it: a number without the zeros behind its point, a boolean as JSON has it."""
-    if value is None or value != value:  # NaN is how pandas says null
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float | Decimal) and math.isfinite(value) and value == math.floor(value):
-        return str(math.floor(value))
-    return str(value)
 
 
 def _is_true(row: Row, value: str | None, column: str) -> bool:

@@ -10,7 +10,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.talks import is_talk, text_of_talk
-from datainf_ray.evaluation.truth import read
+from datainf_ray.curate.source import read
 
 _NOT_TEXT = ("label",)  # roles that say what a row is, and are none of its words
 

@@ -16,9 +16,10 @@ from datainf_ray.common.storage import Options
 from datainf_ray.common.words import close, counted
 from datainf_ray.config.keys import LEAST_WEIGHT, MOST_WEIGHT
 from datainf_ray.request.identity import changed_settings
-from datainf_ray.request.places import check_places, place_of
+from datainf_ray.request.places import check_places
 from datainf_ray.runs.combine import Source, Sum, same_ids
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.places import place_of
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK

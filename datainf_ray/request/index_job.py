@@ -21,11 +21,12 @@ from datainf_ray.model.limits import traces
 from datainf_ray.request.encoding import first_rows
 from datainf_ray.request.groups import query_groups
 from datainf_ray.request.job import Job, Source, check_extent, facts_for
-from datainf_ray.request.places import check_places, model_places, place_of
+from datainf_ray.request.places import check_places, model_places
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute, begun, index_directory
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
+from datainf_ray.runs.places import place_of
 from datainf_ray.runs.results import Run
 from datainf_ray.tasks.register import task_of
 

@@ -7,27 +7,22 @@ are new, empty, or its own; hidden files of others are left alone, and do not co
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
-from fsspec.utils import glob_translate
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.common.storage import Options, open_store
+from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
-from datainf_ray.corpus.find import glob_of
 from datainf_ray.model.files import is_remote
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.runs.index import INDEX, claimed
-from datainf_ray.runs.record import RUN_FILE, read_record
+from datainf_ray.runs.index import INDEX
+from datainf_ray.runs.places import Place, apart, clear_of_rows, not_inside_another, place_of
+from datainf_ray.runs.record import RUN_FILE
 
-_MAGIC = re.compile(r"[*?\[]")
 #: Files that a run may come to have, of every kind and depth, to see whether a pattern takes them for rows.
 _WRITTEN = (
     "run.json", "top.parquet", "queries.parquet", "blocks.parquet", "examples/part-000000.parquet",
@@ -37,30 +32,6 @@ _WRITTEN = (
 )  # fmt: skip
 #: Names in an output that are the run's own, so that no index can be there.
 _TAKEN = ("examples", "events", "checkpoints")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A file or a folder, by whichever name it is given."""
-
-    key: str  #: the configuration's key, or the command's argument
-    url: str  #: as it was given
-    store: str  #: the protocol, by one of its names; "file" for this machine's
-    path: str  #: in the store, without a slash at its end; of a local one without links
-
-    def holds(self, other: Place) -> bool:
-        """Whether the other is this very place, or lies inside it."""
-        return self.store == other.store and f"{other.path}/".startswith(f"{self.path}/")
-
-
-def place_of(url: str, key: str, options: Options) -> Place:
-    """The place that a path or an fsspec URL means; of a chained one the innermost, where the bytes are."""
-    fs, path = open_store(url.rpartition("::")[2], key, options)
-    if isinstance(fs, LocalFileSystem):
-        return Place(key, url, "file", os.path.realpath(path).rstrip("/"))
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    account = getattr(fs, "account_name", None)  # Azure's containers have the same names in many
-    return Place(key, url, f"{protocol}:{account or ''}", str(path).rstrip("/"))
 
 
 def model_places(model: ModelConfig, options: Options) -> list[Place]:
@@ -99,13 +70,13 @@ def check_places(
         _check_index(*written)
     for place in written:
         for folder in folders:
-            _apart(place, folder)
+            apart(place, folder)
         for name, (entries, corpus) in corpora.items():
-            _check_rows(place, f"{name}.path", entries, corpus, options)
-    _not_inside_another(output, within)
+            clear_of_rows(place, f"{name}.path", entries, corpus.files, options, _WRITTEN)
+    not_inside_another(output, within)
     _ours_or_empty(output, RUN_FILE, "run")
     if index is not None:
-        _not_inside_another(index, output)
+        not_inside_another(index, output)
         _ours_or_empty(index, INDEX, "gradient index")
 
 
@@ -121,37 +92,6 @@ def _check_index(output: Place, index: Place) -> None:
             raise RequestError(index.key, index.url, problem, "use index: true, or a folder of its own")
 
 
-def _apart(place: Place, folder: Place) -> None:
-    remedy = f"use another {place.key}"
-    if place.holds(folder):
-        how = "is" if place.path == folder.path else "holds"
-        raise RequestError(place.key, place.url, f"{how} what the request reads as {folder.key}: {folder.url}", remedy)
-    if folder.holds(place):
-        raise RequestError(place.key, place.url, f"lies inside {folder.key}: {folder.url}", remedy)
-
-
-def _check_rows(place: Place, key: str, entries: Sequence[str], corpus: Corpus, options: Options) -> None:
-    """No row is read below a place that is written, now or when the run is taken up again."""
-    files = [place_of(file.path, key, options) for file in corpus.files]
-    for file in files:
-        if place.holds(file):
-            how = f"holds rows that the request reads as {key}: {file.url}"
-            raise RequestError(place.key, place.url, how, f"use another {place.key}")
-    single = {(file.store, file.path) for file in files}
-    for entry in entries:
-        where = place_of(entry, key, options)
-        if (where.store, where.path) in single:
-            continue
-        fs, _ = open_store(entry.rpartition("::")[2], key, options)
-        if not _MAGIC.search(where.path) or (where.store == "file" and os.path.isdir(where.path)):
-            _apart(place, where)
-        elif where.store == place.store:
-            pattern = re.compile(glob_translate(glob_of(fs, where.path)[0]))
-            if any(pattern.match(f"{place.path}/{name}") for name in _WRITTEN):
-                how = f"its files would be taken for rows: {key} is {entry}"
-                raise RequestError(place.key, place.url, how, f"use another {place.key}, or a narrower pattern")
-
-
 def _ours_or_empty(directory: RunDirectory, mark: str, what: str) -> None:
     """What lies there is a run (an index) of ours, or nothing but hidden files."""
     there: list[str] = []
@@ -162,34 +102,3 @@ def _ours_or_empty(directory: RunDirectory, mark: str, what: str) -> None:
         named = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
         problem = f"is not empty and holds no {what} (no {mark}): {named}"
         raise RequestError(directory.key, directory.url, problem, "use a new or an empty place")
-
-
-def _not_inside_another(directory: RunDirectory, own: RunDirectory | None) -> None:
-    """No folder that the place lies in, but for its own run's, is another run's or its gradient index."""
-    for url in _above(directory.url):
-        folder = RunDirectory(url, directory.key, directory.options)
-        if own is not None and folder.url == own.url:
-            return
-        if _is_ours(folder):
-            problem = f"lies inside another run or gradient index: {folder.url}"
-            raise RequestError(directory.key, directory.url, problem, f"use another {directory.key}")
-
-
-def _above(url: str) -> Iterator[str]:
-    """The folders that a place lies in, the nearest first; in a store up to the bucket."""
-    protocol, separator, path = url.rpartition("://")
-    parts: Iterable[PurePosixPath] = PurePosixPath(path).parents
-    for part in parts:
-        if str(part) not in (".", "/"):
-            yield f"{protocol}{separator}{part}"
-
-
-def _is_ours(folder: RunDirectory) -> bool:
-    """Whether a run or an index is there. A folder that we may not look into is not taken for one."""
-    try:
-        if folder.exists(RUN_FILE):
-            read_record(folder)
-            return True
-        return claimed(folder) is not None
-    except (RequestError, OSError):
-        return False

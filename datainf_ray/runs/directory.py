@@ -261,18 +261,9 @@ class RunDirectory:
         with self._temporary(name) as temporary:
             with _synced(temporary) as stream:
                 stream.write(data)
-            try:
-                os.link(temporary, target)
-                return True
-            except FileExistsError:
-                pass
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK):
-                    raise
-                # No hard links here (exFAT, some network mounts). Two writers may then both rename, which does no
-                # harm when they have the same content, as those of one chunk do.
-                if not os.path.exists(target):
-                    os.replace(temporary, target)
+            with suppress(FileExistsError):
+                if created(temporary, target):
+                    return True
         try:
             return self.read(name) == data
         except FileNotFoundError:  # taken away this moment, by whoever had made it
@@ -296,6 +287,24 @@ class RunDirectory:
                     raise error from None
 
         return persistently(attempt)
+
+
+def created(temporary: str, target: str) -> bool:
+    """Give a local file its name, once; False where it had to be renamed. Raises `FileExistsError` if that is taken."""
+    try:
+        os.link(temporary, target)
+        return True
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+    # No hard links here (exFAT, some network mounts). Two writers may then both rename, which does no harm when they
+    # have the same content, as those of one chunk do.
+    if os.path.exists(target):
+        raise FileExistsError(errno.EEXIST, "is there already", target)
+    os.replace(temporary, target)
+    return False
 
 
 def _missing(path: str) -> list[str]:

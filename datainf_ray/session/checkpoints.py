@@ -11,9 +11,9 @@ from datainf_ray.request.job import Job
 from datainf_ray.runs.combine import Source
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.record import RUN_FILE, SweepRecord, read_record
-from datainf_ray.runs.results import Run
 from datainf_ray.session.combine import assemble
 from datainf_ray.session.execute import execute
+from datainf_ray.session.run import Run
 from datainf_ray.watch.progress import Watcher
 
 

@@ -13,6 +13,7 @@ from datainf_ray.common.storage import AT_FIRST, Options, failing, patience
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import counted
 from datainf_ray.request.combination import Combination, prepare_combination, sum_of
+from datainf_ray.runs import results
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.checksums import Stored, stored
 from datainf_ray.runs.combine import (
@@ -38,17 +39,17 @@ from datainf_ray.runs.record import (
     read_record,
     write_record,
 )
-from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK, left_out, table_bytes
 from datainf_ray.runs.top import top_table
 from datainf_ray.session.attempt import Attempt, end_badly, end_well, now
+from datainf_ray.session.run import Run, open_run
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher
 from datainf_ray.watch.watching import known, watching
 
 
 def combine(
-    runs: Sequence[str | os.PathLike[str] | Run],
+    runs: Sequence[str | os.PathLike[str] | results.Run],
     output: str | os.PathLike[str],
     *,
     weights: Sequence[float] | None = None,
@@ -73,8 +74,8 @@ def combine(
     not grow with the rows. A combination that was cut off is continued by the same call.
     """
     known(progress)
-    asked = [run if isinstance(run, Run) else os.fspath(run) for run in runs]
-    options = storage_options or next((run.directory.options for run in asked if isinstance(run, Run)), {})
+    asked = [run if isinstance(run, results.Run) else os.fspath(run) for run in runs]
+    options = storage_options or next((run.directory.options for run in asked if isinstance(run, results.Run)), {})
     keep_secret({"storage_options": options})
     with failing():
         with patience(AT_FIRST):

@@ -21,9 +21,9 @@ from datainf_ray.runs.files import damage
 from datainf_ray.runs.lease import Lease
 from datainf_ray.runs.record import RUN_FILE, Counts, Earlier, RunRecord, Trainable, read_record, write_record
 from datainf_ray.runs.report.page import write_report
-from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import OK
 from datainf_ray.session.attempt import Attempt, end_badly, end_well, now
+from datainf_ray.session.run import Run, open_run
 from datainf_ray.session.solve import solve
 from datainf_ray.watch.meter import Meter
 from datainf_ray.watch.progress import Watcher

@@ -15,7 +15,8 @@ from datainf_ray.common.storage import AT_FIRST, failing, patience
 from datainf_ray.config import RunConfig, load_config, options_among
 from datainf_ray.request.checkpoints import several
 from datainf_ray.request.understand import begun, portable, understand, understand_each
-from datainf_ray.runs.results import Driver, Run, open_run
+from datainf_ray.runs.results import Driver
+from datainf_ray.session.run import Run, open_run
 from datainf_ray.watch.watching import known, watching
 
 _NAMED = 3  # runs that an error names

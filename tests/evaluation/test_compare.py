@@ -17,9 +17,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError
+from datainf_ray.curate.source import source_of
 from datainf_ray.evaluation import rankings
 from datainf_ray.evaluation.figures import by_chance, interval, resampled_queries
-from datainf_ray.evaluation.truth import source_of
 from datainf_ray.evaluation.words import SharedWords, text_of
 from tests.evaluation.conftest import ROWS, Evaluated, make, sign, write_corpora
 
