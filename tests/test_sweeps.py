@@ -79,7 +79,7 @@ def test_a_sample_of_the_rows_gives_the_curvature_and_says_how_certain_it_is(
     said = some.record.curvature
     assert said["rows"] == 20
     off = (scores(some) - scores(whole)).norm(dim=0) / scores(whole).norm(dim=0)
-    assert 0.1 * float(off.mean()) < said["error"] < 10 * float(off.mean())
+    assert 0.1 * float(off.mean()) < said["sampling_error"] < 10 * float(off.mean())
     all_of_them = attribute(config, output=str(tmp_path / "all"), **{"method.curvature_rows": 40})
     assert tables(all_of_them) == tables(whole)
 
@@ -98,9 +98,10 @@ def test_an_index_answers_new_queries_as_a_run_would(tmp_path: Path, config: dic
     tiny.write_rows(tmp_path / "more.jsonl", 3, seed=5)
     (tmp_path / "train.jsonl").rename(tmp_path / "gone.jsonl")  # the rows are not needed any more
     answers = datainf_ray.query(
-        made.url, queries={"path": str(tmp_path / "more.jsonl"), "id": "name"}, output=str(tmp_path / "answers"),
-        progress=False,
-    )  # fmt: skip
+        made.url, queries=str(tmp_path / "more.jsonl"), output=str(tmp_path / "answers"), progress=False
+    )
+    names = [json.loads(line)["name"] for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    assert answers.queries()["id"].to_pylist() == names  # queries.id is the run's
     assert sources(answers) == [("queries", "backward"), ("curvature", "index"), ("scores", "index")]
     (tmp_path / "gone.jsonl").rename(tmp_path / "train.jsonl")
     config["queries"]["path"] = str(tmp_path / "more.jsonl")

@@ -28,6 +28,15 @@ def local_path(reference: str) -> str | None:
     return None if "://" in inner else os.path.expanduser(inner)
 
 
+def sought(reference: str) -> str | None:
+    """Where a relative path of this machine was looked for, in a sentence; None for an absolute one, or a store's.
+
+    With `ray job submit` that is a folder of the cluster, not the one that the command was typed in.
+    """
+    path = local_path(reference)
+    return None if path is None or os.path.isabs(path) else f"it was looked for in {os.getcwd()}"
+
+
 def regular(path: str, key: str) -> None:
     """Raises `RequestError` naming `key` where a local path is, or leads to, neither a file nor a directory.
 

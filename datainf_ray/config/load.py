@@ -15,7 +15,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.plain_yaml import MOST_CHARACTERS, PlainYAMLError, read_yaml
 from datainf_ray.common.possible import below, kinds, possible
 from datainf_ray.common.redaction import keep_secret, names_secret
-from datainf_ray.common.regular import local_path, regular
+from datainf_ray.common.regular import local_path, regular, sought
 from datainf_ray.common.storage import Options, reason, store_of
 from datainf_ray.common.words import meant
 from datainf_ray.config.keys import RunConfig
@@ -92,7 +92,7 @@ def _read(file: str, options: Options) -> dict[str, Any]:
         place = "" if error.line is None else f"line {error.line}: "
         raise RequestError("config", file, f"{place}{error.told(secret)}", error.remedy) from None
     except FileNotFoundError:
-        raise RequestError("config", file, "no such configuration file") from None
+        raise RequestError("config", file, "no such configuration file", sought(file)) from None
     except Exception as error:  # every storage library has its own classes; or it is not UTF-8
         raise RequestError("config", file, f"cannot be read: {reason(error)}") from None
     if not isinstance(tree, dict):

@@ -19,7 +19,7 @@ from fsspec.utils import glob_translate
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.redaction import redacted
-from datainf_ray.common.regular import local_path, nameable, regular
+from datainf_ray.common.regular import local_path, nameable, regular, sought
 from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
 from datainf_ray.corpus.files import SourceFile, below, kind_of, known_kinds
 from datainf_ray.corpus.folders import ask_for_one, hidden, linked_folder, partition_of, parts_of, rows_among, rows_in
@@ -76,7 +76,7 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
     elif any(c in path for c in _MAGIC):
         infos, directory = _matching(fs, path, entry, key)
     else:
-        raise RequestError(key, entry, "no such file or directory")
+        raise RequestError(key, entry, "no such file or directory", sought(entry))
     for p in sorted(infos):
         if isinstance(fs, LocalFileSystem):
             nameable(p, key)
@@ -123,7 +123,7 @@ def _matching(fs: AbstractFileSystem, path: str, entry: str, key: str) -> tuple[
     if link is not None:
         raise RequestError(key, link, _LINK, "name the folder that it leads to, too")
     if not infos:
-        raise RequestError(key, entry, "it matches only directories" if matched else "no file matches")
+        raise RequestError(key, entry, "it matches only directories" if matched else "no file matches", sought(entry))
     return infos, directory
 
 

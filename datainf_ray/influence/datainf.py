@@ -256,7 +256,11 @@ def _sample(extent: Extent) -> Sample | None:
 
 
 def _tell(solved: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str, Any]:
-    """The rows of the curvature, the largest error bound, how many blocks were swept once more; the sample's error."""
+    """The rows of the curvature, the largest error bound, how many blocks were swept once more; the sample's error.
+
+    `sampling_error` estimates the relative error of the queries' iHVPs, on average, that comes of taking the curvature
+    from a sample of rows; None where it was taken from all.
+    """
     facts = solved["facts"].values()
     error = None
     if "error" in solved:
@@ -266,7 +270,7 @@ def _tell(solved: Mapping[str, Mapping[str, Statistic]], rows: int) -> dict[str,
         "rows": rows,
         "bound": max(float(statistic.get("bound", 0)) for statistic in facts),
         "exact_blocks": sum(bool(statistic.get("again", False)) for statistic in facts),
-        "error": error,
+        "sampling_error": error,
     }
 
 

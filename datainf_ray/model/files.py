@@ -17,7 +17,7 @@ from filelock import FileLock
 from fsspec import AbstractFileSystem
 
 from datainf_ray.common.errors import RequestError, one_line
-from datainf_ray.common.regular import regular
+from datainf_ray.common.regular import regular, sought
 from datainf_ray.common.storage import Options, open_store, persistently, reason
 from datainf_ray.config import ModelConfig
 
@@ -54,7 +54,8 @@ def local_folder(reference: str, key: str, weights: bool = True, options: Option
         path.parent.is_dir() and path.parent != Path(".")
     )
     if path.exists() or looks_local or not _HUB_ID.match(reference):
-        raise RequestError(key, reference, "no such directory", "give a model's directory, hub id or URL")
+        remedy = sought(reference) or "give a model's directory, hub id or URL"
+        raise RequestError(key, reference, "no such directory", remedy)
     return reference
 
 
@@ -71,7 +72,8 @@ def adapter_folder(model: ModelConfig, options: Options | None = None) -> str | 
                 folder, allow_patterns=["*.json", "*.safetensors", ADAPTER_PICKLE, "*.txt", "*.model", "*.jinja"]
             )
         except Exception as error:  # the hub's errors have no common type; each means that there is nothing to read
-            raise RequestError("model.adapter", model.adapter, f"cannot be fetched: {one_line(error)}") from None
+            problem = f"is no folder, and cannot be fetched from a hub: {one_line(error)}"
+            raise RequestError("model.adapter", model.one_adapter, problem, sought(folder)) from None
     if not (Path(folder) / ADAPTER_SETTINGS).is_file():
         raise RequestError("model.adapter", model.adapter, f"no {ADAPTER_SETTINGS} there", _elsewhere(Path(folder)))
     if not any((Path(folder) / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE)):

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from datainf_ray.common.errors import RequestError, one_line
-from datainf_ray.common.regular import local_path, regular
+from datainf_ray.common.regular import local_path, regular, sought
 from datainf_ray.common.storage import reason, store_of
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus
@@ -43,7 +43,7 @@ def with_template(config: RunConfig) -> RunConfig:
     except RequestError:
         raise
     except FileNotFoundError:
-        raise RequestError(key, named, "no such file", _REMEDY) from None
+        raise RequestError(key, named, "no such file", sought(named) or _REMEDY) from None
     except IsADirectoryError:
         raise RequestError(key, named, "is a folder", _REMEDY) from None
     except Exception as error:  # every storage library has its own classes; or it is not UTF-8

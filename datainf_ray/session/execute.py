@@ -71,6 +71,8 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
                 run = Run(job.directory)
                 _finish(job, run)  # it may have been cut off just before the very end
                 watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
+                if run.top_k != job.config.results.top_k:
+                    watcher.say(f"it lists {counted(run.top_k, 'row')} a query and side; `datainf top -k` shows others")
                 return run
             if found is not None:
                 watcher.say(f"{found}; the run is done again")

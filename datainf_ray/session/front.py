@@ -109,7 +109,8 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
     """Answer new queries from the gradient index of a finished run: no backward pass over the corpus.
 
     `run` is its URL; `queries` a path, a list of paths or the keys of the configuration's `queries`; `output` the new
-    run directory. All other keys have the values of the run's configuration, unless `overrides` replaces them.
+    run directory. All other keys have the values of the run's configuration, unless `overrides` replaces them; but
+    queries are grouped only where it is asked for.
     `progress` and errors are as in `attribute`.
     """
     known(progress)
@@ -119,7 +120,7 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
         remedy = f"query its runs, where they have one, and combine the answers: {ones}"
         raise RequestError("run", earlier.url, "combines several runs and has no gradient index", remedy)
     asked = queries if isinstance(queries, dict) else {"path": queries}
-    changed = {"queries": {**earlier.config["queries"], "columns": {}, "id": None, "group": None, **asked}}
+    changed = {"queries": {**earlier.config["queries"], "group": None, **asked}}
     results = {**earlier.config["results"], "self_influence": False}  # it is there: it does not depend on queries
     made_without = {"index": None, "index_projection": None, "results": results}
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)

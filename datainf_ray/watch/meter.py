@@ -39,6 +39,9 @@ class Meter:
         if now.workers == 0 and workers:
             self._began = time.monotonic()  # a worker's start is not the sweep's speed
         self._now = replace(now, done=now.done + rows, tokens=now.tokens + tokens, workers=workers)
+        if rows > 0:
+            free = now.free + (0 if tokens else rows)
+            self._now = replace(self._now, measured=self.progress.seconds, free=free)
         self.watcher.advance(rows, tokens, workers)
         if rows and not now.done:
             self.news()

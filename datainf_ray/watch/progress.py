@@ -21,6 +21,8 @@ class Progress:
     tokens: int = 0  # of the rows that are done, without padding
     seconds: float = 0.0  # since the sweep began, or since its first worker was up
     workers: int = 0
+    measured: float | None = None  # `seconds` as they were when the last rows were done
+    free: int = 0  # rows of those done that took no time here: an earlier attempt's, and those without a token
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -29,8 +31,15 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of this sweep, if the rest goes as what is done; None where it is too early to tell."""
-        return (self.rows - self.done) * self.seconds / self.done if self.done and self.seconds >= _SURE else None
+        """Of this sweep, if the rest goes as what is done; None where it is too early to tell.
+
+        Rows come in chunks. While one is open, the time that it takes is part of what was left, and is taken off.
+        """
+        timed = self.done - self.free
+        if timed <= 0 or self.seconds < _SURE:
+            return None
+        took = self.seconds if self.measured is None else self.measured
+        return max((self.rows - self.done) * took / timed - (self.seconds - took), 0.0)
 
     def __str__(self) -> str:
         if self.sweep is None:

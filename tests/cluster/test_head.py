@@ -132,7 +132,11 @@ def test_a_job_that_was_stopped_is_submitted_again_and_goes_on(scene: Scene, qui
 @pytest.mark.parametrize(
     ("name", "change", "line"),
     [
-        ("wrong", "train.path=nowhere.jsonl", r"^error: train\.path: nowhere\.jsonl: no such file or directory$"),
+        (
+            "wrong",
+            "train.path=nowhere.jsonl",
+            r"^error: train\.path: nowhere\.jsonl: no such file or directory; it was looked for in /",
+        ),
         ("fails", "cluster.start_timeout=1", r"^failed: no worker could be started within 1 s .* takes 64 CPUs, and"),
     ],
 )

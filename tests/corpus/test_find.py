@@ -114,6 +114,17 @@ def test_what_cannot_be_taken_is_refused_by_name(write, tmp_path, entry, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("entry", ["nothing.jsonl", "../nothing*.jsonl"])
+def test_a_relative_path_that_leads_nowhere_is_told_with_the_place(entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as error:
+        find_files([entry], "train.path")
+    assert str(error.value).endswith(f"; it was looked for in {tmp_path}")
+    with pytest.raises(RequestError) as error:
+        find_files([f"{tmp_path}/{entry}"], "train.path")
+    assert "looked for" not in str(error.value)
+
+
 def test_an_unknown_filesystem_is_refused_by_name():
     with pytest.raises(RequestError, match=r"train.path: nosuch://x.jsonl: .*nosuch"):
         find_files(["nosuch://x.jsonl"], "train.path")

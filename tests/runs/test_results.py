@@ -153,7 +153,7 @@ def test_the_summary_says_what_came_out_and_what_it_cost(made: Callable[..., Mad
 def test_the_summary_says_how_the_work_was_cut_and_what_the_curvature_rests_on(made: Callable[..., Made]) -> None:
     summary = made(state="running").run.summary()  # older runs do not say
     assert {summary[key] for key in ("sizes", "curvature", "index", "answers")} == {None}
-    curvature = {"rows": 40, "bound": 1e-9, "exact_blocks": 0, "error": 0.02}
+    curvature = {"rows": 40, "bound": 1e-9, "exact_blocks": 0, "sampling_error": 0.02}
     sizes = {
         "chunk_rows": 64,
         "batch_tokens": 512,

@@ -74,6 +74,33 @@ def test_a_driver_that_waited_while_another_finished_computes_nothing(job: Job) 
     assert not job.directory.exists(DRIVER_FILE)
 
 
+@pytest.mark.parametrize(
+    ("scores", "top_k", "refused"), [(True, 7, False), (True, 700, False), (False, 7, False), (False, 700, True)]
+)
+def test_a_run_that_is_done_answers_for_another_length_of_its_lists(
+    tmp_path: Path, tiny_llama: dict[str, Any], scores: bool, top_k: int, refused: bool
+) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", results={"scores": scores})
+    job = prepare(load_config(config))
+    directory = job.directory
+    directory.write_json("run.json", {**_begun(job).model_dump(mode="json"), "state": "done"})
+    tables = {**TABLES, part_name(0): lambda: examples_schema(job.queries)}
+    for name, schema in tables.items():
+        write_table(directory, name, schema().empty_table())
+    directory.write("report.html", b"")
+
+    asked = load_config(config, **{"results.top_k": top_k})
+    if refused:
+        with pytest.raises(RequestError, match=r"holds another run: results\.top_k is 100 there and 700 here"):
+            prepare(asked)
+    else:
+        watcher = Ended()
+        assert execute(prepare(asked), watcher).top_k == 100
+        assert watcher.said[1] == "it lists 100 rows a query and side; `datainf top -k` shows others"
+    with pytest.raises(RequestError, match=r"method\.damping"):
+        prepare(load_config(config, **{"results.top_k": top_k, "method.damping": 0.2}))
+
+
 def test_a_driver_that_waited_while_another_run_was_made_is_told(job: Job) -> None:
     assert isinstance(job.directory, Watched)
     job.directory.last |= {"fingerprint": "f00", "identity": {**job.identity, "adapter": "f00"}}

@@ -122,7 +122,8 @@ def _of_curvature(
     sampled: bool,
     bound: float | None = None,
     exact_blocks: int = 0,
-    error: float | None = None,
+    sampling_error: float | None = None,
+    error: float | None = None,  # what earlier versions called it
     way: str | None = None,
     residual: float | None = None,
     iterations: int | None = None,
@@ -131,6 +132,7 @@ def _of_curvature(
     remarks = []
     if sampled:
         text = f"The curvature is that of a random sample of {_many(rows, 'row')}"
+        error = error if sampling_error is None else sampling_error
         if error is not None:
             text += f"; its two halves suggest a relative error of {100 * error:.2g} % in the inverse-Hessian products"
         remarks.append(text + ".")

@@ -187,7 +187,7 @@ def test_the_report_says_how_the_work_was_done_and_how_exact_it_is(made: Callabl
             "gradients": "keep",
             "why": "gradients are kept: they take 1.2 GB of the 4.0 GB that the object store can spare.",
         },
-        "curvature": {"rows": 40, "bound": 3.12e-9, "exact_blocks": 1, "error": 0.0231},
+        "curvature": {"rows": 40, "bound": 3.12e-9, "exact_blocks": 1, "sampling_error": 0.0231},
         "index": {
             "url": "s3://b/<i>index",
             "projection": 64,
