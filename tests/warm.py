@@ -52,9 +52,9 @@ def workers() -> Iterator[None]:
     """Inside, workers are lent."""
     hire, close = pool.hire, members.Members.close
 
-    def lend(config: ClusterConfig, gpus: float, labels: dict[str, str] | None = None) -> ActorHandle:
+    def lend(config: ClusterConfig, gpus: float, labels: dict[str, str] | None = None, **more: Any) -> ActorHandle:
         if not _lends:
-            return hire(config, gpus, labels)
+            return hire(config, gpus, labels, **more)
         terms = _terms(config, gpus, labels)
         for place, (had, actor) in enumerate(_idle):
             if had == terms:
@@ -62,7 +62,7 @@ def workers() -> Iterator[None]:
                 return actor
         if len(_idle) == MOST or any(had != terms for had, _ in _idle):
             _dismiss_idle()  # they take the CPUs that the new one needs
-        actor = hire(config, gpus, labels)
+        actor = hire(config, gpus, labels, **more)
         _hired[actor] = terms, 0
         return actor
 

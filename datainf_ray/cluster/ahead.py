@@ -26,11 +26,11 @@ class Ahead:
     Nothing is started if a cluster is to be joined. Ray's processes end with the thread that started them, so this
     thread waits until Ray is not needed any more, and then ends it. Two runs of one process cannot have a Ray at the
     same time: `behind` is the other run's, which may be about to end. One that is `lasting` is there for several runs,
-    one after the other, and is ended when it is left.
+    one after the other, and is ended when it is left. `output` is the run's place.
     """
 
-    def __init__(self, config: ClusterConfig, lasting: bool = False) -> None:
-        self.config = config
+    def __init__(self, config: ClusterConfig, output: str, lasting: bool = False) -> None:
+        self.config, self._output = config, output
         self._lasting = lasting
         self.behind = not address_of(config) and _LOCAL.locked()
         self.wanted = self.behind or not (ray.is_initialized() or address_of(config))
@@ -108,7 +108,8 @@ class Ahead:
             self._left = end_ray()
 
     def _hire(self, facts: ClusterFacts) -> None:
-        from datainf_ray.cluster.hiring import hire  # here, because it loads torch
+        from datainf_ray.cluster.hiring import hire, worker_name  # here, because it loads torch
 
         while len(facts.actors) < facts.room.workers and not self._over.is_set():
-            facts.actors.append(hire(self.config, facts.room.gpus_per_worker))
+            name = worker_name(self._output, str(len(facts.actors)))
+            facts.actors.append(hire(self.config, facts.room.gpus_per_worker, name=name))

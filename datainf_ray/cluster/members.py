@@ -30,8 +30,8 @@ from datainf_ray.runs.events import Log
 IDLE = 60.0  #: seconds after which a worker that has nothing to do is let go
 _LOOK = 3.0  # seconds between looks at which nodes are being drained
 
-#: Asks for a worker, on a node with these labels; None: with those that are asked for first.
-Hire = Callable[[dict[str, str] | None], "ActorHandle[Worker]"]
+#: Asks for a worker of this name, on a node with these labels; None: with those that are asked for first.
+Hire = Callable[[str, dict[str, str] | None], "ActorHandle[Worker]"]
 
 
 @dataclass(eq=False)
@@ -94,12 +94,13 @@ class Members:
         """Ask for as many workers as `chunks` chunks can occupy; they come up while the driver does other things."""
         staying = sum(not self.leaves(member) for member in self.all)
         for _ in range(min(self.limit, max(chunks, self.minimum)) - staying):
+            actor: ActorHandle[Worker] | None
             if self._hired:
                 actor = self._hired.popleft()
             elif not self.starts.may_ask(time.monotonic()):
                 break
             else:
-                actor = self.hire(None)
+                actor = None
             self.all.append(self._member(actor))
 
     def greet(self) -> None:
@@ -196,8 +197,11 @@ class Members:
         self._hired.clear()
         self._shared = None
 
-    def _member(self, actor: ActorHandle[Worker]) -> Member:
+    def _member(self, actor: ActorHandle[Worker] | None, labels: dict[str, str] | None = None) -> Member:
+        """A worker of the run: `actor`, or one that is asked for, on a node with `labels`."""
         name = str(next(self._names))
+        if actor is None:
+            actor = self.hire(name, labels)
         ready, placed = method(actor, Worker.load)(self._shared, name), method(actor, Worker.here)()
         return Member(actor, name, ready, placed, asked=time.monotonic())
 
@@ -214,7 +218,7 @@ class Members:
             late = time.monotonic() - member.asked > config.fallback_after
             if member.info is None and member.first_choice and late and not ray.wait([member.placed], timeout=0)[0]:
                 ray.kill(member.actor)
-                other = self._member(self.hire(config.fallback_selector))
+                other = self._member(None, config.fallback_selector)
                 other.first_choice = False
                 self.all[place] = other
                 said = (

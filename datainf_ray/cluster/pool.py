@@ -18,7 +18,7 @@ from datainf_ray.cluster.backlog import HALVINGS, Backlog, Work, describe_chunk
 from datainf_ray.cluster.chunk import ChunkReport
 from datainf_ray.cluster.facts import wants
 from datainf_ray.cluster.failures import STARTS, Failure, Fault, Starts, classify, final_error
-from datainf_ray.cluster.hiring import IN_FLIGHT, hire
+from datainf_ray.cluster.hiring import IN_FLIGHT, hire, worker_name
 from datainf_ray.cluster.members import Member, Members, who
 from datainf_ray.cluster.metrics import DONE, FAILED, RETRIED, DriverMetrics
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
@@ -69,9 +69,10 @@ class Pool:
 
     `minimum` must be up before a sweep begins, and that many are kept when there is nothing to do. `actors` are workers
     that are on their way already, and are taken from there; with `grows` false none can come up later that cannot come
-    up now. `say` receives one line per non-fatal problem, `log` every event. `crashed` has the rows, by
-    corpus, that crash their workers. Rows that are found are added to it, and `found` is called.
-    So are digests of the workers' weights, by device and dtype, to `weights`: they must be the same.
+    up now. A new one is put on a node that has `memory` bytes left. `say` receives one line per non-fatal problem,
+    `log` every event. `crashed` has the rows, by corpus, that crash their workers. Rows that are found are added to it,
+    and `found` is called. So are digests of the workers' weights, by device and dtype, to `weights`: they must be the
+    same.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pool:
         actors: deque[ActorHandle[Worker]] | None = None,
         *,
         grows: bool = True,
+        memory: int = 0,
         say: Callable[[str], None] = lambda text: None,
         crashed: dict[str, list[int]] | None = None,
         found: Callable[[], None] = lambda: None,
@@ -103,7 +105,13 @@ class Pool:
             minimum,
             gpus_per_worker,
             deque() if actors is None else actors,
-            lambda labels: hire(spec.config.cluster, gpus_per_worker, labels),
+            lambda name, labels: hire(
+                spec.config.cluster,
+                gpus_per_worker,
+                labels,
+                name=worker_name(spec.config.output, name),
+                memory=memory,
+            ),
             Starts(STARTS * (limit if grows else 1)),
             say,
             log,

@@ -83,7 +83,8 @@ class Worker:
     cores they sleep between operations instead of waiting at the ready. That made two threads as slow as one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self._name = name
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._fetching, self._reading = threading.Lock(), threading.Lock()
         self._computing = ThreadPoolExecutor(1, "computing")
@@ -95,6 +96,9 @@ class Worker:
             importlib.import_module("peft")  # and transformers with it: while the driver still looks at the request
             load_pandas()
         gc.freeze()  # modules stay for good: collections need not look through them
+
+    def __repr__(self) -> str:
+        return self._name or super().__repr__()  # Ray's dashboard and logs show it
 
     def here(self) -> None:
         """Answers as soon as this worker has a place on a node, and its libraries."""
@@ -130,14 +134,9 @@ class Worker:
         if spec.task_code is not None:
             unpack(spec.task_code)
         self.task = task_of(config.model)
+        states, loss = method_named(config.method.name).states, config.method.loss
         self.replica = load_replica(
-            config.model,
-            self.task,
-            self.device,
-            config.method.loss,
-            devices=gpus,
-            options=options,
-            states=method_named(config.method.name).states,
+            config.model, self.task, self.device, loss, devices=gpus, options=options, states=states
         )
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")

@@ -9,6 +9,7 @@ from datainf_ray.runs.schemas import OK
 
 #: Memory held over memory in use. glibc's heap, with one arena, was seen to hold 1.1 to 2.1 times as much.
 CPU_GAPS, GPU_GAPS = 1.6, 1.25
+PROCESS_BYTES = 550_000_000  #: a worker with its libraries and nothing to do
 _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

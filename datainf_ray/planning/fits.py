@@ -9,7 +9,7 @@ from dataclasses import replace
 from datainf_ray.common.words import byte_size
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.datainf import NODES
-from datainf_ray.planning.estimate import half_precision, mean_tokens, token_bytes, weight_bytes
+from datainf_ray.planning.estimate import PROCESS_BYTES, half_precision, mean_tokens, token_bytes, weight_bytes
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import nodes_of
 from datainf_ray.request.job import Job
@@ -46,6 +46,16 @@ def _least(job: Job, on_gpu: bool) -> tuple[int, int, int]:
         2 * 4 * max(block.size for block in facts.blocks),
         4 * vectors * facts.parameters,
     )
+
+
+def least_memory(job: Job, room: Room) -> int:
+    """Bytes of a machine that a worker cannot do without, however the run is cut; its share of a machine at most.
+
+    Ray puts no worker on a node that has less left, and an autoscaler brings one that has as much.
+    """
+    on_gpu = room.gpus_per_worker > 0
+    model, largest, sums = _least(job, on_gpu)
+    return min(PROCESS_BYTES + (0 if on_gpu else model + largest + sums), room.worker_bytes)
 
 
 def _instead(job: Job, room: Room, model: int) -> str:

@@ -16,6 +16,7 @@ from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.influence.datainf import NODES
 from datainf_ray.planning.calibration import Calibration
 from datainf_ray.planning.estimate import (
+    PROCESS_BYTES,
     activation_bytes,
     half_precision,
     index_row_bytes,
@@ -51,7 +52,6 @@ from datainf_ray.runs.record import tell_half_precision, tell_left_out
 _GPU_FLOPS = 150e12  # a present GPU in bfloat16 at the share of its peak that training reaches
 _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's own node
 START_SECONDS = 10.0  #: Ray and a worker with its libraries; a large model takes longer
-_PROCESS_BYTES = 550e6  # a worker with its libraries and nothing to do
 _DRIVER_BYTES = 650_000_000  # a driver with its libraries, seen on four small runs; what it holds comes on top
 _CHUNK_FILE_BYTES = 5000  # of a chunk's file beside its rows: schema, checksum, places and text
 _KEYS = frozenset({"key", "k_proj", "k_lin", "k"})  # what a key projection is called
@@ -279,9 +279,9 @@ def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None)
     model = weight_bytes(job, on_gpu) + activation_bytes(job, sizes.batch_tokens, on_gpu)
     if calibration is not None:
         own = calibration.worker_bytes - 4 * (1 + NODES) * job.queries * job.facts.parameters
-        model = max(int(own if on_gpu else own - _PROCESS_BYTES), 0)
+        model = max(int(own if on_gpu else own - PROCESS_BYTES), 0)
     # A chunk's results stay on the host until they have been sent, while the next chunk is under way.
-    host = _PROCESS_BYTES + sums + sizes.chunk_rows * score_bytes(job)
+    host = PROCESS_BYTES + sums + sizes.chunk_rows * score_bytes(job)
     if sizes.gradients == "keep":
         host += 2 * 4 * job.facts.parameters * sizes.chunk_rows
     host += state_bytes(job)  # of a chunk, or what every worker holds of self-influence

@@ -61,7 +61,7 @@ def _begin(config: RunConfig) -> Run:
     with patience(AT_FIRST):
         directory = understand_each(config)[0] if several(config) else understand(config).directory
         begun(directory)  # a store that lets nobody in is told now
-    if Ahead(config.cluster).wanted:
+    if Ahead(config.cluster, config.output).wanted:
         driver: Driver = LocalDriver(config, lambda: attribute(config, progress=False))
     else:
         from datainf_ray.cluster.driver import drive
@@ -76,7 +76,7 @@ def _attribute(config: RunConfig, progress: bool | str) -> Run:
     with patience(AT_FIRST):
         request = understand(config)
         there = begun(request.directory)
-    with Ahead(config.cluster) as ahead:
+    with Ahead(config.cluster, config.output) as ahead:
         if not there:  # if there is a run, it may be done, or another
             ahead.begin()
         with loading(), patience(AT_FIRST):
@@ -92,7 +92,7 @@ def _attribute_each(config: RunConfig, progress: bool | str) -> Run:
     with patience(AT_FIRST):
         directory, requests = understand_each(config)
         there = begun(directory)
-    with Ahead(config.cluster, lasting=True) as ahead:
+    with Ahead(config.cluster, config.output, lasting=True) as ahead:
         if not there:
             ahead.begin()
         with loading(), patience(AT_FIRST):
@@ -124,7 +124,7 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
     results = {**earlier.config["results"], "self_influence": False}  # it is there: it does not depend on queries
     made_without = {"index": None, "index_projection": None, "results": results}
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)
-    with failing(), Ahead(config.cluster) as ahead:
+    with failing(), Ahead(config.cluster, config.output) as ahead:
         with loading(), patience(AT_FIRST):
             from datainf_ray.request.index_job import prepare_query
 

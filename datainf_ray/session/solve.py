@@ -27,7 +27,7 @@ from datainf_ray.influence.method import Over
 from datainf_ray.influence.projection import projected
 from datainf_ray.influence.queries import mean_of_group
 from datainf_ray.model.replica import Verdict
-from datainf_ray.planning.fits import too_large
+from datainf_ray.planning.fits import least_memory, too_large
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
     FEWEST_ROWS,
@@ -69,6 +69,7 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
         cluster.room.gpus_per_worker,
         cluster.actors,
         grows=not cluster.local,
+        memory=0 if cluster.local else least_memory(job, cluster.room),
         say=attempt.watcher.say,
         crashed=record.crashed,
         found=attempt.keep,

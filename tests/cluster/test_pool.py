@@ -79,7 +79,7 @@ def test_idle_workers_are_let_go_and_come_again(config: dict[str, Any], monkeypa
     monkeypatch.setattr(members, "IDLE", 0.2)
     hired = []
     hire = pool.hire
-    monkeypatch.setattr(pool, "hire", lambda *values: hired.append(1) or hire(*values))
+    monkeypatch.setattr(pool, "hire", lambda *values, **more: hired.append(1) or hire(*values, **more))
 
     class Slow(Silent):
         """A driver that is busy for a while after the curvature's sweep."""

@@ -100,7 +100,7 @@ def test_nobody_waits_for_a_ray_that_never_comes(monkeypatch: pytest.MonkeyPatch
         raise error
 
     monkeypatch.setattr(ahead, "join", join)
-    with ahead.Ahead(ClusterConfig()) as coming:
+    with ahead.Ahead(ClusterConfig(), "run") as coming:
         coming.wanted = True  # though this process may be in a Ray already
         coming.begin()
         with pytest.raises(type(error)):
