@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from datainf_ray.cluster.known import facts_of
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.chunks import Chunk
@@ -28,20 +29,6 @@ from datainf_ray.model.replica import Replica
 from datainf_ray.runs.schemas import FAILED, OK
 
 NONFINITE = "nonfinite"
-
-#: What is known of a chunk's rows after a sweep, but for their influence; `loss` is null where there is none.
-FACTS = pa.schema(
-    [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("tokens", pa.int32(), nullable=False),
-        pa.field("tokens_cut", pa.int32()),  # null where an index of an earlier version is read
-        pa.field("loss", pa.float64()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("preview", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -262,23 +249,6 @@ def _seen(fold: Fold, facts: pa.Table, device: torch.device | str) -> Swept:
 
 def _fine(facts: pa.Table) -> np.ndarray:
     return np.array([status == OK for status in facts["status"].to_pylist()], dtype=bool)
-
-
-def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[str]) -> pa.Table:
-    """The `FACTS` of a chunk's examples."""
-    return pa.table(
-        [
-            [e.row for e in examples],
-            [e.id for e in examples],
-            [e.tokens for e in examples],
-            [e.tokens_cut for e in examples],
-            pa.array(losses, pa.float64(), mask=np.array([s != OK for s in status])),
-            list(status),
-            [e.detail for e in examples],
-            [e.preview for e in examples],
-        ],
-        schema=FACTS,
-    )
 
 
 def require_usable(swept: Swept, what: str) -> None:

@@ -17,7 +17,7 @@ from datainf_ray.influence.folds import Scores, Statistic
 from datainf_ray.runs.checksums import read_checked_table, table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name
-from datainf_ray.runs.schemas import examples_schema, matrix, vectors
+from datainf_ray.runs.schemas import across, examples_schema, matrix, vectors
 from datainf_ray.runs.top import Top, select_top
 
 MOMENTS = b"datainf.moments"  #: what a chunk's file has beside its rows: the blocks' moments
@@ -47,6 +47,7 @@ def commit_scores(
         facts["loss"].cast(pa.float32()),
         pa.chunked_array([pa.array(sqnorms, pa.float32(), mask=missing)]),
         facts["status"],
+        pc.if_else(pc.equal(facts["detail"], ""), pa.scalar(None, pa.string()), facts["detail"]),
     ]
     by_block = 0
     if keep:
@@ -54,6 +55,7 @@ def commit_scores(
         if (each := fold.by_block()) is not None:
             by_block = each.shape[2]
             columns.append(vectors(each.flatten(1).float().cpu().numpy(), missing))
+    columns += across(influence[:, asked], missing)
     selves = fold.self_influence()
     for own in selves or ():
         columns.append(pa.chunked_array([pa.array(own.float().cpu().numpy(), pa.float32(), mask=missing)]))
@@ -93,8 +95,8 @@ def committed_scores(
     directory: RunDirectory, owner: str, chunk: Chunk, facts: pa.Table, keep: bool = True
 ) -> tuple[np.ndarray, pa.Table, dict[str, Statistic]]:
     """What is committed for this chunk: its influences (rows × queries, NaN where there is none), its facts with the
-    statuses that are written, and the blocks' moments. Raises `DamagedError` where the file holds other rows, or is not
-    as the run `owner` wrote it. With `keep` false it has no influences.
+    statuses and details that are written, and the blocks' moments. Raises `DamagedError` where the file holds other
+    rows, or is not as the run `owner` wrote it. With `keep` false it has no influences.
     """
     name = chunk_name(chunk.number)
     table = read_checked_table(directory, name, owner)
@@ -103,6 +105,9 @@ def committed_scores(
     moments = json.loads(table.schema.metadata[MOMENTS])
     state = {name: {"moments": torch.tensor(value, dtype=torch.float64)} for name, value in moments.items()}
     facts = facts.set_column(facts.schema.get_field_index("status"), "status", table["status"])
+    if "detail" in table.schema.names:  # an earlier version may have written the chunk
+        detail = pc.fill_null(table["detail"], "")
+        facts = facts.set_column(facts.schema.get_field_index("detail"), "detail", detail)
     influence = matrix(table["influence"]) if keep else np.empty((len(table), 0), np.float32)
     return influence, facts, state
 

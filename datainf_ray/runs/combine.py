@@ -33,6 +33,7 @@ from datainf_ray.runs.record import Problem
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import (
     OK,
+    across,
     blocks_schema,
     examples_schema,
     group_rows,
@@ -48,8 +49,9 @@ from datainf_ray.runs.top import Top, merge_top, read_top, select_top, write_top
 SWEEP = "combine"
 #: What a row is called of which the sum is no number.
 NONFINITE = "nonfinite"
+_NO_NUMBER = "the weighted sum of its influences is no number"
 _MOST_PROBLEMS = 100
-_COLUMNS = ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "influence"]
+_COLUMNS = ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "detail", "influence"]
 _SELVES = ["self_influence", "self_influence_error"]
 
 
@@ -248,11 +250,20 @@ def _added(tables: Sequence[pa.Table], what: Sum, tally: Tally) -> pa.Table:
 
     shares = [weight / sum(weights) for weight in weights]
     columns = [*(last[name] for name in ("row", "id", "tokens", "tokens_cut"))]
-    columns += [total("loss", shares), total("sqnorm", weights), pa.array(status, pa.string()), vectors(summed, ~fine)]
+    columns += [total("loss", shares), total("sqnorm", weights), pa.array(status, pa.string())]
+    columns += [_details(tables, status), vectors(summed, ~fine), *across(summed[:, asked], ~fine)]
     if what.selves:
         columns += [total(_SELVES[0], weights), total(_SELVES[1], weights, power=2)]
     _note(tally, statuses, status, last, what)
     return pa.table(columns, schema=what.schema)
+
+
+def _details(tables: Sequence[pa.Table], status: np.ndarray) -> pa.Array:
+    """For each row without a score what the first run says that has none of it; null where nothing is said."""
+    found = pa.array([_NO_NUMBER] * len(status), pa.string())
+    for table in reversed(tables):
+        found = pc.if_else(pc.equal(table["status"], OK), found, table["detail"])
+    return pc.if_else(pa.array(status == OK), pa.scalar(None, pa.string()), found)
 
 
 def _in_order(places: np.ndarray, values: np.ndarray) -> bool:
@@ -277,7 +288,7 @@ def _note(tally: Tally, statuses: Sequence[np.ndarray], status: np.ndarray, tabl
         name = ids[int(row)].as_py()
         at = next((k for k, one in enumerate(statuses) if one[row] != OK), None)
         if at is None:
-            detail = "the weighted sum of its influences is no number"
+            detail = _NO_NUMBER
         else:
             run = what.sources[at].run
             known = next((p.detail for p in run.record.problems if p.id == name and p.status == status[row]), "")

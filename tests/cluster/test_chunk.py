@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datainf_ray.cluster.chunk import FACTS, NONFINITE, Keeper, Kept, Recorder, facts_of, replay, sweep_chunk
+from datainf_ray.cluster.chunk import NONFINITE, Keeper, Kept, Recorder, replay, sweep_chunk
+from datainf_ray.cluster.known import FACTS, facts_of
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.folds import Scores
 from datainf_ray.influence.projection import Projector

@@ -18,7 +18,7 @@ from datainf_ray.runs.checksums import stored, table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name
 from datainf_ray.runs.results import Run, open_run
-from datainf_ray.runs.schemas import blocks_schema, examples_schema, queries_schema, vectors
+from datainf_ray.runs.schemas import ACROSS, across, blocks_schema, examples_schema, queries_schema, vectors
 from datainf_ray.runs.top import merge_top, select_top, top_table
 from tests.runs_of import write_table
 
@@ -103,8 +103,10 @@ def make_run(
             "loss": pa.array(draw.uniform(0.5, 3, len(row)), pa.float32(), mask=missing[part]),
             "sqnorm": pa.array(draw.uniform(1, 9, len(row)), pa.float32(), mask=missing[part]),
             "status": status[part],
+            "detail": pa.array(np.where(missing[part], "nothing to predict", None), pa.string()),
             "influence": vectors(influence[part], missing[part]),
         }
+        columns |= dict(zip(ACROSS, across(influence[part], missing[part]), strict=True))
         if config.results.self_influence:
             own = -draw.uniform(1, 9, len(row)) if selves is None else selves[part]
             columns["self_influence"] = pa.array(own, pa.float32(), mask=missing[part])

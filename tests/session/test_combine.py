@@ -92,6 +92,10 @@ def test_a_sum_is_numpys(tmp_path: Path, runs: list[Made], cut: str, request: py
         ),
     }.items():
         np.testing.assert_allclose(column(there, name), np.where(fine, values, np.nan), rtol=1e-6, atol=0)
+    stored = matrix(there["influence"]).astype(np.float64)
+    for name, of in (("influence_mean", np.mean), ("influence_min", np.min), ("influence_max", np.max)):
+        np.testing.assert_array_equal(column(there, name), of(stored, axis=1).astype(np.float32))
+    assert there["detail"].to_pylist() == [None if ok else "nothing to predict" for ok in fine]
     assert there["tokens"].equals(examples[-1]["tokens"])
     assert run.record.counts.tokens == pc.sum(there["tokens"].filter(pa.array(fine))).as_py()
     assert run.record.counts.rows_cut is None  # the runs' run.json did not say
