@@ -20,6 +20,7 @@ from datainf_ray.cluster.known import facts_of
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.corpus.passages import room_for
 from datainf_ray.corpus.preview import fold as fold_text
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
@@ -27,6 +28,7 @@ from datainf_ray.influence.transform import Transform, transformed
 from datainf_ray.model.faults import is_of_rows, told
 from datainf_ray.model.replica import Replica
 from datainf_ray.runs.schemas import FAILED, OK
+from datainf_ray.runs.texts import with_less_text
 
 NONFINITE = "nonfinite"
 
@@ -264,11 +266,11 @@ def report_of(
     facts: pa.Table,
     timing: Timing,
     *,
-    whole: bool = False,
+    whole: int = 0,
     recomputed: bool = False,
     batch_tokens: int | None = None,
 ) -> ChunkReport:
-    """A chunk's report; with `whole` it carries the facts of all its rows."""
+    """A chunk's report; where it is one of so many rows as are to be known `whole`, it carries their facts."""
     status = facts["status"].to_pylist()
     bad = [k for k, s in enumerate(status) if s != OK]
     problems = [(facts["id"][k].as_py(), status[k], facts["detail"][k].as_py()) for k in bad[:3]]
@@ -281,7 +283,7 @@ def report_of(
         timing,
         dict(Counter(status)),
         problems,
-        facts if whole else None,
+        with_less_text(facts, room_for(whole)) if whole else None,
         recomputed,
         batch_tokens,
         None if beyond.null_count else int((beyond.to_numpy() > 0).sum()),

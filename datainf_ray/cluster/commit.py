@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,13 @@ import torch
 from datainf_ray.cluster.chunk import NONFINITE, Swept
 from datainf_ray.common.errors import DamagedError
 from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.corpus.passages import room_for
 from datainf_ray.influence.folds import Scores, Statistic
 from datainf_ray.runs.checksums import read_checked_table, table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name
 from datainf_ray.runs.schemas import across, examples_schema, matrix, vectors
+from datainf_ray.runs.texts import with_less_text
 from datainf_ray.runs.top import Top, select_top
 
 MOMENTS = b"datainf.moments"  #: what a chunk's file has beside its rows: the blocks' moments
@@ -113,4 +116,7 @@ def committed_scores(
 
 
 def top_of(influence: np.ndarray, facts: pa.Table, k: int) -> Top:
-    return select_top(influence, facts["row"].to_numpy(), facts.select(["row", "id", "preview"]), k)
+    """The chunk's best rows for every query, with as much of their texts as there is room for in the run's best."""
+    top = select_top(influence, facts["row"].to_numpy(), facts.select(["row", "id", "preview", "text"]), k)
+    most = room_for(2 * k * influence.shape[1])
+    return replace(top, texts=with_less_text(top.texts, most))

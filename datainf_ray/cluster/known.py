@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datainf_ray.corpus.passages import ROW_BYTES, as_json, shortened
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.runs.index import facts_schema
 from datainf_ray.runs.schemas import OK
@@ -26,6 +27,7 @@ FACTS = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
         pa.field("preview", pa.string()),
+        pa.field("text", pa.large_string()),  # as in texts.parquet; null where an index of an earlier version is read
     ]
 )
 
@@ -42,6 +44,7 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
             list(status),
             [_ADDRESS.sub("0x…", e.detail) for e in examples],
             [e.preview for e in examples],
+            [as_json(shortened(e.passages, ROW_BYTES)) for e in examples],
         ],
         schema=FACTS,
     )

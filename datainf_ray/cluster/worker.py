@@ -243,7 +243,7 @@ class Worker:
             order.chunk,
             done.facts,
             done.timing,
-            whole=current.corpus == "queries",
+            whole=self.spec.corpora["queries"].rows if current.corpus == "queries" else 0,
             recomputed=done.recomputed,
             batch_tokens=done.batch_tokens,
         )

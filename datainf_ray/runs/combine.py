@@ -43,7 +43,8 @@ from datainf_ray.runs.schemas import (
     queries_schema,
     vectors,
 )
-from datainf_ray.runs.top import Top, merge_top, read_top, select_top, write_top
+from datainf_ray.runs.texts import QUERY, ROW, texts_of_queries, texts_of_rows, with_previews
+from datainf_ray.runs.top import Top, merge_top, read_top, select_top, top_table, write_top
 
 #: What progress and run.json call the pass over the runs' rows.
 SWEEP = "combine"
@@ -176,8 +177,7 @@ def _write(
         for tables in _together(what, rows):
             before = tally.tokens
             table = _added(tables, what, tally)
-            texts = table.select(["row", "id"]).append_column("preview", pa.nulls(len(table), pa.string()))
-            values = matrix(table["influence"])
+            values, texts = matrix(table["influence"]), table.select(["row", "id"])
             best = merge_top(best, select_top(values, table["row"].to_numpy(), texts, what.top_k))
             yield plain(table)
             done(len(table), tally.tokens - before)
@@ -196,7 +196,7 @@ def _write(
 
 
 def _no_rows(what: Sum) -> Top:
-    texts = pa.table({"row": pa.array([], pa.int64()), "id": [], "preview": []})
+    texts = pa.table({"row": pa.array([], pa.int64()), "id": []})
     return select_top(np.empty((0, what.queries), np.float32), np.empty(0, np.int64), texts, what.top_k)
 
 
@@ -332,8 +332,27 @@ def combined_blocks(sources: Sequence[Source]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def with_previews(tops: pa.Table, sources: Sequence[Source]) -> pa.Table:
-    """top.parquet of the sum, with what the runs' own say of the same rows; null for a row that none of them lists."""
+def combined_texts(what: Sum, rows: pa.Table) -> pa.Table:
+    """texts.parquet of the sum: of its best `rows` (row, id) what any run says of them, and the last run's queries.
+
+    `text` is null for a row that none of the runs lists.
+    """
+    known: dict[int, str | None] = {}
+    tables = [source.run.texts() for source in what.sources]
+    for texts in tables:
+        of_rows = texts.filter(pc.and_(pc.equal(texts["kind"], ROW), pc.is_in(texts["number"], rows["row"])))
+        known |= dict(zip(of_rows["number"].to_pylist(), of_rows["text"].to_pylist(), strict=True))
+    texts = pa.array(map(known.get, rows["row"].to_pylist()), pa.string())
+    asked = [(one["number"], one) for one in tables[-1].to_pylist() if one["kind"] == QUERY]
+    number = {place: query for query, place in enumerate(what.sources[-1].places.tolist())}
+    kept = sorted(((number[place], one) for place, one in asked if place in number), key=lambda pair: pair[0])
+    queries = texts_of_queries([q for q, _ in kept], [one["id"] for _, one in kept], [one["text"] for _, one in kept])
+    return pa.concat_tables([texts_of_rows(pa.table([rows["row"], rows["id"], texts], ["row", "id", "text"])), queries])
+
+
+def combined_top(top: Top, texts: pa.Table, sources: Sequence[Source]) -> pa.Table:
+    """top.parquet of the sum. A row's preview is made of its text, else it is what a run's own says of the row."""
+    tops = top_table(top)
     known: dict[int, str | None] = {}
     needed = pc.unique(tops["row"])
     for source in sources:
@@ -341,8 +360,8 @@ def with_previews(tops: pa.Table, sources: Sequence[Source]) -> pa.Table:
         listed = listed.filter(pc.is_in(listed["row"], needed))
         known |= dict(zip(listed["row"].to_pylist(), listed["preview"].to_pylist(), strict=True))
     at = tops.schema.get_field_index("preview")
-    texts = pa.array(map(known.get, tops["row"].to_pylist()), pa.string())
-    return tops.set_column(at, tops.schema.field(at), texts)
+    previews = pa.array(map(known.get, tops["row"].to_pylist()), pa.string())
+    return with_previews(tops.set_column(at, tops.schema.field(at), previews), texts)
 
 
 def same_ids(run: Run, other: Run) -> str | None:

@@ -20,11 +20,11 @@ CRASHED = "crashed"
 #: The status of a row of which the model's forward or backward pass raises an exception, whatever row is beside it.
 FAILED = "failed"
 
-#: Columns that earlier versions did not write: null where a file does not have them.
-LATER = frozenset({"tokens_cut", "left_out", "residual", "detail", "influence_mean", "influence_min", "influence_max"})
-
 #: One number for each row of examples/: of its influences on all queries that have a gradient.
 ACROSS = ("influence_mean", "influence_min", "influence_max")
+
+#: Columns that earlier versions did not write: null where a file does not have them.
+LATER = frozenset({"tokens_cut", "left_out", "residual", "detail", *ACROSS, "text"})
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory

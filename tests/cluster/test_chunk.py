@@ -22,7 +22,17 @@ def test_a_row_whose_scores_are_beyond_float32_has_a_status() -> None:
     count = 4
     status = ["ok", "ok", "ok", "unreadable"]
     facts = pa.table(
-        [range(count), ["x"] * count, [3] * count, [0] * count, [1.0] * count, status, [""] * count, [""] * count],
+        [
+            range(count),
+            ["x"] * count,
+            [3] * count,
+            [0] * count,
+            [1.0] * count,
+            status,
+            [""] * count,
+            [""] * count,
+            [None] * count,
+        ],
         schema=FACTS,
     )
     gradients = np.ones((3, 5), np.float32)

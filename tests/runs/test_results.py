@@ -16,11 +16,13 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.checksums import table_file
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.files import damage
 from datainf_ray.runs.lease import DRIVER_FILE
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name
 from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import examples_schema, matrix, read_parquet
+from datainf_ray.runs.texts import ROW, TEXTS, said_by, texts_schema
 from tests.runs_of import write_table
 
 if TYPE_CHECKING:
@@ -28,6 +30,19 @@ if TYPE_CHECKING:
 
 
 COLUMNS = [field.name for field in examples_schema(3)]
+
+
+def test_a_run_of_a_version_that_kept_no_texts_has_none(made: Callable[..., Made]) -> None:
+    run = made().run
+    assert said_by(run.texts(), ROW).keys() == set(run.tops()["row"].to_pylist())
+    (Path(run.url) / TEXTS).unlink()
+    with pytest.raises(RequestError, match=r"is done, but texts\.parquet is missing from it"):
+        open_run(run.url).texts()
+    _change(run, files={name: stored.model_dump() for name, stored in run.record.files.items() if name != TEXTS})
+    run = open_run(run.url)
+    assert run.texts().equals(texts_schema().empty_table())
+    assert damage(run.directory, run.record, None) is None
+    write_report(run)
 
 
 def _best(made: Made, query: int, k: int, harmful: bool) -> list[int]:

@@ -440,5 +440,6 @@ def test_the_run_says_what_it_was(tmp_path: Path, tiny_llama: dict[str, Any]) ->
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     assert not any(p.name.startswith(".") for p in (tmp_path / "run").rglob("*"))
     assert set(os.listdir(tmp_path / "run")) == {
-        "run.json", "blocks.parquet", "queries.parquet", "top.parquet", "events", "examples", "report.html",
+        "run.json", "blocks.parquet", "queries.parquet", "top.parquet", "texts.parquet", "events", "examples",
+        "report.html",
     }  # fmt: skip
