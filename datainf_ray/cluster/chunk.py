@@ -16,9 +16,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from datainf_ray.cluster.known import facts_of
 from datainf_ray.common.errors import RunFailedError
 from datainf_ray.corpus.batches import Batch, plan_batches
 from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.corpus.passages import room_for
 from datainf_ray.corpus.preview import fold as fold_text
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.influence.folds import Fold
@@ -26,22 +28,9 @@ from datainf_ray.influence.transform import Transform, transformed
 from datainf_ray.model.faults import is_of_rows, told
 from datainf_ray.model.replica import Replica
 from datainf_ray.runs.schemas import FAILED, OK
+from datainf_ray.runs.texts import with_less_text
 
 NONFINITE = "nonfinite"
-
-#: What is known of a chunk's rows after a sweep, but for their influence; `loss` is null where there is none.
-FACTS = pa.schema(
-    [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("tokens", pa.int32(), nullable=False),
-        pa.field("tokens_cut", pa.int32()),  # null where an index of an earlier version is read
-        pa.field("loss", pa.float64()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("preview", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -264,23 +253,6 @@ def _fine(facts: pa.Table) -> np.ndarray:
     return np.array([status == OK for status in facts["status"].to_pylist()], dtype=bool)
 
 
-def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[str]) -> pa.Table:
-    """The `FACTS` of a chunk's examples."""
-    return pa.table(
-        [
-            [e.row for e in examples],
-            [e.id for e in examples],
-            [e.tokens for e in examples],
-            [e.tokens_cut for e in examples],
-            pa.array(losses, pa.float64(), mask=np.array([s != OK for s in status])),
-            list(status),
-            [e.detail for e in examples],
-            [e.preview for e in examples],
-        ],
-        schema=FACTS,
-    )
-
-
 def require_usable(swept: Swept, what: str) -> None:
     """Raises `RunFailedError` where no row of a chunk has a gradient, with the first one's id, status and detail."""
     if not swept.usable.any():
@@ -294,11 +266,11 @@ def report_of(
     facts: pa.Table,
     timing: Timing,
     *,
-    whole: bool = False,
+    whole: int = 0,
     recomputed: bool = False,
     batch_tokens: int | None = None,
 ) -> ChunkReport:
-    """A chunk's report; with `whole` it carries the facts of all its rows."""
+    """A chunk's report; where it is one of so many rows as are to be known `whole`, it carries their facts."""
     status = facts["status"].to_pylist()
     bad = [k for k, s in enumerate(status) if s != OK]
     problems = [(facts["id"][k].as_py(), status[k], facts["detail"][k].as_py()) for k in bad[:3]]
@@ -311,7 +283,7 @@ def report_of(
         timing,
         dict(Counter(status)),
         problems,
-        facts if whole else None,
+        with_less_text(facts, room_for(whole)) if whole else None,
         recomputed,
         batch_tokens,
         None if beyond.null_count else int((beyond.to_numpy() > 0).sum()),

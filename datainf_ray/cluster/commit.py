@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,13 @@ import torch
 from datainf_ray.cluster.chunk import NONFINITE, Swept
 from datainf_ray.common.errors import DamagedError
 from datainf_ray.corpus.chunks import Chunk
+from datainf_ray.corpus.passages import room_for
 from datainf_ray.influence.folds import Scores, Statistic
 from datainf_ray.runs.checksums import read_checked_table, table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name
-from datainf_ray.runs.schemas import examples_schema, matrix, vectors
+from datainf_ray.runs.schemas import across, examples_schema, matrix, vectors
+from datainf_ray.runs.texts import with_less_text
 from datainf_ray.runs.top import Top, select_top
 
 MOMENTS = b"datainf.moments"  #: what a chunk's file has beside its rows: the blocks' moments
@@ -47,6 +50,7 @@ def commit_scores(
         facts["loss"].cast(pa.float32()),
         pa.chunked_array([pa.array(sqnorms, pa.float32(), mask=missing)]),
         facts["status"],
+        pc.if_else(pc.equal(facts["detail"], ""), pa.scalar(None, pa.string()), facts["detail"]),
     ]
     by_block = 0
     if keep:
@@ -54,6 +58,7 @@ def commit_scores(
         if (each := fold.by_block()) is not None:
             by_block = each.shape[2]
             columns.append(vectors(each.flatten(1).float().cpu().numpy(), missing))
+    columns += across(influence[:, asked], missing)
     selves = fold.self_influence()
     for own in selves or ():
         columns.append(pa.chunked_array([pa.array(own.float().cpu().numpy(), pa.float32(), mask=missing)]))
@@ -93,8 +98,8 @@ def committed_scores(
     directory: RunDirectory, owner: str, chunk: Chunk, facts: pa.Table, keep: bool = True
 ) -> tuple[np.ndarray, pa.Table, dict[str, Statistic]]:
     """What is committed for this chunk: its influences (rows × queries, NaN where there is none), its facts with the
-    statuses that are written, and the blocks' moments. Raises `DamagedError` where the file holds other rows, or is not
-    as the run `owner` wrote it. With `keep` false it has no influences.
+    statuses and details that are written, and the blocks' moments. Raises `DamagedError` where the file holds other
+    rows, or is not as the run `owner` wrote it. With `keep` false it has no influences.
     """
     name = chunk_name(chunk.number)
     table = read_checked_table(directory, name, owner)
@@ -103,9 +108,15 @@ def committed_scores(
     moments = json.loads(table.schema.metadata[MOMENTS])
     state = {name: {"moments": torch.tensor(value, dtype=torch.float64)} for name, value in moments.items()}
     facts = facts.set_column(facts.schema.get_field_index("status"), "status", table["status"])
+    if "detail" in table.schema.names:  # an earlier version may have written the chunk
+        detail = pc.fill_null(table["detail"], "")
+        facts = facts.set_column(facts.schema.get_field_index("detail"), "detail", detail)
     influence = matrix(table["influence"]) if keep else np.empty((len(table), 0), np.float32)
     return influence, facts, state
 
 
 def top_of(influence: np.ndarray, facts: pa.Table, k: int) -> Top:
-    return select_top(influence, facts["row"].to_numpy(), facts.select(["row", "id", "preview"]), k)
+    """The chunk's best rows for every query, with as much of their texts as there is room for in the run's best."""
+    top = select_top(influence, facts["row"].to_numpy(), facts.select(["row", "id", "preview", "text"]), k)
+    most = room_for(2 * k * influence.shape[1])
+    return replace(top, texts=with_less_text(top.texts, most))

@@ -21,14 +21,12 @@ import torch
 from ray.exceptions import RayError
 
 from datainf_ray.cluster.chunk import (
-    FACTS,
     Indexer,
     Keeper,
     Kept,
     Recorder,
     Swept,
     Timing,
-    facts_of,
     from_index,
     replay,
     report_of,
@@ -38,6 +36,7 @@ from datainf_ray.cluster.chunk import (
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
 from datainf_ray.cluster.failures import Fault, classify
 from datainf_ray.cluster.held import CurrentSweep, Outcome
+from datainf_ray.cluster.known import facts_for_index, facts_from_index, facts_of
 from datainf_ray.cluster.memory import gpu_bytes, peak_bytes
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.nodes import require_same
@@ -63,7 +62,7 @@ from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.load import load_replica
 from datainf_ray.model.sense import start_loss, weights_digest
 from datainf_ray.request.encoding import encoder_for
-from datainf_ray.runs.index import facts_schema, read_part, write_part
+from datainf_ray.runs.index import read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
 from datainf_ray.tasks.own import unpack
 from datainf_ray.tasks.register import task_of
@@ -243,7 +242,7 @@ class Worker:
             order.chunk,
             done.facts,
             done.timing,
-            whole=current.corpus == "queries",
+            whole=self.spec.corpora["queries"].rows if current.corpus == "queries" else 0,
             recomputed=done.recomputed,
             batch_tokens=done.batch_tokens,
         )
@@ -372,8 +371,7 @@ class Worker:
     def _part(self, order: Order) -> tuple[dict[str, np.ndarray], np.ndarray, pa.Table]:
         assert self.spec.index is not None
         part = read_part(self.spec.index, order.chunk.number, self.spec.index_owner)
-        facts = part.facts.append_column("detail", pa.array([""] * len(part.facts)))
-        return part.gradients, part.sqnorms, facts.select(FACTS.names).cast(FACTS)
+        return part.gradients, part.sqnorms, facts_from_index(part.facts)
 
     def _indexer(self, rows: int) -> Indexer:
         if self._projector is None:
@@ -384,9 +382,7 @@ class Worker:
     def _write_part(self, chunk: Chunk, swept: Swept, indexer: Indexer) -> None:
         assert self.spec.index is not None
         sqnorms = swept.fold.sqnorms.cpu().numpy()
-        total = pa.array(sqnorms.sum(1), pa.float32(), mask=~swept.usable)
-        schema = facts_schema()
-        facts = swept.facts.append_column("sqnorm", total).select(schema.names).cast(schema)
+        facts = facts_for_index(swept.facts, sqnorms.sum(1), swept.usable)
         gradients = {name: g.numpy() for name, g in indexer.gradients.items()}
         assert self.spec.index_owner is not None
         dtype, owner = self.spec.config.index_dtype, self.spec.index_owner

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datainf_ray.common.keywords import checked
-from datainf_ray.corpus.preview import fold, fold_pair
+from datainf_ray.corpus.passages import Passage
 
 Message = dict[str, Any]
 
@@ -207,18 +207,17 @@ def _parsed(value: Any, what: str) -> Any:
         raise ValueError(f"{what} is text that is not JSON: {error}") from None
 
 
-def fold_messages(messages: Any) -> str:
-    """The last thing the assistant said, after what came before it, on one short line; of anything at all."""
-    turns = [(message.get("role"), _line(message)) for message in _listed(messages)]
-    last = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=None)
-    if last is None:
-        return fold(" ".join(text for _, text in turns))
-    return fold_pair(" ".join(text for _, text in turns[:last]), turns[last][1])
+def said_in(messages: Any) -> list[Passage]:
+    """What is said in a list of messages, of anything at all; what the assistant said last is the answer."""
+    found = [Passage(str(message.get("role")), _line(message)) for message in _listed(messages)]
+    last = max((i for i, one in enumerate(found) if one.role == "assistant"), default=len(found))
+    return [one._replace(answer=number >= last) for number, one in enumerate(found)]
 
 
-def fold_talks(prompt: Any, completion: Any) -> str:
-    """A prompt and its completion, each a list of messages, on one short line; of anything at all."""
-    return fold_pair(text_of_talk(prompt), text_of_talk(completion))
+def said_in_pair(prompt: Any, completion: Any) -> list[Passage]:
+    """What is said in a prompt and its completion, each a list of messages, or anything at all."""
+    sides = (prompt, False), (completion, True)
+    return [one._replace(answer=answer) for side, answer in sides for one in said_in(side)]
 
 
 def text_of_talk(messages: Any) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import one_line
-from datainf_ray.corpus.preview import LENGTH, fold
+from datainf_ray.corpus.passages import Passage, clean
+from datainf_ray.corpus.preview import fold, fold_ends, line_of
 from datainf_ray.corpus.rows import Row
 from datainf_ray.corpus.targets import IGNORED
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OK = "ok"  # as in `runs.schemas`
+_DECODED = 32_768  # tokens that are made text for people
 
 #: Which way rows become tokens: another number where a change makes other tokens, or other targets, of the same rows.
 #: 1: prompt and completion each by itself, a turn by what stands before it. 2: as one text, by its place in the talk.
@@ -71,6 +73,7 @@ class Example:
     values: dict[str, Any] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     preview: str = ""
+    passages: Sequence[Passage] = ()  #: what it says
     tokens_cut: int = 0  #: that it has beyond max_length
     rule: str = ""  #: what made the targets
     foreign: bool = False  #: it is unreadable because the tokenizer makes a token of it that the model does not have
@@ -85,6 +88,8 @@ class Example:
 Encode = Callable[[Sequence[Fields]], Sequence[Encoded | Exception]]
 #: Any text that says what a row is about; None in place of the values of a row that could not be encoded.
 Preview = Callable[[Fields, Mapping[str, Any] | None], str]
+#: What a row says, likewise.
+Says = Callable[[Fields, Mapping[str, Any] | None], Sequence[Passage]]
 
 
 class ForeignTokenError(ValueError):
@@ -105,8 +110,8 @@ def require_known(spec: EncoderSpec, ids: Any, role: str) -> None:
 class Encoder:
     """Encodes the rows of one corpus, good and bad."""
 
-    def __init__(self, encode: Encode, preview: Preview, spec: EncoderSpec) -> None:
-        self._encode, self._preview, self._spec = encode, preview, spec
+    def __init__(self, encode: Encode, says: Says, spec: EncoderSpec, preview: Preview | None = None) -> None:
+        self._encode, self._says, self._spec, self._preview = encode, says, spec, preview
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in order. A row that cannot be encoded gets a status; none raises."""
@@ -121,7 +126,7 @@ class Encoder:
             else:
                 example = Example(row.row, row.id, "unreadable", fold(one_line(made)))
                 example.foreign = isinstance(made, ForeignTokenError)
-            example.preview = self._line(row.fields, made.values if isinstance(made, Encoded) else None)
+            self._tell(example, row.fields, made.values if isinstance(made, Encoded) else None)
             examples.append(example)
         return examples
 
@@ -149,11 +154,14 @@ class Encoder:
             raise ValueError(f"the task's encoder made {len(found)} examples of {len(rows)} rows")
         return found
 
-    def _line(self, fields: Fields, values: Mapping[str, Any] | None) -> str:
+    def _tell(self, example: Example, fields: Fields, values: Mapping[str, Any] | None) -> None:
+        """Set what the row says, and its preview."""
         try:
-            return fold(self._preview(fields, values))
+            example.passages = clean(self._says(fields, values))
+            line = line_of(example.passages) if self._preview is None else self._preview(fields, values)
+            example.preview = fold_ends(line)
         except Exception as error:  # a row may hold anything where it could not be read
-            return fold(f"({one_line(error)})")
+            example.preview = fold(f"({one_line(error)})")
 
 
 def texts_of(fields: Fields) -> dict[str, str]:
@@ -162,8 +170,10 @@ def texts_of(fields: Fields) -> dict[str, str]:
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> str:
-    """The first tokens of a row of ids, as text where there is a tokenizer."""
-    ids = list(ids[:LENGTH])
+    """Tokens as text, where there is a tokenizer; of very many those at both ends."""
+    if len(ids) > _DECODED:
+        return " … ".join(decoded(tokenizer, part) for part in (ids[: _DECODED // 2], ids[-_DECODED // 2 :]))
+    ids = list(ids)
     return " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datainf_ray.corpus.passages import ROW_BYTES
 from datainf_ray.influence.projection import projected_size
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.request.job import Job
@@ -23,9 +24,10 @@ def mean_tokens(job: Job, corpus: str = "train") -> float:
 
 
 def text_bytes(job: Job) -> int:
-    """A row's id and preview, compressed to about a half."""
+    """A row's id, preview and text, compressed to about a half."""
     examples = job.examples["train"]
-    return sum(len((e.id + e.preview).encode()) for e in examples) // max(2 * len(examples), 1)
+    texts = sum(min(sum(len(p.text.encode()) for p in e.passages), ROW_BYTES) for e in examples)
+    return (texts + sum(len((e.id + e.preview).encode()) for e in examples)) // max(2 * len(examples), 1)
 
 
 def score_bytes(job: Job) -> int:

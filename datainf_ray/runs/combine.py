@@ -33,6 +33,7 @@ from datainf_ray.runs.record import Problem
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import (
     OK,
+    across,
     blocks_schema,
     examples_schema,
     group_rows,
@@ -42,14 +43,16 @@ from datainf_ray.runs.schemas import (
     queries_schema,
     vectors,
 )
-from datainf_ray.runs.top import Top, merge_top, read_top, select_top, write_top
+from datainf_ray.runs.texts import QUERY, ROW, texts_of_queries, texts_of_rows, with_previews
+from datainf_ray.runs.top import Top, merge_top, read_top, select_top, top_table, write_top
 
 #: What progress and run.json call the pass over the runs' rows.
 SWEEP = "combine"
 #: What a row is called of which the sum is no number.
 NONFINITE = "nonfinite"
+_NO_NUMBER = "the weighted sum of its influences is no number"
 _MOST_PROBLEMS = 100
-_COLUMNS = ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "influence"]
+_COLUMNS = ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "detail", "influence"]
 _SELVES = ["self_influence", "self_influence_error"]
 
 
@@ -174,8 +177,7 @@ def _write(
         for tables in _together(what, rows):
             before = tally.tokens
             table = _added(tables, what, tally)
-            texts = table.select(["row", "id"]).append_column("preview", pa.nulls(len(table), pa.string()))
-            values = matrix(table["influence"])
+            values, texts = matrix(table["influence"]), table.select(["row", "id"])
             best = merge_top(best, select_top(values, table["row"].to_numpy(), texts, what.top_k))
             yield plain(table)
             done(len(table), tally.tokens - before)
@@ -194,7 +196,7 @@ def _write(
 
 
 def _no_rows(what: Sum) -> Top:
-    texts = pa.table({"row": pa.array([], pa.int64()), "id": [], "preview": []})
+    texts = pa.table({"row": pa.array([], pa.int64()), "id": []})
     return select_top(np.empty((0, what.queries), np.float32), np.empty(0, np.int64), texts, what.top_k)
 
 
@@ -248,11 +250,20 @@ def _added(tables: Sequence[pa.Table], what: Sum, tally: Tally) -> pa.Table:
 
     shares = [weight / sum(weights) for weight in weights]
     columns = [*(last[name] for name in ("row", "id", "tokens", "tokens_cut"))]
-    columns += [total("loss", shares), total("sqnorm", weights), pa.array(status, pa.string()), vectors(summed, ~fine)]
+    columns += [total("loss", shares), total("sqnorm", weights), pa.array(status, pa.string())]
+    columns += [_details(tables, status), vectors(summed, ~fine), *across(summed[:, asked], ~fine)]
     if what.selves:
         columns += [total(_SELVES[0], weights), total(_SELVES[1], weights, power=2)]
     _note(tally, statuses, status, last, what)
     return pa.table(columns, schema=what.schema)
+
+
+def _details(tables: Sequence[pa.Table], status: np.ndarray) -> pa.Array:
+    """For each row without a score what the first run says that has none of it; null where nothing is said."""
+    found = pa.array([_NO_NUMBER] * len(status), pa.string())
+    for table in reversed(tables):
+        found = pc.if_else(pc.equal(table["status"], OK), found, table["detail"])
+    return pc.if_else(pa.array(status == OK), pa.scalar(None, pa.string()), found)
 
 
 def _in_order(places: np.ndarray, values: np.ndarray) -> bool:
@@ -277,7 +288,7 @@ def _note(tally: Tally, statuses: Sequence[np.ndarray], status: np.ndarray, tabl
         name = ids[int(row)].as_py()
         at = next((k for k, one in enumerate(statuses) if one[row] != OK), None)
         if at is None:
-            detail = "the weighted sum of its influences is no number"
+            detail = _NO_NUMBER
         else:
             run = what.sources[at].run
             known = next((p.detail for p in run.record.problems if p.id == name and p.status == status[row]), "")
@@ -321,8 +332,27 @@ def combined_blocks(sources: Sequence[Source]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def with_previews(tops: pa.Table, sources: Sequence[Source]) -> pa.Table:
-    """top.parquet of the sum, with what the runs' own say of the same rows; null for a row that none of them lists."""
+def combined_texts(what: Sum, rows: pa.Table) -> pa.Table:
+    """texts.parquet of the sum: of its best `rows` (row, id) what any run says of them, and the last run's queries.
+
+    `text` is null for a row that none of the runs lists.
+    """
+    known: dict[int, str | None] = {}
+    tables = [source.run.texts() for source in what.sources]
+    for texts in tables:
+        of_rows = texts.filter(pc.and_(pc.equal(texts["kind"], ROW), pc.is_in(texts["number"], rows["row"])))
+        known |= dict(zip(of_rows["number"].to_pylist(), of_rows["text"].to_pylist(), strict=True))
+    texts = pa.array(map(known.get, rows["row"].to_pylist()), pa.string())
+    asked = [(one["number"], one) for one in tables[-1].to_pylist() if one["kind"] == QUERY]
+    number = {place: query for query, place in enumerate(what.sources[-1].places.tolist())}
+    kept = sorted(((number[place], one) for place, one in asked if place in number), key=lambda pair: pair[0])
+    queries = texts_of_queries([q for q, _ in kept], [one["id"] for _, one in kept], [one["text"] for _, one in kept])
+    return pa.concat_tables([texts_of_rows(pa.table([rows["row"], rows["id"], texts], ["row", "id", "text"])), queries])
+
+
+def combined_top(top: Top, texts: pa.Table, sources: Sequence[Source]) -> pa.Table:
+    """top.parquet of the sum. A row's preview is made of its text, else it is what a run's own says of the row."""
+    tops = top_table(top)
     known: dict[int, str | None] = {}
     needed = pc.unique(tops["row"])
     for source in sources:
@@ -330,8 +360,8 @@ def with_previews(tops: pa.Table, sources: Sequence[Source]) -> pa.Table:
         listed = listed.filter(pc.is_in(listed["row"], needed))
         known |= dict(zip(listed["row"].to_pylist(), listed["preview"].to_pylist(), strict=True))
     at = tops.schema.get_field_index("preview")
-    texts = pa.array(map(known.get, tops["row"].to_pylist()), pa.string())
-    return tops.set_column(at, tops.schema.field(at), texts)
+    previews = pa.array(map(known.get, tops["row"].to_pylist()), pa.string())
+    return with_previews(tops.set_column(at, tops.schema.field(at), previews), texts)
 
 
 def same_ids(run: Run, other: Run) -> str | None:

@@ -14,13 +14,16 @@ from datainf_ray.runs.index import open_index
 from datainf_ray.runs.parts import PARTS, check_part, names_of, read_rows
 from datainf_ray.runs.record import RunRecord
 from datainf_ray.runs.schemas import blocks_schema, queries_schema, read_parquet, top_schema
+from datainf_ray.runs.texts import TEXTS, texts_schema
 
 #: The small tables of a run that is done.
 TABLES: dict[str, Callable[[], pa.Schema]] = {
     "queries.parquet": queries_schema,
     "blocks.parquet": blocks_schema,
     "top.parquet": top_schema,
+    TEXTS: texts_schema,
 }
+_ADDED = frozenset({TEXTS})  # those that earlier versions did not write
 
 _AGAIN = "run the same configuration again"
 _WHOLE = 10**9  # bytes of examples/ that are read whole to see whether they are as they were written
@@ -36,8 +39,13 @@ def telling_damage() -> Iterator[None]:
 
 
 def table_of(directory: RunDirectory, record: RunRecord, name: str) -> pa.Table:
-    """One of `TABLES`. Raises `DamagedError` where it is not the one that the run wrote."""
+    """One of `TABLES`; an empty one where an earlier version did not write it.
+
+    Raises `DamagedError` where it is not the one that the run wrote.
+    """
     path, known = directory.path(name), record.files.get(name)
+    if known is None and name in _ADDED and not directory.exists(name):
+        return TABLES[name]().empty_table()
     try:
         data = directory.read(name)
     except FileNotFoundError:

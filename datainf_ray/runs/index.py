@@ -2,7 +2,7 @@
 
     index.json                what the index holds; complete once the last part is there
     part-000000.safetensors   one chunk: a matrix (rows × d'_l) for every block, named as the block; `sqnorms`, `scales`
-    part-000000.parquet       the same rows' facts: row, id, tokens, loss, sqnorm, status, preview
+    part-000000.parquet       the same rows' facts: row, id, tokens, loss, sqnorm, status, detail, preview, text
 
 Any reader of safetensors reads the parts. The gradients of block k, in the order of index.json, are the matrix as
 float32 times the column `scales[:, k]`. A row without a gradient (`status` is not "ok") has zeros. Both files of a part
@@ -111,8 +111,12 @@ class Part(NamedTuple):
 
 
 def facts_schema() -> pa.Schema:
-    """The schema of part-*.parquet; `loss` and `sqnorm` are null where `status` is not "ok"."""
-    return examples_schema(0, scores=False).append(pa.field("preview", pa.string()))
+    """The schema of part-*.parquet; `loss` and `sqnorm` are null where `status` is not "ok".
+
+    `text` is as in texts.parquet, because the training rows need not be there any more when they are asked for.
+    """
+    more = [pa.field("preview", pa.string()), pa.field("text", pa.large_string())]
+    return pa.schema([*examples_schema(0, scores=False), *more])
 
 
 def begin_index(directory: RunDirectory, fingerprint: str, portions: dict[str, int]) -> None:

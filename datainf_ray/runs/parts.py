@@ -22,12 +22,13 @@ from datainf_ray.runs.checkpoints import CHECKPOINTS
 from datainf_ray.runs.checksums import Stored, measured, read_checked, stored_part
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import (
+    ACROSS,
     LATER,
     conform,
-    examples_schema,
     group_rows,
     open_parquet,
     parquet_writer,
+    schema_now,
     sized,
     with_later,
 )
@@ -41,6 +42,7 @@ PART_BYTES = 128 * 2**20
 
 # A row without influences, compressed: 11 bytes were seen where ids are <file>#<row>, 30 where they are random.
 _ROW_BYTES = 20
+_ACROSS_BYTES = 4 * len(ACROSS)
 _AHEAD = 8  # requests to a store at a time, each for a small file
 _AHEAD_BYTES = 16 * 2**20
 _PORTION = 65_536  # rows
@@ -66,7 +68,7 @@ def names_of(directory: RunDirectory, beginning: str) -> list[str]:
 
 def row_bytes(queries: int, scores: bool = True, blocks: int = 0, selves: bool = False) -> int:
     """What a row of examples/ takes in a file, about; `blocks` is 0 where there is no block_influence."""
-    return _ROW_BYTES + (4 * queries * (1 + blocks) if scores else 0) + (8 if selves else 0)
+    return _ROW_BYTES + _ACROSS_BYTES + (4 * queries * (1 + blocks) if scores else 0) + (8 if selves else 0)
 
 
 def plan_parts(chunk_rows: Sequence[int], row_bytes: int) -> list[range]:
@@ -187,13 +189,12 @@ def _decoded(path: str, operation: Callable[[], Result]) -> Result:
 
 def _chunk_tables(directory: RunDirectory, chunks: range, owner: str) -> Iterator[pa.Table]:
     """The rows of the chunks as the files have them, in portions of at most a row group."""
-    common = examples_schema(0, scores=False)
     for data in _chunk_files(directory, chunks, owner):
         parquet = open_parquet(data)
-        empty = parquet.schema_arrow.empty_table()
+        empty, now = parquet.schema_arrow.empty_table(), schema_now(parquet.schema_arrow)
         batches = parquet.iter_batches(group_rows(parquet.schema_arrow), use_threads=False)
         for table in itertools.chain([empty], (pa.Table.from_batches([batch]) for batch in batches)):
-            table = with_later(table, common)  # an earlier version may have begun the run
+            table = with_later(table, now)  # an earlier version may have begun the run
             yield table.replace_schema_metadata()  # it says something about the chunk
 
 

@@ -21,6 +21,7 @@ from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record, tell_unsolved
 from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
+from datainf_ray.runs.texts import TEXTS
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
 from datainf_ray.watch.progress import Progress
 from datainf_ray.watch.shown import Shown
@@ -289,6 +290,17 @@ class Run:
         """The whole of top.parquet: all queries, both directions."""
         return self._table("top.parquet")
 
+    def texts(self) -> pa.Table:
+        """The full texts of the rows of `tops` and of some rows of each query, with the columns of `texts_schema`.
+
+        It has no rows where the run is of a version that kept no texts.
+
+            >>> texts = run.texts().to_pylist()
+            >>> json.loads(texts[0]["text"])
+            [{'role': 'prompt', 'text': 'Which one?'}, {'role': 'completion', 'text': 'The first.', 'answer': True}]
+        """
+        return self._table(TEXTS)
+
     def part_names(self) -> list[str]:
         """The names of the files that hold the rows, in order: of examples/, or of the chunks that are committed."""
         return self._part_names(self.state == "done")
@@ -314,8 +326,8 @@ class Run:
         """The first `k` places of one query, from the scores."""
         best = None
         for part in self.parts(self.part_names(), ["row", "id", "influence"]):
-            texts = part.select(["row", "id"]).append_column("preview", pa.nulls(len(part), pa.string()))
-            top = select_top(matrix(part["influence"])[:, [number]], part["row"].to_numpy(), texts, k)
+            values = matrix(part["influence"])[:, [number]]
+            top = select_top(values, part["row"].to_numpy(), part.select(["row", "id"]), k)
             best = top if best is None else merge_top(best, top)
         if best is None:
             return listed

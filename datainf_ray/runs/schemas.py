@@ -20,8 +20,11 @@ CRASHED = "crashed"
 #: The status of a row of which the model's forward or backward pass raises an exception, whatever row is beside it.
 FAILED = "failed"
 
+#: One number for each row of examples/: of its influences on all queries that have a gradient.
+ACROSS = ("influence_mean", "influence_min", "influence_max")
+
 #: Columns that earlier versions did not write: null where a file does not have them.
-LATER = frozenset({"tokens_cut", "left_out", "residual"})
+LATER = frozenset({"tokens_cut", "left_out", "residual", "detail", *ACROSS, "text"})
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory
@@ -37,10 +40,15 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: 
     error: 0 where no sum is over a sample. `loss`, `sqnorm` and the influences are null where `status` is not "ok".
     `tokens_cut` are those that the row has beyond max_length; null in the run of a version that did not count them.
 
+    `detail` says why `status` is not "ok", in a line, and is null where there is nothing to say. `influence_mean`,
+    `influence_min` and `influence_max` are over the queries that have a gradient, as `ACROSS` has them: they need no
+    lists, so there they are where `scores` is false too. The runs of versions that did not write these four columns
+    have nulls in them.
+
     Of a run that combines others, with weights w_c: the influences, `self_influence` and `sqnorm` are Σ_c w_c times
     the runs' (‖g‖² of gradients that stand side by side, each times √w_c); `loss` is Σ_c w_c loss_c / Σ_c w_c;
     `self_influence_error` is √(Σ_c (w_c error_c)²), as of independent samples; `tokens` and `tokens_cut` are the last
-    run's. `status` is "ok" where all runs have that, else that of the first that has not.
+    run's. `status` is "ok" where all runs have that, else that of the first that has not, and `detail` is that run's.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -50,11 +58,14 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: 
         pa.field("loss", pa.float32()),
         pa.field("sqnorm", pa.float32()),
         pa.field("status", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
     ]
     if scores:
         fields.append(pa.field("influence", pa.list_(pa.float32(), queries)))
         if blocks:
             fields.append(pa.field("block_influence", pa.list_(pa.float32(), queries * blocks)))
+    if queries:
+        fields += [pa.field(name, pa.float32()) for name in ACROSS]
     if selves:
         fields += [pa.field("self_influence", pa.float32()), pa.field("self_influence_error", pa.float32())]
     return pa.schema(fields)
@@ -135,6 +146,18 @@ def vectors(values: np.ndarray, missing: np.ndarray | None = None) -> pa.FixedSi
     return pa.FixedSizeListArray.from_arrays(flat, width, mask=mask)
 
 
+def across(influence: np.ndarray, missing: np.ndarray) -> list[pa.Array]:
+    """The columns `ACROSS` of influences (rows × queries), null where `missing` (rows, bool) is true.
+
+    The mean is a sum in float64, of each row alone, so that it does not depend on which rows are beside it.
+    """
+    values = np.ascontiguousarray(np.where(missing[:, None], 0, influence), dtype=np.float64)
+    if not values.shape[1]:
+        return [pa.nulls(len(values), pa.float32()) for _ in ACROSS]
+    found = values.mean(axis=1), values.min(axis=1), values.max(axis=1)
+    return [pa.array(each.astype(np.float32), pa.float32(), mask=missing) for each in found]
+
+
 def matrix(column: pa.ChunkedArray | pa.FixedSizeListArray) -> np.ndarray:
     """The inverse of `vectors`: float32 (rows × width), NaN throughout a row that is null."""
     column = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
@@ -179,6 +202,14 @@ def with_later(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if field.name in LATER and field.name not in table.schema.names:
             table = table.add_column(min(at, table.num_columns), field, pa.nulls(len(table), field.type))
     return table
+
+
+def schema_now(there: pa.Schema) -> pa.Schema:
+    """The schema that examples/ has today, where an earlier version may have written a file of it with `there`."""
+    names = there.names
+    queries = (_list_size(there.field("influence")) if "influence" in names else None) or 1
+    blocks = (_list_size(there.field("block_influence")) or 0) // queries if "block_influence" in names else 0
+    return examples_schema(queries, "influence" in names, blocks, "self_influence" in names)
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> None:

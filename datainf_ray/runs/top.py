@@ -19,7 +19,8 @@ from datainf_ray.runs.schemas import top_schema
 #: Axis 1 of a `Top`, and the order of the rows in top.parquet.
 DIRECTIONS = ("helpful", "harmful")
 
-_TEXTS = pa.schema([("row", pa.int64()), ("id", pa.string()), ("preview", pa.string())])
+# What is written about a row; large_string, because the texts of a chunk may be more than 2 GB.
+_TEXTS = pa.schema([("row", pa.int64()), ("id", pa.string()), ("preview", pa.string()), ("text", pa.large_string())])
 _EMPTY = -1  # the row number of a place that is not taken
 _PORTION = 2**20  # influences that are looked at together: what is needed for them besides stays small
 
@@ -35,15 +36,16 @@ class Top:
     k: int
     influence: np.ndarray  # (queries × 2 × width) float32, signed
     rows: np.ndarray  # (queries × 2 × width) int64
-    texts: pa.Table  # row, id, preview of every row in `rows`, once, sorted by row
+    texts: pa.Table  # row, id, preview, text of every row in `rows`, once, sorted by row
 
 
 def select_top(influence: np.ndarray, rows: np.ndarray, texts: pa.Table, k: int) -> Top:
     """The `k` most negative (helpful) and `k` most positive (harmful) influences of every query.
 
     `influence` is (rows × queries) float32, with NaN where a row has no score; `rows` (int64) their distinct numbers;
-    `texts` has columns row, id, preview with at least these rows. Zero is neither helpful nor harmful, and neither is a
-    value that is not finite. Raises `ValueError` if shapes differ or a text is missing.
+    `texts` has columns row, id, and preview and text where they are known, with at least these rows. Zero is neither
+    helpful nor harmful, and neither is a value that is not finite. Raises `ValueError` if shapes differ or a text is
+    missing.
     """
     if influence.ndim != 2 or rows.shape != influence.shape[:1] or k < 1:
         raise ValueError(f"influence {influence.shape}, rows {rows.shape}, k {k}: want (n, m), (n,) and k >= 1")
@@ -137,6 +139,9 @@ def _with_texts(k: int, influence: np.ndarray, rows: np.ndarray, texts: pa.Table
     if np.any(at == len(numbers)) or np.any(numbers[order[at]] != needed):
         raise ValueError("texts lack a row that was selected")
     # cast: a table made of Python lists of which all are empty, or all None, knows no types
+    for name in _TEXTS.names:
+        if name not in texts.schema.names:
+            texts = texts.append_column(name, pa.nulls(len(texts), _TEXTS.field(name).type))
     kept = texts.select(_TEXTS.names).take(order[at]).cast(_TEXTS).combine_chunks()
     return Top(k, influence.astype(np.float32, copy=False), rows, kept)
 

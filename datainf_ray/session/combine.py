@@ -22,8 +22,9 @@ from datainf_ray.runs.combine import (
     Sum,
     combined_blocks,
     combined_queries,
+    combined_texts,
+    combined_top,
     content_of,
-    with_previews,
     write_sum,
 )
 from datainf_ray.runs.events import Journal
@@ -40,7 +41,7 @@ from datainf_ray.runs.record import (
     write_record,
 )
 from datainf_ray.runs.schemas import OK, left_out, table_bytes
-from datainf_ray.runs.top import top_table
+from datainf_ray.runs.texts import TEXTS
 from datainf_ray.session.attempt import Attempt, end_badly, end_well, now
 from datainf_ray.session.run import Run, open_run
 from datainf_ray.watch.meter import Meter
@@ -209,10 +210,12 @@ def _add(
     contents = " ".join(one.content for one in record.combined)
     files, top, tally = write_sum(what.directory, summed, f"{record.fingerprint} {contents}", done)
     attempt.watcher.end()
+    texts = combined_texts(summed, top.texts)
     tables = {
         "queries.parquet": combined_queries(summed),
         "blocks.parquet": blocks,
-        "top.parquet": with_previews(top_table(top), sources),
+        "top.parquet": combined_top(top, texts, sources),
+        TEXTS: texts,
     }
     written: dict[str, Stored] = {}
     for name, table in tables.items():

@@ -15,6 +15,7 @@ from datainf_ray.request.job import Job
 from datainf_ray.runs.record import RunRecord, tell_left_out, tell_unsolved
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, blocks_schema, left_out, queries_schema
+from datainf_ray.runs.texts import SHOWN, texts_of_queries
 
 
 def queries_table(job: Job, rows: pa.Table) -> pa.Table:
@@ -42,6 +43,20 @@ def queries_table(job: Job, rows: pa.Table) -> pa.Table:
         ],
         schema=queries_schema(),
     )
+
+
+def query_texts(job: Job, rows: pa.Table) -> pa.Table:
+    """The part of texts.parquet that is of queries, from the query rows: the first usable ones, or the first of all."""
+    fine = np.array([status == OK for status in rows["status"].to_pylist()])
+    chosen: dict[int, list[int]] = {}
+    for row in np.flatnonzero(fine):
+        if len(of := chosen.setdefault(int(job.groups[row]), [])) < SHOWN:
+            of.append(int(row))
+    for row in np.flatnonzero(~fine):
+        chosen.setdefault(int(job.groups[row]), [int(row)])
+    kept = [(query, row) for query, some in sorted(chosen.items()) for row in some]
+    some = rows.take(pa.array([row for _, row in kept], pa.int64()))
+    return texts_of_queries([query for query, _ in kept], some["id"].to_pylist(), some["text"].to_pylist())
 
 
 def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Table:

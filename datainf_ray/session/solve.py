@@ -45,9 +45,10 @@ from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord, StartLoss
 from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
-from datainf_ray.runs.top import top_table
+from datainf_ray.runs.texts import TEXTS, texts_of_rows, texts_schema, with_previews
+from datainf_ray.runs.top import Top, top_table
 from datainf_ray.session.attempt import Attempt
-from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table
+from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table, query_texts
 from datainf_ray.watch.progress import Watcher
 
 _LOSSES = 20  # times that sums may be lost for good, and be computed again
@@ -141,16 +142,22 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
 
 def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> dict[str, pa.Table]:
     """The method from its first sweep to its last, from what the run directory has of it; the tables by name."""
-    name = f"{CHECKPOINTS}/queries.parquet"
+    kept = {f"{CHECKPOINTS}/queries.parquet": queries_schema(), f"{CHECKPOINTS}/texts.parquet": texts_schema()}
+
+    def tables() -> list[pa.Table]:
+        return [read_checked_table(job.directory, name, sweeps.owner, schema) for name, schema in kept.items()]
+
     try:
-        table = read_checked_table(job.directory, name, sweeps.owner, queries_schema())
+        tables()
     except (DamagedError, FileNotFoundError):
         job.directory.remove(f"{CHECKPOINTS}/queries.json")  # one comes with the other
-    gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps, name))["gradients"]
-    table = read_checked_table(job.directory, name, sweeps.owner, queries_schema())
+    gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps, *kept))["gradients"]
+    table, asked = (each.replace_schema_metadata() for each in tables())
     sweeps.unusable = tuple(k for k, one in enumerate(table["status"].to_pylist()) if one != OK)
-    blocks, tops = _run_method(job, sweeps, gradients, record)
-    return {"queries.parquet": table.replace_schema_metadata(), "blocks.parquet": blocks, "top.parquet": tops}
+    blocks, top = _run_method(job, sweeps, gradients, record)
+    texts = pa.concat_tables([texts_of_rows(top.texts), asked])
+    tops = with_previews(top_table(top), texts)
+    return {"queries.parquet": table, "blocks.parquet": blocks, "top.parquet": tops, TEXTS: texts}
 
 
 def _written(job: Job, tables: dict[str, pa.Table]) -> dict[str, Stored]:
@@ -213,8 +220,8 @@ def _chunks(job: Job, sizes: Sizes) -> dict[Over, list[Chunk]]:
     return chunks
 
 
-def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunRecord) -> tuple[pa.Table, pa.Table]:
-    """Run the method, and write the index's end; the tables blocks.parquet and top.parquet."""
+def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunRecord) -> tuple[pa.Table, Top]:
+    """Run the method, and write the index's end; the table blocks.parquet, and the best rows."""
     method = job.method
     queries = method.prepare(sweeps, gradients)
     if job.projection is not None:
@@ -239,11 +246,11 @@ def _run_method(job: Job, sweeps: ClusterSweeps, gradients: Shards, record: RunR
     assert sweeps.top is not None
     if job.written_index is not None:
         record.index = finish_index(job, sweeps, queries, blocks, record.fingerprint)
-    return blocks, top_table(sweeps.top)
+    return blocks, sweeps.top
 
 
-def _query_gradients(job: Job, sweeps: ClusterSweeps, name: str) -> dict[str, Shards]:
-    """The queries' gradients, from a sweep over their rows; keeps their table in the file `name` on the way."""
+def _query_gradients(job: Job, sweeps: ClusterSweeps, name: str, texts: str) -> dict[str, Shards]:
+    """The queries' gradients, from a sweep over their rows; keeps their table and texts in two files on the way."""
     sums = sweeps.run("queries", GradientSums, "queries", per_row={"groups": job.groups})
     rows = pa.concat_tables(sweeps.tables)
     table = queries_table(job, rows)
@@ -252,6 +259,7 @@ def _query_gradients(job: Job, sweeps: ClusterSweeps, name: str) -> dict[str, Sh
         why = Counter(zip(rows["status"].to_pylist(), rows["detail"].to_pylist(), strict=True)).most_common(1)[0][0]
         raise RunFailedError(f"queries: none of the {job.corpora['queries'].rows} rows can be used: {': '.join(why)}")
     job.directory.write(name, table_file(table, sweeps.owner, name))
+    job.directory.write(texts, table_file(query_texts(job, rows), sweeps.owner, texts))
     return {"gradients": sweeps.each_block(mean_of_group, sums, counts=torch.tensor(counts))}
 
 

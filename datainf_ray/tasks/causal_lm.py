@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.given import BESIDE, LENGTHS, token_types, unpadded
-from datainf_ray.corpus.preview import fold_pair
+from datainf_ray.corpus.passages import Passage, pair
 from datainf_ray.corpus.talk_rows import messages_encoder, pairs_encoder
-from datainf_ray.corpus.talks import fold_messages, fold_talks
+from datainf_ray.corpus.talks import said_in, said_in_pair
 from datainf_ray.corpus.targets import IGNORED, MASK_ROLES, check_targets, labels_of
 from datainf_ray.corpus.texts import begin_of_completion, closed, tokenized
 from datainf_ray.corpus.tokens import (
@@ -107,17 +107,17 @@ def _encoded(
     return Encoded(values, (len(ids),), status, detail, whole - len(ids), rule)
 
 
-def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
+def says(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
     texts = texts_of(fields)
     if spec.kind == "prompt-completion" and not {"prompt", "completion"} & set(texts):
-        return fold_talks(fields.get("prompt"), fields.get("completion"))
+        return said_in_pair(fields.get("prompt"), fields.get("completion"))
     if spec.kind == "prompt-completion":
-        return fold_pair(texts.get("prompt", ""), texts.get("completion", ""))
+        return pair(texts.get("prompt", ""), texts.get("completion", ""))
     if spec.kind == "messages":
-        return fold_messages(fields.get("messages"))
+        return said_in(fields.get("messages"))
     if spec.kind == "text":
-        return texts.get("text", "")
-    return decoded(spec.tokenizer, values["input_ids"]) if values else ""
+        return [Passage("text", texts.get("text", ""))]
+    return [Passage("input_ids", decoded(spec.tokenizer, values["input_ids"]) if values else "")]
 
 
 def trial(length: int, vocabulary: int, generator: torch.Generator) -> Encoded:
@@ -181,7 +181,7 @@ TASK = Task(
     encoder=encoder,
     collate=collate,
     losses=losses,
-    preview=preview,
+    says=says,
     trial=trial,
     shortcut=shortcut,
     cost=cost,

@@ -18,7 +18,7 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.given import unpadded
-from datainf_ray.corpus.preview import fold_pair
+from datainf_ray.corpus.passages import Passage, pair
 from datainf_ray.corpus.targets import IGNORED, check_targets
 from datainf_ray.corpus.tokens import (
     Encode,
@@ -80,14 +80,17 @@ def _encoded(spec: EncoderSpec, source: Sequence[int], labels: Sequence[int], ru
     return Encoded({"input_ids": ids, "labels": kept}, (len(ids), len(kept)), status, detail, beyond, rule)
 
 
-def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
+def says(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
     if spec.kind == "prompt-completion":
         texts = texts_of(fields)
-        return fold_pair(texts.get("prompt", ""), texts.get("completion", ""))
+        return pair(texts.get("prompt", ""), texts.get("completion", ""))
     if values is None:
-        return ""
+        return []
     targets = [label for label in values["labels"] if label != IGNORED]
-    return fold_pair(decoded(spec.tokenizer, values["input_ids"]), decoded(spec.tokenizer, targets))
+    return [
+        Passage("input_ids", decoded(spec.tokenizer, values["input_ids"])),
+        Passage("labels", decoded(spec.tokenizer, targets), answer=True),
+    ]
 
 
 def trial(length: int, vocabulary: int, generator: torch.Generator) -> Encoded:
@@ -180,7 +183,7 @@ TASK = Task(
     encoder=encoder,
     collate=collate,
     losses=losses,
-    preview=preview,
+    says=says,
     trial=trial,
     facts=facts,
     shortcut=shortcut,

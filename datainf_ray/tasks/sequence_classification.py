@@ -19,6 +19,7 @@ from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.given import BESIDE, token_types, unpadded
 from datainf_ray.corpus.labels import check_labels, parse_label
+from datainf_ray.corpus.passages import Passage
 from datainf_ray.corpus.targets import check_targets
 from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, cut_off, decoded, each, given_ids, texts_of
 from datainf_ray.tasks.task import Task
@@ -76,14 +77,15 @@ def encoder(spec: EncoderSpec) -> Encode:
     return each(given) if spec.kind == "tokens" else texts
 
 
-def preview(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
+def says(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
     """The label by its name, and what the row says."""
     names = {index: name for name, index in spec.facts["label2id"].items()}
-    label = "" if values is None else f"[{names.get(values['target'], values['target'])}] "
+    label = [] if values is None else [Passage("label", str(names.get(values["target"], values["target"])))]
     if spec.kind == "tokens":
-        return label + (decoded(spec.tokenizer, values["input_ids"]) if values else "")
+        return [*label, *([Passage("input_ids", decoded(spec.tokenizer, values["input_ids"]))] if values else [])]
     texts = texts_of(fields)
-    return " | ".join((label + texts.get("text", ""), *filter(None, [texts.get("text_pair")])))
+    there = [(role, texts.get(role)) for role in ("text", "text_pair")]
+    return [*label, *(Passage(role, text) for role, text in there if text)]
 
 
 def trial(length: int, vocabulary: int, generator: torch.Generator) -> Encoded:
@@ -176,7 +178,7 @@ TASK = Task(
     encoder=encoder,
     collate=collate,
     losses=losses,
-    preview=preview,
+    says=says,
     trial=trial,
     configure=configure,
     facts=facts,

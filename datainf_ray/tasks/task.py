@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.config import ModelConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.passages import Passage
 from datainf_ray.corpus.tokens import OK, Encode, Encoded, Encoder, EncoderSpec, Example, Fields, texts_of
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from datainf_ray.model.objective import Losses, Shapes, Shortcut
 
 
-def _all_texts(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> str:
-    return " | ".join(texts_of(fields).values())
+def _all_texts(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
+    return [Passage(role, text) for role, text in texts_of(fields).items()]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ class Task:
     #: weights should see b rows each time it is called; else gradients are taken one row at a time, which is slow.
     losses: Losses
 
-    #: `preview(spec, fields, values)`: a line that says what a row is about; values are None where it is unreadable.
-    preview: Callable[[EncoderSpec, Fields, Mapping[str, Any] | None], str] = _all_texts
+    #: `says(spec, fields, values)`: what a row says, in order, for people; values are None where it is unreadable.
+    says: Callable[[EncoderSpec, Fields, Mapping[str, Any] | None], Sequence[Passage]] = _all_texts
+    #: `preview(spec, fields, values)`: a line that says what a row is about. None: it is made of what the row says.
+    preview: Callable[[EncoderSpec, Fields, Mapping[str, Any] | None], str] | None = None
     #: `trial(length, vocabulary, generator)`: a random row of `length` tokens, to find out how large batches may be on
     #: a GPU. None: a real row is repeated.
     trial: Callable[[int, int, torch.Generator], Encoded] | None = None
@@ -68,7 +71,8 @@ class Task:
 
     def encoder_for(self, spec: EncoderSpec) -> Encoder:
         """What encodes the rows of a corpus. Raises `RequestError` where that cannot be."""
-        return Encoder(self.encoder(spec), functools.partial(self.preview, spec), spec)
+        preview = None if self.preview is None else functools.partial(self.preview, spec)
+        return Encoder(self.encoder(spec), functools.partial(self.says, spec), spec, preview)
 
     def batch(self, examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
         """The examples at `positions`, all of them ok, as a batch."""

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datainf_ray.cluster.chunk import FACTS, NONFINITE, Keeper, Kept, Recorder, facts_of, replay, sweep_chunk
+from datainf_ray.cluster.chunk import NONFINITE, Keeper, Kept, Recorder, replay, sweep_chunk
+from datainf_ray.cluster.known import FACTS, facts_of
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.folds import Scores
 from datainf_ray.influence.projection import Projector
@@ -21,7 +22,17 @@ def test_a_row_whose_scores_are_beyond_float32_has_a_status() -> None:
     count = 4
     status = ["ok", "ok", "ok", "unreadable"]
     facts = pa.table(
-        [range(count), ["x"] * count, [3] * count, [0] * count, [1.0] * count, status, [""] * count, [""] * count],
+        [
+            range(count),
+            ["x"] * count,
+            [3] * count,
+            [0] * count,
+            [1.0] * count,
+            status,
+            [""] * count,
+            [""] * count,
+            [None] * count,
+        ],
         schema=FACTS,
     )
     gradients = np.ones((3, 5), np.float32)

@@ -55,7 +55,8 @@ def test_a_run_from_bucket_to_bucket(tmp_path: Path, tiny_llama: dict[str, Any],
     )
     assert reference.worst(torch.from_numpy(matrix(run.scores()["influence"])), reference.datainf(g, v)) < 1e-4
     assert sorted(p.rsplit("/", 1)[1] for p in fs.ls(f"{bucket}/out/run")) == [
-        "blocks.parquet", "events", "examples", "queries.parquet", "report.html", "run.json", "top.parquet",
+        "blocks.parquet", "events", "examples", "queries.parquet", "report.html", "run.json", "texts.parquet",
+        "top.parquet",
     ]  # fmt: skip
     models = [p for p in (tmp_path / "cache" / "models").iterdir() if p.is_dir()]
     assert len(models) == 3  # base, base without its weights, adapter

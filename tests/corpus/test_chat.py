@@ -142,11 +142,12 @@ def test_without_a_chat_template_messages_are_refused(tokenizer):
 
 
 def test_the_preview_shows_the_last_reply(tokenizer):
-    assert encode(tokenizer, TALK[:3]).preview == "you are a helpful assistant Paris? ⟶ Paris"
-    assert encode(tokenizer, TALK[:2]).preview == "you are a helpful assistant Paris?"
-    assert (
-        encode(tokenizer, [{"role": "user", "content": [{"type": "text", "text": "in parts"}]}]).preview == "in parts"
+    assert encode(tokenizer, TALK[:3]).preview == (
+        "system: you are a helpful assistant user: Paris? ⟶ assistant: Paris"
     )
+    assert encode(tokenizer, TALK[:2]).preview == "system: you are a helpful assistant user: Paris?"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "in parts"}]}]
+    assert encode(tokenizer, parts).preview == "user: in parts"
 
 
 def test_marks_that_are_counted_from_the_wrong_place_are_not_believed(tokenizer):

@@ -64,7 +64,7 @@ def test_every_shape_of_one_talk_gives_the_same_tokens(tokenizer: Any, write: An
     for shape in shapes:
         (example,) = encode(tokenizer, write, shape)
         assert example.values["input_ids"] == want, shape
-        assert example.preview == "Which one? ⟶ The first."
+        assert example.preview == "user: Which one? ⟶ assistant: The first."
         assert said(tokenizer, example)[0].startswith("The first.<|im_end|>")
 
 

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pytest
 
 from datainf_ray.config import load_config
+from datainf_ray.corpus.passages import as_json, pair
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.checksums import stored, table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name
 from datainf_ray.runs.results import Run, open_run
-from datainf_ray.runs.schemas import blocks_schema, examples_schema, queries_schema, vectors
+from datainf_ray.runs.schemas import ACROSS, across, blocks_schema, examples_schema, queries_schema, vectors
+from datainf_ray.runs.texts import TEXTS, texts_of_queries, texts_of_rows
 from datainf_ray.runs.top import merge_top, select_top, top_table
 from tests.runs_of import write_table
 
@@ -103,8 +105,10 @@ def make_run(
             "loss": pa.array(draw.uniform(0.5, 3, len(row)), pa.float32(), mask=missing[part]),
             "sqnorm": pa.array(draw.uniform(1, 9, len(row)), pa.float32(), mask=missing[part]),
             "status": status[part],
+            "detail": pa.array(np.where(missing[part], "nothing to predict", None), pa.string()),
             "influence": vectors(influence[part], missing[part]),
         }
+        columns |= dict(zip(ACROSS, across(influence[part], missing[part]), strict=True))
         if config.results.self_influence:
             own = -draw.uniform(1, 9, len(row)) if selves is None else selves[part]
             columns["self_influence"] = pa.array(own, pa.float32(), mask=missing[part])
@@ -115,7 +119,8 @@ def make_run(
         directory.commit(chunk_name(number), table_file(table, FINGERPRINT, chunk_name(number)))
         if state == "done":
             files[part_name(number)] = consolidate(directory, number, range(number, number + 1), FINGERPRINT)
-        texts = pa.table({"row": row, "id": ids[part], "preview": previews[part]})
+        said = [as_json(pair(*line.split(" ⟶ "))) if " ⟶ " in line else None for line in previews[part]]
+        texts = pa.table({"row": row, "id": ids[part], "preview": previews[part], "text": pa.array(said, pa.string())})
         top = select_top(influence[part], row, texts, config.results.top_k)
         best = top if best is None else merge_top(best, top)
     if state == "done":
@@ -159,7 +164,12 @@ def make_run(
         ),
     )
     write_table(directory, "top.parquet", top_table(best))
-    for name in ("queries.parquet", "blocks.parquet", "top.parquet"):
+    asked = query_previews or [f"asked {q} ⟶ said {q}" for q in range(queries)]
+    said = [as_json(pair(*line.split(" ⟶ "))) if " ⟶ " in line else None for line in asked]
+    names_of_queries = [f"eval.jsonl#{q}" for q in range(queries)]
+    texts = [texts_of_rows(best.texts), texts_of_queries(list(range(queries)), names_of_queries, said)]
+    write_table(directory, TEXTS, pa.concat_tables(texts))
+    for name in ("queries.parquet", "blocks.parquet", "top.parquet", TEXTS):
         files[name] = stored(directory.read(name))
     scored = int((~missing).sum())
     sweep = {"source": "backward", "tokens": rows * 12, "examples": rows, "workers": 2}

@@ -25,7 +25,7 @@ from datainf_ray.runs.checksums import (
 )
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name, read_rows
-from datainf_ray.runs.schemas import examples_schema, vectors
+from datainf_ray.runs.schemas import across, examples_schema, vectors
 
 OWNER = "f00"
 #: Texts of users that look like the place of a checksum.
@@ -90,11 +90,13 @@ def test_no_flipped_bit_of_a_part_changes_what_is_read_of_it(directory: RunDirec
     rows = 30
     missing = np.arange(rows) % 7 == 3
     draw = np.random.default_rng(0)
+    influence = draw.normal(size=(rows, 2))
     columns = [
         np.arange(rows), [f"a#{k}" for k in range(rows)], np.full(rows, 3, np.int32), np.zeros(rows, np.int32),
         pa.array(draw.random(rows), pa.float32(), mask=missing),
         pa.array(draw.random(rows), pa.float32(), mask=missing),
-        np.where(missing, "nonfinite", "ok"), vectors(draw.normal(size=(rows, 2)), missing),
+        np.where(missing, "nonfinite", "ok"), pa.array(np.where(missing, "why", None), pa.string()),
+        vectors(influence, missing), *across(influence, missing),
     ]  # fmt: skip
     schema = examples_schema(2)
     chunk = pa.table([pa.array(c) if isinstance(c, np.ndarray | list) else c for c in columns], schema=schema)

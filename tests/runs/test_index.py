@@ -29,6 +29,7 @@ from datainf_ray.runs.index import (
     write_index,
     write_part,
 )
+from datainf_ray.runs.schemas import LATER
 from tests.runs_of import write_table
 
 A, B = "layers.0.q_proj.lora_A.weight", "layers.0.q_proj.lora_B.weight"
@@ -63,7 +64,9 @@ def made(rows: int = 9, scale: float = 1.0, seed: int = 0) -> Part:
         pa.array(np.linspace(1, 2, rows, dtype=np.float32), mask=~fine),
         pa.array(np.minimum(sqnorms.sum(1), 1e38), pa.float32(), mask=~fine),
         pa.array(np.where(fine, "ok", "nonfinite")),
+        pa.array(np.where(fine, None, "why"), pa.string()),
         pa.array([f"row {k}" for k in range(rows)]),
+        pa.array([f'[{{"role": "text", "text": "row {k}"}}]' for k in range(rows)], pa.large_string()),
     ]
     return Part(gradients, sqnorms, pa.Table.from_arrays(columns, schema=facts_schema()))
 
@@ -242,11 +245,12 @@ def test_an_index_in_a_bucket(bucket: str) -> None:
 
 
 def test_facts_of_an_earlier_version_have_nulls_for_what_it_did_not_write(directory: RunDirectory) -> None:
-    part = made()
+    part, later = made(), [name for name in facts_schema().names if name in LATER]
+    assert {"tokens_cut", "detail", "text"} <= {*later}
     write_part(directory, 0, *part, "float32", OWNER)
     name = "part-000000.parquet"
-    directory.write(name, table_file(part.facts.drop_columns("tokens_cut"), OWNER, name))
+    directory.write(name, table_file(part.facts.drop_columns(later), OWNER, name))
     facts = read_part(directory, 0, OWNER).facts
     assert facts.schema.equals(facts_schema())
-    assert facts["tokens_cut"].null_count == len(facts)
-    assert facts.drop_columns("tokens_cut").equals(part.facts.drop_columns("tokens_cut"))
+    assert [facts[column].null_count for column in later] == [len(facts)] * len(later)
+    assert facts.drop_columns(later).equals(part.facts.drop_columns(later))

@@ -16,7 +16,7 @@ from datainf_ray.runs import parts, schemas
 from datainf_ray.runs.checksums import table_file
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name, plan_parts, read_rows, row_bytes
-from datainf_ray.runs.schemas import examples_schema, matrix, read_parquet, vectors
+from datainf_ray.runs.schemas import ACROSS, across, examples_schema, matrix, read_parquet, vectors
 from tests.runs_of import write_table
 
 MB = 2**20
@@ -33,6 +33,7 @@ def _chunk(number: int, first: int, rows: int, queries: int = 2, blocks: int = 2
     """A chunk's rows as a worker commits them; every third has no score."""
     draw = np.random.default_rng(number)
     missing = np.arange(first, first + rows) % 3 == 2
+    influence = draw.normal(size=(rows, queries))
     schema = examples_schema(queries, blocks=blocks).with_metadata({"datainf.moments": json.dumps({"a": [number]})})
     columns = {
         "row": np.arange(first, first + rows),
@@ -42,9 +43,11 @@ def _chunk(number: int, first: int, rows: int, queries: int = 2, blocks: int = 2
         "loss": pa.array(draw.uniform(0.5, 3, rows), pa.float32(), mask=missing),
         "sqnorm": pa.array(draw.uniform(1, 9, rows), pa.float32(), mask=missing),
         "status": np.where(missing, "nonfinite", "ok"),
-        "influence": vectors(draw.normal(size=(rows, queries)), missing),
+        "detail": pa.array(np.where(missing, "some reason", None), pa.string()),
+        "influence": vectors(influence, missing),
         "block_influence": vectors(draw.normal(size=(rows, queries * blocks)), missing),
     }
+    columns |= dict(zip(ACROSS, across(influence, missing), strict=True))
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
@@ -69,7 +72,7 @@ def test_a_part_holds_its_chunks_rows_and_nothing_of_the_chunks_own(directory: R
     assert directory.list("examples/") == [part_name(0), part_name(1)]
     back = pa.concat_tables([read_parquet(directory.read(part_name(0))), read_parquet(directory.read(part_name(1)))])
     assert back.schema.equals(whole.schema, check_metadata=False)
-    for name in whole.schema.names[:6]:
+    for name in (name for name in whole.schema.names if name not in ("influence", "block_influence")):
         assert back[name].to_pylist() == whole[name].to_pylist()
     for name in ("influence", "block_influence"):
         assert back[name].null_count == 68
@@ -79,6 +82,21 @@ def test_a_part_holds_its_chunks_rows_and_nothing_of_the_chunks_own(directory: R
     assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [30] * 5 + [27]
     frame = pd.read_parquet(directory.path(part_name(1))) if directory.local else file.read().to_pandas()
     assert frame["influence"][0].tolist() == pytest.approx(whole["influence"][27].as_py(), rel=1e-7, abs=0)
+
+
+def test_chunks_of_an_earlier_version_and_of_this_one_make_one_part(tmp_path: Path) -> None:
+    directory = RunDirectory(str(tmp_path))
+    later = ["tokens_cut", "detail", *ACROSS]
+    chunks = [_chunk(0, 0, 20).drop_columns(later), _chunk(1, 20, 20)]
+    for number, table in enumerate(chunks):
+        directory.commit(chunk_name(number), table_file(table, OWNER, chunk_name(number)))
+    consolidate(directory, 0, range(2), OWNER)
+    schema = examples_schema(2, blocks=2)
+    back = pa.concat_tables(read_rows(directory, part_name(0), schema))
+    assert back.schema.equals(schema)
+    assert back["row"].to_pylist() == list(range(40))
+    for name in later:
+        assert back[name].to_pylist() == [None] * 20 + chunks[1][name].to_pylist()
 
 
 def test_a_part_is_the_same_bytes_every_time(directory: RunDirectory, small_groups: int) -> None:
@@ -156,6 +174,7 @@ def test_what_a_row_takes_is_what_files_have(tmp_path: Path) -> None:
     """The plan is of bytes in a file, so that parts come out between 64 and 512 MB."""
     directory = RunDirectory(str(tmp_path))
     draw, rows = np.random.default_rng(0), 100_000
+    influence = draw.normal(size=(rows, 20)) * 1e-5
     base = {
         "row": np.arange(rows),
         "tokens": draw.integers(1, 2000, rows),
@@ -163,7 +182,9 @@ def test_what_a_row_takes_is_what_files_have(tmp_path: Path) -> None:
         "loss": draw.uniform(0.5, 3, rows),
         "sqnorm": draw.lognormal(size=rows),
         "status": ["ok"] * rows,
-        "influence": vectors(draw.normal(size=(rows, 20)) * 1e-5),
+        "detail": pa.nulls(rows, pa.string()),
+        "influence": vectors(influence),
+        **dict(zip(ACROSS, across(influence, np.zeros(rows, bool)), strict=True)),
     }
     for ids in (
         [f"s3://b/sft/train-00001.parquet#{row}" for row in range(rows)],

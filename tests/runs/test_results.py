@@ -16,15 +16,33 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.checksums import table_file
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.files import damage
 from datainf_ray.runs.lease import DRIVER_FILE
 from datainf_ray.runs.parts import chunk_name, consolidate, part_name
 from datainf_ray.runs.report.page import write_report
 from datainf_ray.runs.results import Run, open_run
-from datainf_ray.runs.schemas import matrix, read_parquet
+from datainf_ray.runs.schemas import examples_schema, matrix, read_parquet
+from datainf_ray.runs.texts import ROW, TEXTS, said_by, texts_schema
 from tests.runs_of import write_table
 
 if TYPE_CHECKING:
     from conftest import Made
+
+
+COLUMNS = [field.name for field in examples_schema(3)]
+
+
+def test_a_run_of_a_version_that_kept_no_texts_has_none(made: Callable[..., Made]) -> None:
+    run = made().run
+    assert said_by(run.texts(), ROW).keys() == set(run.tops()["row"].to_pylist())
+    (Path(run.url) / TEXTS).unlink()
+    with pytest.raises(RequestError, match=r"is done, but texts\.parquet is missing from it"):
+        open_run(run.url).texts()
+    _change(run, files={name: stored.model_dump() for name, stored in run.record.files.items() if name != TEXTS})
+    run = open_run(run.url)
+    assert run.texts().equals(texts_schema().empty_table())
+    assert damage(run.directory, run.record, None) is None
+    write_report(run)
 
 
 def _best(made: Made, query: int, k: int, harmful: bool) -> list[int]:
@@ -71,8 +89,8 @@ def test_beyond_the_listed_rows_without_scores_is_refused(made: Callable[..., Ma
         run.top(0, 6)
     with pytest.raises(RequestError, match=r"stored no scores \(results.scores: false\)"):
         run.scores()
-    assert run.examples().schema.names == ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status"]
-    with pytest.raises(RequestError, match=r"^columns: influence: is not in .*, which has row, id, .*, status$"):
+    assert run.examples().schema.names == [name for name in COLUMNS if name != "influence"]
+    with pytest.raises(RequestError, match=r"^columns: influence: is not in .*, which has row, id, .*, status, "):
         run.examples(["row", "influence"])
 
 
@@ -127,7 +145,7 @@ def test_examples_are_sorted_by_row_whatever_the_parts_are_called(made: Callable
     (folder / "part-000000.done").write_bytes(b"")
     table = run.examples()
     assert table["row"].to_pylist() == list(range(200))
-    assert table.schema.names == ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "influence"]
+    assert table.schema.names == COLUMNS
     assert run.examples(["status"]).schema.names == ["status"]
     assert run.examples(["status"])["status"].to_pylist() == table["status"].to_pylist()
 
@@ -313,7 +331,7 @@ def test_a_notebook_takes_the_first_query_that_could_be_used(made: Callable[...,
 
 def test_a_folder_that_looks_like_a_partition_adds_no_column(made: Callable[..., Made], tmp_path: Path) -> None:
     run = made(url=str(tmp_path / "rank=3" / "_run")).run
-    assert run.examples().schema.names == ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "influence"]
+    assert run.examples().schema.names == COLUMNS
     assert run.top(0, 3)["rank"].to_pylist() == [1, 2, 3]
 
 
@@ -345,14 +363,16 @@ def test_a_program_that_reads_a_run_and_ends_is_not_aborted(made: Callable[..., 
         assert done.returncode == 0, done.stderr
 
 
-def test_a_run_of_a_version_that_did_not_count_what_is_cut_can_be_read(made: Callable[..., Made]) -> None:
+def test_a_run_of_a_version_that_did_not_write_later_columns_can_be_read(made: Callable[..., Made]) -> None:
     it = made(results={"top_k": 5})
+    later = ["tokens_cut", "detail", "influence_mean", "influence_min", "influence_max"]
     for name in it.run.part_names():
-        write_table(it.run.directory, name, read_parquet(it.run.directory.read(name)).drop_columns("tokens_cut"))
+        write_table(it.run.directory, name, read_parquet(it.run.directory.read(name)).drop_columns(later))
     _change(it.run, files={})
     run = open_run(it.run.url)
     table = run.examples()
-    assert table["tokens_cut"].null_count == len(table) == 200
+    assert table.schema.names == COLUMNS
+    assert [table[name].null_count for name in later] == [len(table)] * 5 == [200] * 5
     np.testing.assert_array_equal(matrix(table["influence"]), it.influence)
     assert run.examples(["tokens_cut", "id"]).schema.names == ["tokens_cut", "id"]
     assert run.top(0, 50)["row"].to_pylist() == _best(it, 0, 50, False)

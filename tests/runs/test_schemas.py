@@ -6,12 +6,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from datainf_ray.runs.schemas import (
+    ACROSS,
+    LATER,
+    across,
     blocks_schema,
     examples_schema,
     group_rows,
     matrix,
+    plain_schema,
     queries_schema,
     read_parquet,
+    schema_now,
     sized,
     table_bytes,
     top_schema,
@@ -28,11 +33,16 @@ def test_examples_hold_the_contracts_columns() -> None:
         "loss": pa.float32(),
         "sqnorm": pa.float32(),
         "status": pa.string(),
+        "detail": pa.string(),
         "influence": pa.list_(pa.float32(), 3),
+        "influence_mean": pa.float32(),
+        "influence_min": pa.float32(),
+        "influence_max": pa.float32(),
     }
-    assert "influence" not in examples_schema(3, scores=False).names
+    assert examples_schema(3, scores=False).names == [n for n in examples_schema(3).names if n != "influence"]
+    assert examples_schema(0, scores=False).names[-1] == "detail"  # without queries there is nothing to average
     assert examples_schema(3, blocks=5).field("block_influence").type.list_size == 15
-    assert examples_schema(3, selves=True).names[-3:] == ["influence", "self_influence", "self_influence_error"]
+    assert examples_schema(3, selves=True).names[-3:] == ["influence_max", "self_influence", "self_influence_error"]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +58,38 @@ def test_examples_hold_the_contracts_columns() -> None:
 )
 def test_the_other_tables_hold_the_contracts_columns(schema: pa.Schema, names: str) -> None:
     assert schema.names == names.split()
+
+
+def test_one_number_across_the_queries_is_numpys_and_does_not_depend_on_the_rows_beside_it() -> None:
+    values = np.random.default_rng(1).standard_t(2, size=(500, 37)).astype(np.float32)
+    missing = np.arange(500) % 7 == 3
+    values[missing] = np.nan
+    mean, low, high = across(values, missing)
+    for column, of in ((mean, np.mean), (low, np.min), (high, np.max)):
+        assert column.type == pa.float32()
+        assert column.is_null().to_numpy(zero_copy_only=False).tolist() == missing.tolist()
+        want = [of(row.astype(np.float64)) for row in values[~missing]]
+        np.testing.assert_array_equal(column.drop_null().to_numpy(), np.asarray(want, np.float32))
+    for rows in (slice(0, 1), slice(10, 13), slice(499, 500)):
+        alone = across(values[rows], missing[rows])
+        assert [one.to_pylist() for one in alone] == [one[rows].to_pylist() for one in (mean, low, high)]
+        turned = across(np.asfortranarray(values[rows]), missing[rows])
+        assert [one.to_pylist() for one in turned] == [one.to_pylist() for one in alone]
+    nobody = across(values[:, :0], missing)
+    assert [one.null_count for one in nobody] == [500] * 3
+
+
+@pytest.mark.parametrize(("scores", "blocks", "selves"), [(True, 0, False), (True, 4, True), (False, 0, True)])
+def test_a_file_of_an_earlier_version_gets_the_later_columns_in_their_places(
+    scores: bool, blocks: int, selves: bool
+) -> None:
+    now = examples_schema(3, scores, blocks, selves)
+    earlier = pa.schema([field for field in now if field.name not in LATER])
+    assert {"detail", *ACROSS} <= set(now.names) - set(earlier.names)
+    assert schema_now(earlier).equals(now)
+    assert schema_now(plain_schema(earlier)).equals(now)  # as it stands in a file
+    back = read_parquet(table_bytes(earlier.empty_table()), now)
+    assert back.schema.equals(now)
 
 
 @pytest.mark.parametrize("width", [1, 7])

@@ -19,7 +19,7 @@ import transformers
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError, RunFailedError
-from datainf_ray.runs.schemas import matrix
+from datainf_ray.runs.schemas import ACROSS, matrix
 from tests import reference, tiny
 from tests.interrupting import Interrupter
 from tests.runs_of import attribute, scores, tables
@@ -231,6 +231,11 @@ def test_bad_rows_keep_their_place_and_change_no_other(tmp_path: Path, tiny_llam
     assert status["cut off"] == "no_target_tokens"
     assert status["null"] == status["missing"] == "unreadable"
     assert all(examples["influence"][k].as_py() is None and examples["loss"][k].as_py() is None for k in bad)
+    detail = dict(zip(examples["id"].to_pylist(), examples["detail"].to_pylist(), strict=True))
+    assert (detail["null"], detail["missing"]) == ("prompt is null", "row has no column 'completion'")
+    assert all((detail is None) == (row not in bad) for row, detail in enumerate(examples["detail"].to_pylist()))
+    assert all(examples[name].is_null().to_pylist() == examples["loss"].is_null().to_pylist() for name in ACROSS)
+    assert {(p.id, p.detail) for p in run.record.problems} <= set(detail.items())
     counts = run.summary()["status"]
     assert counts["ok"] == 40
     assert sum(counts.values()) == len(mixed)
@@ -331,7 +336,10 @@ def test_a_query_that_cannot_be_used_is_named_and_the_others_are_answered(
     assert run.queries()["status"].to_pylist() == ["ok", "no_target_tokens", "ok", "ok", "ok"]
     assert run.queries()["loss"].to_pylist()[1] is None
     assert scores(run)[:, 1].isnan().all()
-    assert reference.worst(scores(run)[:, [0, 2, 3, 4]], scores(clean).double()) < 1e-5
+    asked = scores(run)[:, [0, 2, 3, 4]]
+    assert reference.worst(asked, scores(clean).double()) < 1e-5
+    lowest, highest = (run.examples([name])[name].to_pylist() for name in ACROSS[1:])
+    assert (lowest, highest) == (asked.amin(1).tolist(), asked.amax(1).tolist())
     with pytest.raises(RequestError, match="has no scores: no_target_tokens"):
         run.top(query=1)
 
@@ -407,6 +415,9 @@ def test_scores_may_be_left_out(tmp_path: Path, tiny_llama: dict[str, Any]) -> N
     without = attribute(config, output=str(tmp_path / "without"), **{"results.scores": False})
     assert "influence" not in pq.read_schema(tmp_path / "without" / "examples" / "part-000000.parquet").names
     assert tables(without)["top.parquet"] == tables(with_scores)["top.parquet"]
+    assert without.examples([*ACROSS]).equals(with_scores.examples([*ACROSS]))
+    mean = without.examples(["influence_mean"])["influence_mean"].to_numpy()
+    np.testing.assert_allclose(mean, scores(with_scores).double().mean(1).numpy(), rtol=1e-6, atol=0)
     values = scores(with_scores)[:, 2]
     top = without.top(query=2, k=3, harmful=True)
     assert top["row"].to_pylist() == values.argsort(descending=True)[:3].tolist()
@@ -429,5 +440,6 @@ def test_the_run_says_what_it_was(tmp_path: Path, tiny_llama: dict[str, Any]) ->
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
     assert not any(p.name.startswith(".") for p in (tmp_path / "run").rglob("*"))
     assert set(os.listdir(tmp_path / "run")) == {
-        "run.json", "blocks.parquet", "queries.parquet", "top.parquet", "events", "examples", "report.html",
+        "run.json", "blocks.parquet", "queries.parquet", "top.parquet", "texts.parquet", "events", "examples",
+        "report.html",
     }  # fmt: skip

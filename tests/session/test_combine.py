@@ -16,10 +16,12 @@ import pytest
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError, RunFailedError
+from datainf_ray.corpus.passages import pair
 from datainf_ray.request.combination import prepare_combination
 from datainf_ray.runs import combine as module
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import matrix
+from datainf_ray.runs.texts import QUERY, ROW, said_by
 from datainf_ray.session.combine import SWEEP, assemble
 from tests.interrupting import Interrupter
 from tests.runs.conftest import Made, make_run
@@ -92,6 +94,10 @@ def test_a_sum_is_numpys(tmp_path: Path, runs: list[Made], cut: str, request: py
         ),
     }.items():
         np.testing.assert_allclose(column(there, name), np.where(fine, values, np.nan), rtol=1e-6, atol=0)
+    stored = matrix(there["influence"]).astype(np.float64)
+    for name, of in (("influence_mean", np.mean), ("influence_min", np.min), ("influence_max", np.max)):
+        np.testing.assert_array_equal(column(there, name), of(stored, axis=1).astype(np.float32))
+    assert there["detail"].to_pylist() == [None if ok else "nothing to predict" for ok in fine]
     assert there["tokens"].equals(examples[-1]["tokens"])
     assert run.record.counts.tokens == pc.sum(there["tokens"].filter(pa.array(fine))).as_py()
     assert run.record.counts.rows_cut is None  # the runs' run.json did not say
@@ -104,6 +110,9 @@ def test_a_sum_is_numpys(tmp_path: Path, runs: list[Made], cut: str, request: py
     assert {row: text for row, text in previews.items() if text} == {
         row: f"question {row} ⟶ answer {row}" for row in previews if row in known
     }
+    texts = run.texts()
+    assert said_by(texts, ROW) == {row: pair(f"question {row}", f"answer {row}") for row in previews if row in known}
+    assert said_by(texts, QUERY) == {query: pair(f"asked {query}", f"said {query}") for query in range(QUERIES)}
     assert [one.weight for one in run.record.combined] == weights
     assert [one.run for one in run.record.combined] == [one.run.url for one in runs]
     assert [one.fingerprint for one in run.record.combined] == [f"{seed:064d}" for seed in (1, 2, 3)]
@@ -264,6 +273,7 @@ def test_queries_are_found_by_their_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(matrix(run.scores()["influence"]), want.astype(np.float32))
     assert run.queries()["id"].to_pylist() == ["x", "z"]
     assert run.queries()["query"].to_pylist() == [0, 1]
+    assert said_by(run.texts(), QUERY) == {0: pair("asked 2", "said 2"), 1: pair("asked 0", "said 0")}  # the last run's
 
 
 Change = Callable[[Path], Any]
