@@ -1,7 +1,6 @@
 """A finished run acted on: its corpus without its worst rows, or with scores, weights or a selection.
 
 - `source`: a run with the corpora that it was made of, planned anew; they must be what they were.
-- `scores`: what each row is blamed with, across queries and runs; `column` keeps it in a file, `order` cuts it.
 - `rules`: what is asked for, and which rows go by it; `siblings` are their near-duplicates.
 - `copy`, `lines`, `tables`: files of a corpus written again, some rows left out or columns added.
 - `target`: where the result goes, whole or not at all.

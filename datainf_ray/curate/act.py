@@ -17,20 +17,20 @@ from datainf_ray.config import options_among
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import open_file, open_seekable
 from datainf_ray.corpus.records import TEXT_FORMATS
-from datainf_ray.curate.column import Column
 from datainf_ray.curate.extra import Extra
 from datainf_ray.curate.formats import Format, finish, format_of
 from datainf_ray.curate.lines import Stays, copy_text
 from datainf_ray.curate.result import Curated
 from datainf_ray.curate.rules import GOES, SIBLING, STAYS, Decided, Rule, decide, rule_of
-from datainf_ray.curate.scores import Scores
 from datainf_ray.curate.siblings import add_siblings, require_minhash
 from datainf_ray.curate.source import Source, require_same, source_of, values_of
 from datainf_ray.curate.tables import copy_table
 from datainf_ray.curate.target import Target
 from datainf_ray.curate.told import annotated, blamed, rejected, top_rejected, weighted, words
+from datainf_ray.runs.column import Column
 from datainf_ray.runs.places import Place, place_of
 from datainf_ray.runs.results import Run, open_run
+from datainf_ray.runs.scores import Scores
 
 SHOWN = 10  #: rows that a dry run shows
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, meant
-from datainf_ray.curate.column import BLOCK, Column
-from datainf_ray.curate.order import cuts
-from datainf_ray.curate.scores import ACROSS, SIGNS, Across, Because, Scores, in_order
+from datainf_ray.runs.column import BLOCK, Column
+from datainf_ray.runs.order import cuts
+from datainf_ray.runs.scores import ACROSS, SIGNS, Across, Because, Scores, in_order
 
 #: What becomes of a row: it stays; it goes by the rule; as a near-duplicate of one that does; because it has no score.
 STAYS, GOES, SIBLING, UNKNOWN = range(4)

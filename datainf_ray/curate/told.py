@@ -11,7 +11,7 @@ import pyarrow as pa
 from datainf_ray.common.words import counted
 from datainf_ray.curate.extra import Extra, Feed
 from datainf_ray.curate.rules import GOES, SIBLING, STAYS, UNKNOWN, Decided, Rule, rms_of, weight_of
-from datainf_ray.curate.scores import Scores
+from datainf_ray.runs.scores import Scores
 
 REJECTED = pa.schema(
     [

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from datainf_ray.curate.order import cuts
+from datainf_ray.runs.order import cuts
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

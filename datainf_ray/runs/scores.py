@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.curate.column import BLOCK, Column
-from datainf_ray.curate.order import cuts
+from datainf_ray.runs.column import BLOCK, Column
+from datainf_ray.runs.order import cuts
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
 
