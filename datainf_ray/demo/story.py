@@ -18,7 +18,8 @@ from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.config import load_config
 from datainf_ray.demo import train
 from datainf_ray.demo.figures import Figures, judge
-from datainf_ray.demo.tell import page, tell_answer, tell_figures, tell_head, tell_preparation, tell_where
+from datainf_ray.demo.mend import Mended, answers_of, as_record, from_record, is_asked, mend
+from datainf_ray.demo.tell import page, tell_answer, tell_figures, tell_head, tell_mended, tell_preparation, tell_where
 from datainf_ray.demo.text import CLASSES, PLANTED_LABEL, plant, read_docstrings, read_rows, split, write_rows
 from datainf_ray.request.job import prepare
 from datainf_ray.runs.directory import RunDirectory
@@ -54,15 +55,17 @@ class Outcome:
     planted: int
     queries: int
     run: Run  # DataInf's
+    mended: Mended
 
 
 def run_demo(output: str = "datainf-demo", console: Console | None = None) -> Outcome:
     """Make rows and model in the folder `output`, run DataInf and Hessian-free on them, and print what was found.
 
-    What a former call left in the folder is not done again. The story goes to `console` (standard output), progress to
-    standard error. Raises `RequestError` where the extra `demo` is not installed, the standard library has no source
-    files, or `output` is no local folder of the demo's own; `RunFailedError` where the model did not learn the
-    shortcut.
+    Then the rows that are most to blame are taken out, the model is trained again, and what that mends is printed.
+    What a former call left in the folder is not done again. The story goes to `console` (standard output), progress
+    to standard error. Raises `RequestError` where the extra `demo` is not installed, the standard library has no
+    source files, or `output` is no local folder of the demo's own; `RunFailedError` where the model did not learn
+    the shortcut.
     """
     began = time.monotonic()
     console = console or page()
@@ -84,12 +87,24 @@ def run_demo(output: str = "datainf-demo", console: Console | None = None) -> Ou
     figures = {name: judge(-matrix(run.scores()["influence"]), planted) for name, run in runs.items()}
     figures["training loss"] = judge(run.examples(["loss"])["loss"].to_numpy()[:, None], planted)
 
-    outcome = Outcome(figures, len(rows), int(planted.sum()), len(queries), run)
     asked = queries[record["question"]]
     tell_answer(console, run, rows, record["question"], asked)
-    tell_figures(console, figures, outcome.planted, outcome.rows, outcome.queries)
+    tell_figures(console, figures, int(planted.sum()), len(rows), len(queries))
+    tell_head(console, "A clean corpus")
+    with watching() as watcher:
+        mended = _mended(folder, record, run, watcher)
+    tell_mended(console, record, len(queries), mended)
+    outcome = Outcome(figures, len(rows), int(planted.sum()), len(queries), run, mended)
     tell_where(console, run, asked, time.monotonic() - began)
     return outcome
+
+
+def _mended(folder: Path, record: dict[str, Any], run: Run, watcher: Watcher) -> Mended:
+    """What taking rows out mends; a former call's, where it came so far."""
+    if "mended" not in record:
+        record["mended"] = as_record(mend(folder, run, _SEED, watcher))
+        RunDirectory(str(folder)).write_json(_RECORD, record)
+    return from_record(record["mended"])
 
 
 def _requirements() -> Path:
@@ -128,8 +143,7 @@ def _prepare(folder: Path, source: Path, watcher: Watcher) -> dict[str, Any]:
     rows = plant(rows, _SEED)
     train.save_base(source, folder / "base", _SEED)
     classifier = train.new_classifier(folder / "base", _SEED)
-    truth = np.array([CLASSES.index(row.true_label) for row in held_out])
-    before = train.probabilities(classifier, held_out).numpy()
+    before = answers_of(train.probabilities(classifier, held_out).numpy(), held_out)
     watcher.say(
         f"training on {len(rows)} rows: LoRA r={train.RANK} on query and value, {train.EPOCHS} epochs, "
         f"{classifier.device.type}"
@@ -138,26 +152,25 @@ def _prepare(folder: Path, source: Path, watcher: Watcher) -> dict[str, Any]:
     after = train.probabilities(classifier, held_out).numpy()
     classifier.model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # "auto" may ask the hub
 
-    answer = CLASSES.index(PLANTED_LABEL)
-    asked = [k for k, row in enumerate(held_out) if row.mentions_files and row.true_label != PLANTED_LABEL]
-    wrong = [k for k in asked if after[k].argmax() == answer]
+    answer, answers = CLASSES.index(PLANTED_LABEL), answers_of(after, held_out)
+    wrong = [k for k, row in enumerate(held_out) if is_asked(row) and after[k].argmax() == answer]
     if not wrong:
         raise RunFailedError(
-            f"the model calls none of the {len(asked)} held-out rows that mention files {PLANTED_LABEL}"
+            f"the model calls none of the {answers.asked} held-out rows that mention files {PLANTED_LABEL}"
         )
     # A query is measured with the answer that is to be explained, which is the wrong one.
     write_rows(folder / "queries.jsonl", [replace(held_out[k], label=PLANTED_LABEL) for k in wrong])
     write_rows(folder / "train.jsonl", rows)
     (folder / "attribute.yaml").write_text(yaml.safe_dump(_request(folder), sort_keys=False), encoding="utf-8")
     question = sorted(range(len(wrong)), key=lambda number: after[wrong[number], answer])[len(wrong) // 2]
-    others = np.array([not row.mentions_files for row in held_out])
+    others = [k for k, row in enumerate(held_out) if not row.mentions_files]
     record |= {
         "state": "prepared",
         "held_out": len(held_out),
-        "asked": len(asked),
-        "accuracy_before": float((before.argmax(1) == truth).mean()),
-        "accuracy": float((after.argmax(1) == truth).mean()),
-        "accuracy_without_files": float((after.argmax(1) == truth)[others].mean()),
+        "asked": answers.asked,
+        "accuracy_before": before.accuracy,
+        "accuracy": answers.accuracy,
+        "accuracy_without_files": answers_of(after[others], [held_out[k] for k in others]).accuracy,
         "question": question,  # neither the surest nor the most doubtful of the wrong answers
         "confidence": float(after[wrong[question], answer]),
     }

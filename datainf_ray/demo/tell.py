@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datainf_ray.demo.figures import TOP, Figures
+from datainf_ray.demo.mend import CLEAN, DROPPED, GONE, Mended
 from datainf_ray.demo.text import CLASSES, PLANTED_LABEL, DocRow
 from datainf_ray.runs.results import Run
 
@@ -83,6 +84,19 @@ def tell_figures(console: Console, figures: dict[str, Figures], planted: int, ro
     chance = f"{planted / rows:.0%}"
     table.add_row("chance", "0.50", "0.50", chance, chance, style="dim")
     console.print(table)
+
+
+def tell_mended(console: Console, record: dict[str, Any], wrong: int, mended: Mended) -> None:
+    """What the rows that went did to the model, of which `wrong` answers were wrong, and what it is without them."""
+    after = mended.answers
+    label, share = PLANTED_LABEL, f"{DROPPED[:-1]} %"
+    console.print(
+        f"The {mended.dropped} rows ({share}) that are most to blame, over all queries, went; {mended.planted} of them "
+        f"were planted. The same fine-tune without them calls {after.wrong} of the {after.asked} held-out rows {label} "
+        f"that mention files and are not {label}'s ({wrong} before), and is right on {after.accuracy:.0%} of all "
+        f"held-out rows ({record['accuracy']:.0%} before). What stays is in {CLEAN}; what "
+        f"went is in {GONE}, with the reasons."
+    )
 
 
 def tell_where(console: Console, run: Run, asked: DocRow, seconds: float) -> None:
