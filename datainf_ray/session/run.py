@@ -54,6 +54,15 @@ class Run(results.Run):
 
         return cut(self, *others, seed=seed)
 
+    def by(self, column: str, query: int | str | None = None, **overrides: Any) -> pa.Table:
+        """Influence summed and averaged by a column of the corpus, or by "file": see `curate.by.by`.
+
+        >>> run.by("source").to_pandas()
+        """
+        from datainf_ray.curate.by import by
+
+        return by(self, column, query, **overrides)
+
     def selected(self, *others: str | results.Run, **asked: Any) -> pa.Table:
         """The rows that `curate` would let stay, or with `gone=True` those that would go: see `curate.join.selected`.
 

@@ -88,9 +88,8 @@ def test_one_row_far_above_others_that_stand_out_does_not_hide_them() -> None:
 def made_of(folder: Path, influence: np.ndarray, name: str = "run") -> Made:
     values = np.array(influence, np.float32)
     values = values[:, None] if values.ndim == 1 else values
-    return make_run(
-        str(folder / name), len(values), values.shape[1], influence=values, missing=np.isnan(values[:, 0]), chunk=1000
-    )
+    missing, chunk = np.isnan(values[:, 0]), max(1000, len(values) // 8)
+    return make_run(str(folder / name), *values.shape, influence=values, missing=missing, chunk=chunk)
 
 
 def planted(seed: int, rows: int, queries: int, count: int, size: float) -> np.ndarray:
