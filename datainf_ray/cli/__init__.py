@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datainf_ray.cli.by import add_by
 from datainf_ray.cli.curate import add_curate
 from datainf_ray.cli.show import show_findings, show_rows, show_top
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
@@ -355,3 +356,4 @@ def _terminable() -> Iterator[None]:
 
 
 add_curate(app, _terminable, _overrides)
+add_by(app, _terminable, _overrides)

@@ -36,7 +36,11 @@ def add_curate(app: typer.Typer, terminable: Any, overrides: Any) -> None:
             ),
         ] = None,
         drop: Annotated[
-            str | None, typer.Option(metavar="1%|N", help="The share, or number, of rows most to blame goes.")
+            str | None,
+            typer.Option(
+                metavar="1%|N|auto",
+                help="The share, or number, of rows most to blame goes; auto: those that stand out of chance.",
+            ),
         ] = None,
         drop_above: Annotated[
             float | None, typer.Option(metavar="T", help="Rows that are blamed with more than T root mean squares go.")
@@ -87,17 +91,36 @@ def add_curate(app: typer.Typer, terminable: Any, overrides: Any) -> None:
             ),
         ] = [],  # noqa: B006
     ) -> None:
-        """Write the corpus again without its worst rows, or selected, weighted, with scores. The original stays."""
-        from datainf_ray.curate.act import curate as act
+        """Write the corpus again without its worst rows, or selected, weighted, with scores. The original stays.
 
+        Without a rule it says how many rows stand out of what chance would give, and the command that drops them.
+        """
+        from datainf_ray.curate.act import curate as act
+        from datainf_ray.curate.act import suggested
+        from datainf_ray.curate.result import Curated, Suggested
+
+        done: Curated | Suggested
+        rules = (drop, drop_above, select, between, sample, ids or None, weights or None, annotate or None)
+        others = (
+            to,
+            rejected,
+            per,
+            shape,
+            without_score,
+            near_duplicates or None,
+            None if across == "mean" else across,
+        )
         with terminable():
-            done = act(
-                *runs, to=to, rejected=rejected, dry_run=dry_run, because=because, across=across, drop=drop,
-                drop_above=drop_above, select=select, per=per, between=between, sample=sample, ids=ids, weights=weights,
-                annotate=annotate, temperature=temperature, seed=seed, near_duplicates=near_duplicates,
-                without_score=without_score, output_format=None if shape is None else shape.value,
-                overrides=overrides(assignments),
-            )  # fmt: skip
+            if all(one is None for one in (*rules, *others)):
+                done = suggested(*runs, because=because, overrides=overrides(assignments))
+            else:
+                done = act(
+                    *runs, to=to, rejected=rejected, dry_run=dry_run, because=because, across=across, drop=drop,
+                    drop_above=drop_above, select=select, per=per, between=between, sample=sample, ids=ids,
+                    weights=weights, annotate=annotate, temperature=temperature, seed=seed,
+                    near_duplicates=near_duplicates, without_score=without_score,
+                    output_format=None if shape is None else shape.value, overrides=overrides(assignments),
+                )  # fmt: skip
         if as_json:
             typer.echo(json.dumps(done.as_dict(), indent=2, ensure_ascii=False))
         else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _LISTED, _NAME = 20, 60  # words that a message names, and characters of each
 LENGTH = 200  #: characters of an id, a name or a label where a person reads it
@@ -38,6 +40,12 @@ def escaped(text: str, length: int | None = None) -> str:
     if length is not None and len(text) > length:
         text = f"{text[: length // 2]}…{text[len(text) - length // 2 + 1 :]}"
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON whose unseen characters are written as \\u202e, so that it may go to a terminal as it is."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _UNSEEN.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

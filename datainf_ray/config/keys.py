@@ -235,6 +235,11 @@ class ResultsConfig(_Part):
     scores: bool = Field(True, description="write every row's influence on every query")
     blocks: bool = Field(False, description="write every row's influence on every query through every block")
     self_influence: bool = Field(False, description="write every row's influence on itself")
+    by: str | None = Field(
+        None,
+        min_length=1,
+        description="a column of the training rows, or file: by.parquet has influence by its values",
+    )
     most_bad_rows: float | None = Incidental(
         None, ge=0, le=1, description="share of rows without a score above which a run that is done fails; null: any"
     )
@@ -273,6 +278,8 @@ class RunConfig(_Part):
     @model_validator(mode="after")
     def _of_use(self) -> RunConfig:
         """What would have no effect here is a mistake."""
+        if self.results.by is not None and not self.results.scores:
+            raise RequestError("results.by", self.results.by, "needs the rows' influences", "set results.scores: true")
         if self.index_projection is not None and not self.index:
             raise RequestError(
                 "index_projection", self.index_projection, "there is no index", "use index: true with it"

@@ -4,6 +4,7 @@
 - `rules`: what is asked for, and which rows go by it; `siblings` are their near-duplicates.
 - `copy`, `lines`, `tables`: files of a corpus written again, some rows left out or columns added.
 - `target`: where the result goes, whole or not at all.
+- `by`: influence summed by a column of the corpus.
 - `act`: `curate`, which does all of it; `result` what it tells. `join`: the corpus' rows with their scores, in Python.
 
 Memory does not grow with the rows, but for a byte of each: scores lie in files without a name, corpora are streamed.

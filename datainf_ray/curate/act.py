@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,18 @@ from datainf_ray.corpus.records import TEXT_FORMATS
 from datainf_ray.curate.extra import Extra
 from datainf_ray.curate.formats import Format, finish, format_of
 from datainf_ray.curate.lines import Stays, copy_text
-from datainf_ray.curate.result import Curated
-from datainf_ray.curate.rules import GOES, SIBLING, STAYS, Decided, Rule, decide, rule_of
+from datainf_ray.curate.result import Curated, Suggested
+from datainf_ray.curate.rules import AUTO, GOES, SIBLING, STAYS, Decided, Rule, decide, rule_of, side_of
 from datainf_ray.curate.siblings import add_siblings, require_minhash
 from datainf_ray.curate.source import Source, require_same, source_of, values_of
 from datainf_ray.curate.tables import copy_table
 from datainf_ray.curate.target import Target
 from datainf_ray.curate.told import annotated, blamed, rejected, top_rejected, weighted, words
 from datainf_ray.runs.column import Column
+from datainf_ray.runs.cut import Cut, cut_of, cut_scores
 from datainf_ray.runs.places import Place, place_of
 from datainf_ray.runs.results import Run, open_run
-from datainf_ray.runs.scores import Scores
+from datainf_ray.runs.scores import Because, Scores
 
 SHOWN = 10  #: rows that a dry run shows
 
@@ -58,11 +59,42 @@ def judge(runs: Sequence[str | Run], rule: Rule, overrides: dict[str, Any]) -> J
     for other in sources[1:]:
         require_same(sources[0], other, "train")
     scores = Scores([source.run for source in sources], rule.because)
+    if rule.auto:
+        rule = replace(rule, count=_standing_out(scores, rule.because), auto=False)
     groups = _groups(corpus, rule.per) if rule.per not in (None, "query") else None
     decided = decide(rule, scores, groups)
     if rule.siblings:
         add_siblings(decided, corpus)
     return Judged(sources, rule, scores, decided)
+
+
+def _standing_out(scores: Scores, because: Because) -> int:
+    """How many rows `--drop auto` takes."""
+    rows = cut_scores(scores).of(because).stand_out
+    if not rows:
+        problem = f"no {because} row stands out of what chance would give"
+        raise RequestError("--drop", AUTO, problem, "name a number of rows, or a share as in 1%")
+    return rows
+
+
+def cut(run: str | Run, *others: str | Run, seed: int = 0, overrides: dict[str, Any] | None = None) -> Cut:
+    """Where the rows of finished runs may be cut, and which of them stand out: see `runs.cut`.
+
+    Reads no corpus where run.json says that the runs have the same. Raises `RequestError` as `curate` does.
+    """
+    with failing():
+        runs = [_opened(one, overrides or {}) for one in (run, *others)]
+        if others:
+            first, *more = (source_of(one, **(overrides or {})) for one in runs)
+            for other in more:
+                require_same(first, other, "train")
+        return cut_of(*runs, seed=seed)
+
+
+def suggested(*runs: str | Run, because: str | None = None, overrides: dict[str, Any] | None = None) -> Suggested:
+    """Which rows stand out on the side that is to blame, and the command that drops them."""
+    side = side_of(because)
+    return Suggested(cut(*runs, overrides=overrides), side)
 
 
 def curate(
@@ -81,7 +113,8 @@ def curate(
 
         >>> run.curate(to="clean.jsonl.gz", drop="1%", because="helpful", rejected="gone.jsonl")
 
-    One of these says which rows stay: `drop` (a number of rows, or a share as "1%": those that are most to blame go);
+    One of these says which rows stay: `drop` (a number of rows, or a share as "1%": those that are most to blame go;
+    "auto": as many as stand out of what chance would give, see `runs.cut`);
     `drop_above` (a blame in root mean squares); `select` (as many of the least to blame stay; `per` a column has equal
     numbers of each of its values, `per="query"` lets queries take turns); `between` (("q30", "q70"), the middle of the
     order); `sample` (as many, drawn by their weights); `ids` (these rows go). With `weights` all stay and get a column

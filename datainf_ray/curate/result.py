@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from datainf_ray.common.words import counted, escaped, percent, printable
+from datainf_ray.runs.cut import Cut
+from datainf_ray.runs.scores import Because
 
 _ID, _PREVIEW = 40, 100
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """Which rows stand out on the side that is to blame."""
+
+    cut: Cut
+    because: Because
+
+    def lines(self) -> list[str]:
+        """It as a person reads it, with the command that drops these rows."""
+        rows, runs = self.cut.of(self.because).stand_out, " ".join(shlex.quote(run) for run in self.cut.runs)
+        lines = self.cut.lines(self.because)
+        if not rows:
+            return [*lines, "nothing is suggested; say how many are to go by --drop, --drop-above or another rule"]
+        return [*lines, f"datainf curate {runs} --because {self.because} --drop {rows} --to NEW --rejected GONE"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {"because": self.because, "suggested": self.cut.of(self.because).stand_out, **self.cut.as_dict()}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from datainf_ray.runs.scores import ACROSS, SIGNS, Across, Because, Scores, in_o
 STAYS, GOES, SIBLING, UNKNOWN = range(4)
 #: The rules, of which one is asked for.
 RULES = ("drop", "drop_above", "select", "between", "sample", "ids", "weights", "annotate")
+AUTO = "auto"  #: of `drop`
 _WHOLE = ("weights", "annotate")  # of which all rows stay
 _EITHER = ("ids", "annotate")  # which are the same whoever is to blame
 _SELECTING = ("select", "between", "sample")  # a row without a score is not among what they select
@@ -40,6 +41,7 @@ class Rule:
     across: Across = "mean"
     count: float = 0  #: rows, or a share of them where `shared`
     shared: bool = False
+    auto: bool = False  #: as many as stand out of what chance would give
     above: float = 0.0  #: in RMS
     band: tuple[float, float] = (0.0, 1.0)  #: shares of the rows, the least blamed first
     per: str | None = None  #: "query", or a column of the corpus
@@ -102,10 +104,7 @@ def rule_of(
     name = asked[0]
     if because is None and name in _EITHER:
         because = "harmful"
-    if because is None:
-        raise RequestError("--because", None, _EXPLAINED, "say --because helpful or --because harmful")
-    if because not in SIGNS:
-        raise RequestError("--because", because, "no such side", meant(because, SIGNS))
+    because = side_of(because)
     if across not in ACROSS:
         raise RequestError("--across", across, "no such way", meant(across, ACROSS))
     if across == "votes" and name not in ("drop", "select"):
@@ -118,13 +117,26 @@ def rule_of(
         raise RequestError("--temperature", temperature, "want a number above 0")
     if without_score not in (None, "keep", "drop"):
         raise RequestError("--without-score", without_score, "want keep or drop")
-    count, shared = (0.0, False) if name not in ("drop", "select", "sample") else _count(given[name], _option(name))
+    auto = name == "drop" and drop == AUTO
+    if auto and across != "mean":
+        raise RequestError("--across", across, "does not go with --drop auto", "name a number of rows")
+    counts = name in ("drop", "select", "sample") and not auto
+    count, shared = _count(given[name], _option(name)) if counts else (0.0, False)
     return Rule(
-        name, because, across, count, shared,  # type: ignore[arg-type]
+        name, because, across, count, shared, auto,  # type: ignore[arg-type]
         above=_finite(drop_above, "--drop-above"), band=_band(between), per=per, temperature=temperature, seed=seed,
         ids=tuple(ids), siblings=near_duplicates,
         without_score=without_score or ("drop" if name in _SELECTING else "keep"),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def side_of(because: str | None) -> Because:
+    """The side that is to blame. Raises `RequestError` where none is named, or no such one."""
+    if because is None:
+        raise RequestError("--because", None, _EXPLAINED, "say --because helpful or --because harmful")
+    if because not in SIGNS:
+        raise RequestError("--because", because, "no such side", meant(because, SIGNS))
+    return "helpful" if because == "helpful" else "harmful"
 
 
 def decide(rule: Rule, scores: Scores, groups: Column | None = None) -> Decided:

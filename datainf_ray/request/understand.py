@@ -10,6 +10,7 @@ from typing import Any
 
 from datainf_ray.config import RunConfig
 from datainf_ray.corpus.chunks import Corpus, plan_corpus
+from datainf_ray.curate.by import require_by
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.request.checkpoints import checkpoints
 from datainf_ray.request.places import check_places, model_places
@@ -52,10 +53,13 @@ def understand_each(config: RunConfig) -> tuple[RunDirectory, list[Request]]:
 def corpora_of(config: RunConfig) -> dict[str, Corpus]:
     """The training rows and the queries, found."""
     task, options = task_of(config.model), config.storage_options
-    return {
+    found = {
         "train": plan_corpus(config.train, task, "train", options),
         "queries": plan_corpus(config.queries, task, "queries", options),
     }
+    if config.results.by is not None:
+        require_by(config.results.by, found["train"], "results.by")
+    return found
 
 
 def _placed(config: RunConfig, corpora: dict[str, Corpus], within: RunDirectory | None = None) -> Request:

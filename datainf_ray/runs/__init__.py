@@ -7,6 +7,8 @@
 - `index`: the gradient index, from which later queries are answered.
 - `lease`: who is at work on a run directory, how far the run is, and who wants it to stop.
 - `events`: what happened in a run and when, written while it goes on.
+- `scores`: what each row is blamed with across queries and runs; `column` keeps it in a file, `order` cuts it.
+- `cut`: how much the first rows carry, and which stand out; `magnitudes` counts, `gaps` tells chance from what is not.
 - `results`: `open_run` and `Run`, which read a run directory back.
 - `report`: `report.html`, one self-contained page; `timeline`, `drawing` and `render` make its parts.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from datainf_ray.curate.result import Curated
     from datainf_ray.evaluation.result import Evaluation
+    from datainf_ray.runs.cut import Cut
 
 
 def open_run(url: str, storage_options: Options | None = None) -> Run:
@@ -42,6 +43,25 @@ class Run(results.Run):
         from datainf_ray.curate.act import curate
 
         return curate(self, *others, to=to, **asked)
+
+    def cut(self, *others: str | results.Run, seed: int = 0) -> Cut:
+        """How much of all influence the first rows carry, and how many stand out of chance: see `runs.cut`.
+
+        >>> run.cut().of("harmful").stand_out
+        13
+        """
+        from datainf_ray.curate.act import cut
+
+        return cut(self, *others, seed=seed)
+
+    def by(self, column: str, query: int | str | None = None, **overrides: Any) -> pa.Table:
+        """Influence summed and averaged by a column of the corpus, or by "file": see `curate.by.by`.
+
+        >>> run.by("source").to_pandas()
+        """
+        from datainf_ray.curate.by import by
+
+        return by(self, column, query, **overrides)
 
     def selected(self, *others: str | results.Run, **asked: Any) -> pa.Table:
         """The rows that `curate` would let stay, or with `gone=True` those that would go: see `curate.join.selected`.

@@ -62,6 +62,53 @@ def test_it_says_what_it_did(
     assert json.loads(capsys.readouterr().out)["dropped"] == 2
 
 
+def test_without_a_rule_it_says_what_stands_out_and_the_command_that_drops_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a.jsonl", rows_of(400))
+    draw = np.random.default_rng(0)
+    influence = draw.normal(size=(400, 3))
+    influence[5:40:5] = draw.uniform(9, 12, (7, 3))
+    run = make("a.jsonl", influence, "a run")
+    before = state(tmp_path)
+    for more in ((), ("--dry-run",)):
+        assert status_of(monkeypatch, "curate", run.url, "--because", "harmful", *more) == 0
+        page = capsys.readouterr().out.splitlines()
+        assert page[0].startswith("7 harmful rows stand out, with ")
+        assert page[-1] == f"datainf curate '{run.url}' --because harmful --drop 7 --to NEW --rejected GONE"
+    assert status_of(monkeypatch, "curate", run.url, "--because", "helpful") == 0
+    page = capsys.readouterr().out.splitlines()
+    assert page[0] == "no helpful row stands out of what chance would give"
+    assert page[-1].startswith("nothing is suggested; ")
+    assert status_of(monkeypatch, "curate", run.url, "--because", "harmful", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["suggested"] == 7
+    assert status_of(monkeypatch, "curate", run.url) == 2
+    assert "are the queries mistakes, or good answers?" in capsys.readouterr().err
+    assert status_of(monkeypatch, "curate", run.url, "--because", "harmful", "--near-duplicates") == 2
+    assert "says nothing of which rows stay" in capsys.readouterr().err
+    drop = ("curate", run.url, "--drop", "auto", "--to", tmp_path / "clean.jsonl", "--because")
+    assert status_of(monkeypatch, *drop, "helpful") == 2
+    assert "--drop: auto: no helpful row stands out of what chance would give" in capsys.readouterr().err
+    assert status_of(monkeypatch, *drop, "harmful", "--across", "max") == 2
+    assert "--across: max: does not go with --drop auto" in capsys.readouterr().err
+    assert state(tmp_path) == before
+    assert status_of(monkeypatch, *drop, "harmful") == 0
+    lines = (tmp_path / "a.jsonl").read_bytes().splitlines(keepends=True)
+    stay = [line for n, line in enumerate(lines) if not (n % 5 == 0 and 5 <= n < 40)]
+    assert (tmp_path / "clean.jsonl").read_bytes() == b"".join(stay)
+
+
+def test_where_to_cut_several_runs_of_the_same_rows(make: Make, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    write(tmp_path / "a.jsonl", rows_of(300))
+    write(tmp_path / "b.jsonl", rows_of(300, 1))
+    runs = [make(name, draw.normal(size=300), f"run{n}") for n, name in enumerate(("a.jsonl", "a.jsonl", "b.jsonl"))]
+    cut = runs[0].cut(runs[1])
+    assert [one.query for one in cut.sides] == [None, None, 0, 0, 1, 1]
+    with pytest.raises(datainf_ray.RequestError, match="its training rows are not those of"):
+        runs[0].cut(runs[2])
+
+
 def test_who_is_to_blame_is_asked_for(
     run: datainf_ray.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
