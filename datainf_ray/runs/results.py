@@ -273,7 +273,7 @@ class Run:
         influence, preview. Beyond the rows that the run listed (`results.top_k`) the scores are searched, which takes a
         pass over examples/; previews of those rows are null. `RequestError` if scores were not stored.
         """
-        number = self._query_number(query)
+        number = self.query_number(query)
         if k < 1:
             raise RequestError("k", k, "want at least 1")
         direction = DIRECTIONS[int(harmful)]
@@ -340,7 +340,8 @@ class Run:
             .append_column(listed.field("preview"), pa.array(map(previews.get, found["row"].to_pylist()), pa.string()))
         )
 
-    def _query_number(self, query: int | str) -> int:
+    def query_number(self, query: int | str) -> int:
+        """The number of a query that goes by its number or its id; `RequestError` where it has no scores."""
         queries = self.queries()
         ids = queries["id"].to_pylist()
         if isinstance(query, str) and query in ids:

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from matplotlib.figure import Figure
 
 from datainf_ray.common.words import byte_size
 from datainf_ray.runs.record import tell_half_precision, tell_left_out
 from datainf_ray.runs.report import timeline
-from datainf_ray.runs.report.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
-from datainf_ray.runs.report.render import count, render, signed
+from datainf_ray.runs.report.drawing import inline_svg
+from datainf_ray.runs.report.figures import histogram
+from datainf_ray.runs.report.render import count, render
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
 from datainf_ray.runs.top import DIRECTIONS
@@ -217,7 +217,8 @@ def _query(query: dict[str, Any], tops: pa.Table, values: np.ndarray | None, at:
     if values is not None and len(values):
         column = values[:, at]
         extra["signs"] = {"helpful": float(np.mean(column < 0)), "harmful": float(np.mean(column > 0))}
-        extra["histogram"] = _histogram(column, f"query {query['query']}")
+        name = f"query {query['query']}"
+        extra["histogram"] = inline_svg(histogram(column), name, f"histogram of the influences on {name}")
     return {**query, **extra}
 
 
@@ -228,33 +229,3 @@ def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:
     often = grouped.filter(pc.greater(grouped["query_count"], 1))
     often = often.sort_by([("query_count", "descending"), ("rank_mean", "ascending"), ("row", "ascending")])
     return {word: often.filter(pc.equal(often["direction"], word)).slice(0, _ROWS).to_pylist() for word in DIRECTIONS}
-
-
-def _histogram(values: np.ndarray, name: str) -> str:
-    """The distribution of one query's influences as an inline SVG; the count is on a log scale, for the tails."""
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    width = (high - low) / 60 or 1.0
-    edges = np.arange(math.floor(low / width), max(math.ceil(high / width), 1) + 1) * width  # zero is an edge
-    heights, _ = np.histogram(values, edges)
-    with styled(name):
-        figure = Figure(figsize=(9, 1.9))
-        axes = figure.add_axes((0.075, 0.25, 0.915, 0.6))  # a layout engine takes as long again as the drawing
-        axes.bar(
-            edges[:-1],
-            heights,
-            width * 0.9,
-            align="edge",
-            color=[HELPFUL if e < -width / 2 else HARMFUL for e in edges[:-1]],
-        )
-        axes.set_yscale("log", subs=[])  # no minor ticks
-        axes.set_ylim(bottom=0.6)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel("influence", color=INK)
-        axes.set_title("← helpful", loc="left", color=HELPFUL, fontsize=9)
-        axes.set_title("harmful →", loc="right", color=HARMFUL, fontsize=9)
-        axes.set_ylabel("rows", color=INK)
-        axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:,.0f}")
-        axes.xaxis.set_major_formatter(lambda tick, _: "0" if abs(tick) < width / 1e3 else signed(tick))
-        axes.locator_params(axis="x", nbins=6)
-        plain(axes)
-        return inline_svg(figure, f"histogram of the influences on {name}")
