@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,11 +85,11 @@ def browsing(file: Path) -> Iterator[Page]:
     ours_in, theirs_out = os.pipe()
 
     def as_three_and_four() -> None:
-        high = os.dup(theirs_out)
-        os.dup2(theirs_in, 3)
-        os.dup2(high, 4)
+        theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]  # 3 and 4 may be among ours
+        for at, end in enumerate(theirs, 3):
+            os.dup2(end, at)
 
-    profile = file.parent / "chromium"
+    profile = tempfile.mkdtemp()
     process = subprocess.Popen(
         [CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}"], preexec_fn=as_three_and_four, close_fds=False,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -102,3 +104,4 @@ def browsing(file: Path) -> Iterator[Page]:
     finally:
         process.kill()
         process.wait(10)
+        shutil.rmtree(profile, ignore_errors=True)
