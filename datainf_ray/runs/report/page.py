@@ -24,7 +24,7 @@ from datainf_ray.corpus.preview import LONGER, fold_ends
 from datainf_ray.runs.record import tell_half_precision, tell_left_out
 from datainf_ray.runs.report import doubts, timeline
 from datainf_ray.runs.report.drawing import inline_svg
-from datainf_ray.runs.report.figures import histogram
+from datainf_ray.runs.report.figures import cumulative, histogram, layer_of, layers
 from datainf_ray.runs.report.listed import Listed, also, called, facts_of, marked, said, told_of
 from datainf_ray.runs.report.render import count, render
 from datainf_ray.runs.results import Run
@@ -107,6 +107,7 @@ def _filled(run: Run, room: int) -> str:
         status_meaning=_STATUS,
         blocks=blocks.slice(0, _BLOCKS).to_pylist(),
         blocks_total=blocks.num_rows,
+        layers=_layers(blocks),
         sqnorm_total=pc.sum(blocks["mean_sqnorm"]).as_py() or 0.0,
     )
 
@@ -284,13 +285,15 @@ class _Entries:
         if values is not None:
             told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms)
         first, why = self._asked(query)
-        extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None, "signs": None}
-        extra |= {"first": first, "why": why, "doubts": told}
+        extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None}
+        extra |= {"signs": None, "cumulative": None, "first": first, "why": why, "doubts": told}
         extra["said"] = said(self.listed.queries.get(number, ()), self.room_of_query, None, self.listed.rarity)
         if values is not None and len(values):
             extra["signs"] = {"helpful": float(np.mean(values < 0)), "harmful": float(np.mean(values > 0))}
             name = f"query {number}"
             extra["histogram"] = inline_svg(histogram(values), name, f"histogram of the influences on {name}")
+            label = f"what share of the influence on {name} its strongest rows carry"
+            extra["cumulative"] = inline_svg(cumulative(values), f"{name} carried", label)
         return {**query, **extra, "preview": query["preview"] and fold_ends(query["preview"], LONGER)}
 
     def _row(self, row: dict[str, Any], phrases: Phrases, strongest: float, typical: float) -> dict[str, Any]:
@@ -321,6 +324,15 @@ class _Entries:
         if likes:
             return "helpful", f"{how}the model says this. Is it a mistake? The helpful rows taught it."
         return "harmful", f"{how}the model does not say this. Is it right? The harmful rows speak against it."
+
+
+def _layers(blocks: pa.Table) -> str | None:
+    """By layer, how large gradients are; None where that is not known, or there is one layer."""
+    sizes = dict(zip(blocks["block"].to_pylist(), blocks["mean_sqnorm"].to_pylist(), strict=True))
+    if None in sizes.values() or len({layer_of(name)[0] for name in sizes}) < 2:
+        return None
+    label = "mean squared gradient norms by layer and module"
+    return inline_svg(layers(sizes, "mean ‖g‖²"), "layers", label)
 
 
 def _room(room: int, entries: int) -> int:

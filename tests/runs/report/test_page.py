@@ -93,7 +93,7 @@ def test_the_report_answers_which_rows_in_which_direction_and_at_what_cost(made:
     assert "s3://b/adapter" in page.text
     assert "top_k: 20" in page.text
     assert "torch 2.9.0" in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 2 * 3 + 1  # two for each query, and the layers
 
 
 def test_what_rows_say_never_becomes_markup(made: Callable[..., Made]) -> None:
@@ -133,7 +133,7 @@ def test_more_queries_than_are_shown_and_those_that_failed_are_said(made: Callab
 def test_without_scores_there_is_no_distribution(made: Callable[..., Made]) -> None:
     it = made(results={"scores": False})
     _, page = _page(it)
-    assert page.tags.count("svg") == 0
+    assert page.tags.count("svg") == 1  # the layers
     assert "this run stored no scores" in page.text
     assert signed(it.run.top(0, 1)["influence"][0].as_py()) in page.text
 
