@@ -160,6 +160,10 @@ class QueriesConfig(RowsConfig):
     group: str | None = Field(
         None, description="null: every row is a query; all: one query, the mean; a column: one query per value"
     )
+    are: Literal["mistakes", "right"] | None = Incidental(
+        None,
+        description="mistakes: the report asks first who taught them; right: who harms them; null: by their loss",
+    )
 
 
 class MethodConfig(_Part):

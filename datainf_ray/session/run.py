@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.common.storage import Options
 from datainf_ray.runs import results
 from datainf_ray.runs.directory import RunDirectory
+from datainf_ray.runs.plots import Plots
 
 if TYPE_CHECKING:
     import datasets
@@ -28,6 +29,14 @@ def open_run(url: str, storage_options: Options | None = None) -> Run:
 
 class Run(results.Run):
     """The results of one run, as in `results.Run`, and what follows from them."""
+
+    @property
+    def plot(self) -> Plots:
+        """Figures for a notebook: `distribution`, `cumulative`, `layers`, `timeline` and `by`; see `runs.plots.Plots`.
+
+        >>> run.plot.distribution("eval.jsonl#0")
+        """
+        return Plots(self)
 
     def evaluate(self, *others: str | results.Run, **asked: Any) -> Evaluation:
         """How well the scores find the rows that a column of the corpus marks: see `datainf_ray.evaluate`."""

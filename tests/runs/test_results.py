@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 
 
 COLUMNS = [field.name for field in examples_schema(3)]
+
+
+def test_a_notebook_shows_whole_previews_as_text(made: Callable[..., Made]) -> None:
+    ends = "<script>alert(1)</script> " + "word " * 80 + "& the <b>end</b>"
+    page = made(previews=[f"{row} {ends}" for row in range(200)], query_previews=[ends] * 3).run._repr_html_()
+    assert page.count(html.escape(ends)) == 11  # of the query, and of five rows each way
+    assert "<script>" not in page
 
 
 def test_a_run_of_a_version_that_kept_no_texts_has_none(made: Callable[..., Made]) -> None:

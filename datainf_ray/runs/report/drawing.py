@@ -1,27 +1,45 @@
-"""Drawings for the report: inline SVG whose colours follow the page's light or dark scheme."""
+"""How drawings look: on the report's page, where their colours follow its light or dark scheme, and by themselves."""
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-# Drawn in these colours, which become CSS variables.
-INK, LINE, HELPFUL, HARMFUL = "#010101", "#020202", "#030303", "#040404"
-#: For things that are neither helpful nor harmful.
-SERIES = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of a drawing."""
+
+    ink: str
+    line: str
+    helpful: str
+    harmful: str
+    series: tuple[str, ...]  #: for things that are neither helpful nor harmful
+
+
+#: Of drawings by themselves, on white.
+PRINT = Palette(
+    "#1d2126", "#b4bac3", "#1d5fc4", "#b8400e", ("#8a929c", "#b58900", "#2a7f62", "#7a4fa3", "#a8456e", "#3d7d9b")
+)
+#: Of the page: stand-ins, which become CSS variables.
+PAGE = Palette(
+    "#010101", "#020202", "#030303", "#040404", ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a")
+)
 _VARIABLES = {
-    INK: "var(--ink)",
-    LINE: "var(--line)",
-    HELPFUL: "var(--helpful)",
-    HARMFUL: "var(--harmful)",
-    **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)},
+    PAGE.ink: "var(--ink)",
+    PAGE.line: "var(--line)",
+    PAGE.helpful: "var(--helpful)",
+    PAGE.harmful: "var(--harmful)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(PAGE.series, 1)},
 }
 
 
@@ -40,22 +58,23 @@ def styled(name: str) -> Iterator[None]:
         yield
 
 
-def plain(axes: Axes) -> None:
-    """Axes with two thin lines, in the page's colours."""
-    axes.tick_params(which="both", color=LINE, labelcolor=INK)
+def plain(axes: Axes, palette: Palette) -> None:
+    """Axes with two thin lines."""
+    axes.tick_params(which="both", color=palette.line, labelcolor=palette.ink)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.spines[["left", "bottom"]].set_color(palette.line)
     axes.patch.set_visible(False)
 
 
-def inline_svg(figure: Figure, label: str) -> str:
-    """The figure as an SVG element; `label` is what it is to those who do not see it."""
+def inline_svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an SVG element, called `name` on the page; `label` is what it is to those who do not see it."""
     figure.patch.set_visible(False)
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    with styled(name):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # inline in HTML, without the XML prologue
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from datainf_ray.common.words import byte_size
+from datainf_ray.common.words import byte_size, visible
+from datainf_ray.corpus.common_words import Phrases
+from datainf_ray.corpus.passages import ROW_BYTES
+from datainf_ray.corpus.preview import LONGER, fold_ends
 from datainf_ray.runs.record import tell_half_precision, tell_left_out
-from datainf_ray.runs.report import timeline
-from datainf_ray.runs.report.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
-from datainf_ray.runs.report.render import count, render, signed
+from datainf_ray.runs.report import doubts, timeline
+from datainf_ray.runs.report.drawing import inline_svg
+from datainf_ray.runs.report.figures import cumulative, histogram, layer_of, layers
+from datainf_ray.runs.report.listed import Listed, also, called, facts_of, marked, said, told_of
+from datainf_ray.runs.report.render import count, render
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
+from datainf_ray.runs.texts import QUERY, ROW, said_by
 from datainf_ray.runs.top import DIRECTIONS
 
 _QUERIES = 20  # shown in full
 _OPEN = 3  # of them unfolded
-_ROWS = 10  # per table
+_ROWS = 10  # per page of a table
+_MOST = 100  # per table
+_LATER = 160  # characters of a preview behind the first page
+_BYTES = 10 * 10**6  # of the page
+_TEXT_BYTES = 3 * 10**6  # of full texts
 _BLOCKS = 20
 _SAMPLE = 2**24  # influences read for the distributions, whatever the size of the corpus
 _PLACES = 4  # parts from which they come at least; a row group has 2**22 of them
@@ -45,10 +60,24 @@ def write_report(run: Run) -> str:
 
 
 def _page(run: Run) -> str:
+    made = _filled(run, _TEXT_BYTES)
+    if len(made) <= _BYTES:
+        return made
+    return _filled(run, 0)  # HTML writes some characters as many
+
+
+def _filled(run: Run, room: int) -> str:
+    """The page, with about `room` bytes of full texts."""
     queries, tops, summary = run.queries().to_pylist(), run.tops(), run.summary()
     usable = [q for q in queries if q["status"] == OK]
     shown = usable[:_QUERIES]
-    values, share = _sample(run, [q["query"] for q in shown])
+    sample = _sample(run, [q["query"] for q in shown])
+    share = sample.share
+    mine = tops.filter(pc.and_(pc.is_in(tops["query"], pa.array([q["query"] for q in shown], pa.int32())),
+                               pc.less_equal(tops["rank"], _MOST)))  # fmt: skip
+    texts = run.texts()
+    listed = Listed(facts_of(run, set(mine["row"].to_pylist())), said_by(texts, ROW), said_by(texts, QUERY))
+    entries = _Entries(run, listed, tops, sample, room, len(mine))
     blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
     return render(
         "report.html.j2",
@@ -60,18 +89,25 @@ def _page(run: Run) -> str:
         remarks=_remarks(summary),
         timeline=None if (times := timeline.timeline(run.events())) is None else timeline.describe(times),
         paths=_paths(run.config),
-        queries=[_query(q, tops, values, at) for at, q in enumerate(shown)],
+        queries=[entries.query(q, at) for at, q in enumerate(shown)],
+        doubts=doubts.of_run(run.record, listed, sample.losses),
+        script=_script(),
+        command=f"datainf curate {shlex.quote(visible(run.url))}",
+        to=f" --to {shlex.quote(_cleaned(run.config))}",
         usable=len(usable),
         unusable=[q for q in queries if q["status"] != OK],
         opened=_OPEN,
         share=share,
         has_scores=run.has_scores,
+        are=run.config["queries"].get("are"),
         overall=_overall(tops) if len(usable) > 1 else None,
         rows_per_table=_ROWS,
+        most=_MOST,
         top_k=run.top_k,
         status_meaning=_STATUS,
         blocks=blocks.slice(0, _BLOCKS).to_pylist(),
         blocks_total=blocks.num_rows,
+        layers=_layers(blocks),
         sqnorm_total=pc.sum(blocks["mean_sqnorm"]).as_py() or 0.0,
     )
 
@@ -181,15 +217,26 @@ def _paths(config: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _sample(run: Run, queries: list[int]) -> tuple[np.ndarray | None, float]:
-    """The influences (rows × `queries`) of rows that have one, and the share of all rows that was read for them.
+@dataclass(frozen=True)
+class Sample:
+    """Of rows that have a score, all or some of all over the run; numbers that are not known are NaN."""
+
+    values: np.ndarray | None  # influences, rows × queries; None where there are no scores
+    share: float  # of all rows that were read
+    losses: np.ndarray
+    sqnorms: np.ndarray
+    tokens: np.ndarray
+
+
+def _sample(run: Run, queries: list[int]) -> Sample:
+    """The influences on `queries` of rows that have one, and the same rows' facts.
 
     The whole where that is at most `_SAMPLE` numbers, else about so many, from evenly spaced places in evenly spaced
-    parts. None where there are no scores.
+    parts.
     """
-    names = run.part_names()
+    names, none = run.part_names(), np.empty(0)
     if not (run.has_scores and queries and names):
-        return None, 0.0
+        return Sample(None, 0.0, none, none, none)
     counts = run.record.counts
     assert counts is not None  # of a run that is done
     share = min(1.0, _SAMPLE / max(1, counts.rows * counts.queries))
@@ -198,29 +245,114 @@ def _sample(run: Run, queries: list[int]) -> tuple[np.ndarray | None, float]:
         parts = min(len(names), max(_PLACES, math.ceil(share * len(names))))
         chosen = [names[n * len(names) // parts] for n in range(parts)]
         share *= len(names) / parts
-    read, values = 0, [np.empty((0, len(queries)), np.float32)]
-    for part in run.parts(chosen, ["influence"], share):
+    read, values, facts = 0, [np.empty((0, len(queries)), np.float32)], [np.empty((3, 0))]
+    for part in run.parts(chosen, ["influence", "loss", "sqnorm", "tokens"], share):
         read += len(part)
         some = matrix(part["influence"])[:, queries]
-        values.append(some[np.isfinite(some).all(axis=1)])
-    return np.concatenate(values), read / max(1, counts.rows)
+        fine = np.isfinite(some).all(axis=1)
+        values.append(some[fine])
+        columns = [part[name].cast(pa.float64()).to_numpy() for name in ("loss", "sqnorm", "tokens")]
+        facts.append(np.stack(columns)[:, fine])
+    return Sample(np.concatenate(values), read / max(1, counts.rows), *np.concatenate(facts, axis=1))
 
 
-def _query(query: dict[str, Any], tops: pa.Table, values: np.ndarray | None, at: int) -> dict[str, Any]:
-    """A query with its top rows; a row's `times` is its influence in units of the typical (median) one."""
-    mine = tops.filter(pc.equal(tops["query"], query["query"])).to_pylist()
-    strongest = max((abs(row["influence"]) for row in mine), default=0.0)
-    typical = 0.0 if values is None or not len(values) else float(np.median(np.abs(values[:, at])))
-    for row in mine:
-        row["width"] = 100 * abs(row["influence"]) / strongest
-        row["times"] = abs(row["influence"]) / typical if typical else None
-    tables = {word: [row for row in mine if row["direction"] == word][:_ROWS] for word in DIRECTIONS}
-    extra: dict[str, Any] = {"tables": tables, "typical": typical or None, "histogram": None, "signs": None}
-    if values is not None and len(values):
-        column = values[:, at]
-        extra["signs"] = {"helpful": float(np.mean(column < 0)), "harmful": float(np.mean(column > 0))}
-        extra["histogram"] = _histogram(column, f"query {query['query']}")
-    return {**query, **extra}
+class _Entries:
+    """What the page says of each query and of the rows that are listed for it."""
+
+    def __init__(self, run: Run, listed: Listed, tops: pa.Table, sample: Sample, room: int, entries: int) -> None:
+        self.listed, self.tops, self.sample = listed, tops, sample
+        self.also = also(tops)
+        self.are = run.config["queries"].get("are")
+        self.typical_loss = float(np.median(sample.losses)) if len(sample.losses) else None
+        first = min(entries, 2 * _ROWS * min(_QUERIES, len(listed.queries) or 1))
+        self.rooms = {True: _room(room // 2, first), False: _room(room // 4, entries - first)}
+        self.room_of_query = _room(room // 4, _QUERIES)
+
+    def query(self, query: dict[str, Any], at: int) -> dict[str, Any]:
+        """A query with its top rows; a row's `times` is its influence in units of the typical (median) one."""
+        number = query["query"]
+        mine = self.tops.filter(pc.equal(self.tops["query"], number)).to_pylist()
+        strongest = max((abs(row["influence"]) for row in mine), default=0.0)
+        values = None if self.sample.values is None else self.sample.values[:, at]
+        typical = 0.0 if values is None or not len(values) else float(np.median(np.abs(values)))
+        phrases = self.listed.phrases(number)
+        pages: dict[str, list[list[dict[str, Any]]]] = {}
+        told: list[str] = []
+        for word in DIRECTIONS:
+            rows = [row for row in mine if row["direction"] == word][:_MOST]
+            about = doubts.of_first(rows[:_ROWS], self.listed, self.sample.losses, self.sample.tokens)
+            told += [f"Most {word}: {line[0].lower()}{line[1:]}" for line in about]
+            full = [self._row(row, phrases, strongest, typical) for row in rows]
+            pages[word] = [full[k : k + _ROWS] for k in range(0, len(full), _ROWS)]
+        if values is not None:
+            told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms)
+        first, why = self._asked(query)
+        extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None}
+        extra |= {"signs": None, "cumulative": None, "first": first, "why": why, "doubts": told}
+        extra["said"] = said(self.listed.queries.get(number, ()), self.room_of_query, None, self.listed.rarity)
+        if values is not None and len(values):
+            extra["signs"] = {"helpful": float(np.mean(values < 0)), "harmful": float(np.mean(values > 0))}
+            name = f"query {number}"
+            extra["histogram"] = inline_svg(histogram(values), name, f"histogram of the influences on {name}")
+            label = f"what share of the influence on {name} its strongest rows carry"
+            extra["cumulative"] = inline_svg(cumulative(values), f"{name} carried", label)
+        return {**query, **extra, "preview": query["preview"] and fold_ends(query["preview"], LONGER)}
+
+    def _row(self, row: dict[str, Any], phrases: Phrases, strongest: float, typical: float) -> dict[str, Any]:
+        first = row["rank"] <= _ROWS
+        preview = row["preview"] and fold_ends(row["preview"], LONGER if first else _LATER)
+        return {
+            **row,
+            "preview": marked(preview, phrases, self.listed.rarity),
+            "width": 100 * abs(row["influence"]) / strongest,
+            "times": abs(row["influence"]) / typical if typical else None,
+            "facts": self.listed.facts.get(row["row"]),
+            "name": called(row),
+            "also": told_of(self.also[row["row"]], row["query"]),
+            "said": said(self.listed.rows.get(row["row"], ()), self.rooms[first], phrases, self.listed.rarity),
+        }
+
+    def _asked(self, query: dict[str, Any]) -> tuple[str, str]:
+        """The direction that answers the question, and why it is taken for that."""
+        if self.are == "mistakes":
+            return "helpful", "The queries are mistakes (queries.are): the helpful rows taught them."
+        if self.are == "right":
+            return "harmful", "The queries are right answers (queries.are): the harmful rows speak against them."
+        if self.typical_loss is None or query["loss"] is None:
+            return "harmful", ""
+        likes = query["loss"] <= self.typical_loss
+        how = f"Its loss, {query['loss']:.2f}, is {'at most' if likes else 'above'} that of the median training row, "
+        how += f"{self.typical_loss:.2f}: "
+        if likes:
+            return "helpful", f"{how}the model says this. Is it a mistake? The helpful rows taught it."
+        return "harmful", f"{how}the model does not say this. Is it right? The harmful rows speak against it."
+
+
+def _layers(blocks: pa.Table) -> str | None:
+    """By layer, how large gradients are; None where that is not known, or there is one layer."""
+    sizes = dict(zip(blocks["block"].to_pylist(), blocks["mean_sqnorm"].to_pylist(), strict=True))
+    if None in sizes.values() or len({layer_of(name)[0] for name in sizes}) < 2:
+        return None
+    label = "mean squared gradient norms by layer and module"
+    return inline_svg(layers(sizes, "mean ‖g‖²"), "layers", label)
+
+
+def _room(room: int, entries: int) -> int:
+    return min(ROW_BYTES, room // max(entries, 1))
+
+
+def _script() -> dict[str, str]:
+    """The page's script, and what its content policy knows it by."""
+    text = (resources.files("datainf_ray.runs.report") / "templates" / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"text": Markup(text), "hash": f"sha256-{digest}"}
+
+
+def _cleaned(config: dict[str, Any]) -> str:
+    """A name for the corpus without some rows: a file where it is one."""
+    path = config["train"]["path"]
+    name = visible(path).rstrip("/").rpartition("/")[2] if isinstance(path, str) else ""
+    return f"clean-{name}" if "." in name and not set("*?[{") & set(path) else "cleaned"
 
 
 def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:
@@ -230,33 +362,3 @@ def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:
     often = grouped.filter(pc.greater(grouped["query_count"], 1))
     often = often.sort_by([("query_count", "descending"), ("rank_mean", "ascending"), ("row", "ascending")])
     return {word: often.filter(pc.equal(often["direction"], word)).slice(0, _ROWS).to_pylist() for word in DIRECTIONS}
-
-
-def _histogram(values: np.ndarray, name: str) -> str:
-    """The distribution of one query's influences as an inline SVG; the count is on a log scale, for the tails."""
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    width = (high - low) / 60 or 1.0
-    edges = np.arange(math.floor(low / width), max(math.ceil(high / width), 1) + 1) * width  # zero is an edge
-    heights, _ = np.histogram(values, edges)
-    with styled(name):
-        figure = Figure(figsize=(9, 1.9))
-        axes = figure.add_axes((0.075, 0.25, 0.915, 0.6))  # a layout engine takes as long again as the drawing
-        axes.bar(
-            edges[:-1],
-            heights,
-            width * 0.9,
-            align="edge",
-            color=[HELPFUL if e < -width / 2 else HARMFUL for e in edges[:-1]],
-        )
-        axes.set_yscale("log", subs=[])  # no minor ticks
-        axes.set_ylim(bottom=0.6)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel("influence", color=INK)
-        axes.set_title("← helpful", loc="left", color=HELPFUL, fontsize=9)
-        axes.set_title("harmful →", loc="right", color=HARMFUL, fontsize=9)
-        axes.set_ylabel("rows", color=INK)
-        axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:,.0f}")
-        axes.xaxis.set_major_formatter(lambda tick, _: "0" if abs(tick) < width / 1e3 else signed(tick))
-        axes.locator_params(axis="x", nbins=6)
-        plain(axes)
-        return inline_svg(figure, f"histogram of the influences on {name}")

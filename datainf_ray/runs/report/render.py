@@ -29,7 +29,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(count=count, signed=signed, short=short, times=times, duration=duration, plain=printable)
+    environment.filters.update(
+        count=count, signed=signed, net=net, short=short, times=times, duration=duration, plain=printable
+    )
     return environment
 
 
@@ -41,6 +43,11 @@ def count(value: float | None) -> str:
 def signed(value: float | None) -> str:
     """An influence, with its sign and three digits: "−3.21e-05"."""
     return "–" if value is None else f"{value:+.2e}".replace("-", "−", 1) if value < 0 else f"{value:+.2e}"
+
+
+def net(value: float) -> str:
+    """A sum over queries in root mean squares: "+0.83", "−2.10"."""
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def times(value: float) -> str:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from datainf_ray.common.words import printable
-from datainf_ray.runs.report.drawing import INK, LINE, SERIES, inline_svg, plain, styled
+from datainf_ray.runs.report.drawing import PAGE, Palette, inline_svg, plain, styled
 
 LANES = 40  #: workers that are drawn, the first ones
 _FINEST = 800  # pieces of the whole time; what is nearer together is drawn as one
@@ -97,37 +97,38 @@ def _sound(events: pa.Table) -> pa.Table:
     return events.filter(pa.array([sound(at) for at in range(len(events))], pa.bool_()))
 
 
-def draw(times: Timeline) -> str:
-    """An inline SVG: a lane per worker, a bar where it computed, a colour per sweep."""
+def draw(times: Timeline, palette: Palette = PAGE) -> Figure:
+    """A lane per worker, a bar where it computed, a colour per sweep."""
     lanes = times.lanes[:LANES]
     sweeps = list(dict.fromkeys(sweep for lane in lanes for sweep in lane.busy))
-    colours = {sweep: SERIES[k % len(SERIES)] for k, sweep in enumerate(sweeps)}
+    colours = {sweep: palette.series[k % len(palette.series)] for k, sweep in enumerate(sweeps)}
     with styled("timeline"):
         height = 0.75 + 0.22 * len(lanes)
         figure = Figure(figsize=(9, height))
-        axes = figure.add_axes((0.14, 0.42 / height, 0.85, 1 - 0.75 / height))
+        axes = figure.add_axes((0.18, 0.42 / height, 0.78, 1 - 0.75 / height))
         for place, lane in enumerate(lanes):
-            axes.plot([lane.up, lane.down], [place, place], color=LINE, linewidth=1, solid_capstyle="butt", zorder=1)
+            ends = [lane.up, lane.down]
+            axes.plot(ends, [place, place], color=palette.line, linewidth=1, solid_capstyle="butt", zorder=1)
             for sweep, pieces in lane.busy.items():
                 spans = [(begin, end - begin) for begin, end in pieces]
                 axes.broken_barh(spans, (place - 0.32, 0.64), facecolors=colours[sweep], linewidth=0, zorder=2)
             if lane.lost:
-                axes.plot(lane.down, place, marker="x", color=INK, markersize=5, zorder=3)
+                axes.plot(lane.down, place, marker="x", color=palette.ink, markersize=5, zorder=3)
         for start in times.attempts[1:]:
-            axes.axvline(start, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))
+            axes.axvline(start, color=palette.ink, linewidth=0.8, linestyle=(0, (2, 2)))
         for sweep, colour in colours.items():
             axes.barh(0, 0, color=colour, label=sweep)
         axes.set_yticks(range(len(lanes)), [lane.label for lane in lanes])
         axes.set_ylim(len(lanes) - 0.5, -0.5)
         axes.set_xlim(0, max(times.end, 1e-3))
-        axes.set_xlabel("seconds", color=INK)
+        axes.set_xlabel("seconds", color=palette.ink)
         axes.legend(
-            loc="lower right", bbox_to_anchor=(1, 1), ncols=max(1, len(colours)), frameon=False, labelcolor=INK,
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=max(1, len(colours)), frameon=False, labelcolor=palette.ink,
             borderaxespad=0, handlelength=1, handleheight=0.8,
         )  # fmt: skip
-        plain(axes)
+        plain(axes, palette)
         axes.tick_params(axis="y", length=0)
-        return inline_svg(figure, "when each worker computed which sweep")
+    return figure
 
 
 def _lanes(events: pa.Table, shift: float, end: float) -> list[Lane]:
@@ -172,7 +173,7 @@ def _joined(spans: np.ndarray, whole: float) -> np.ndarray:
 def describe(times: Timeline) -> dict[str, Any]:
     """What the report says under the drawing."""
     return {
-        "svg": draw(times),
+        "svg": inline_svg(draw(times), "timeline", "when each worker computed which sweep"),
         "workers": len(times.lanes),
         "drawn": min(len(times.lanes), LANES),
         "hosts": times.hosts,

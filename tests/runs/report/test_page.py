@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import math
 import re
@@ -29,6 +31,9 @@ HOSTILE = [
     "A" * 300,
     "🔥 \"quoted\" 'and' &amp; done",
 ]
+
+
+SCRIPT = Path(report.__file__).parent / "templates" / "report.js"
 
 
 class _Page(HTMLParser):
@@ -88,7 +93,7 @@ def test_the_report_answers_which_rows_in_which_direction_and_at_what_cost(made:
     assert "s3://b/adapter" in page.text
     assert "top_k: 20" in page.text
     assert "torch 2.9.0" in page.text
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 2 * 3 + 1  # two for each query, and the layers
 
 
 def test_what_rows_say_never_becomes_markup(made: Callable[..., Made]) -> None:
@@ -98,7 +103,12 @@ def test_what_rows_say_never_becomes_markup(made: Callable[..., Made]) -> None:
     for text in HOSTILE:
         assert text.removeprefix("\u202e") in page.text
     assert "\u202e" not in source
-    assert not {"script", "img", "iframe", "link", "object"} & set(page.tags)
+    assert not {"img", "iframe", "link", "object"} & set(page.tags)
+    script = SCRIPT.read_text()
+    assert re.findall("<script>(.*?)</script>", source, re.DOTALL) == [script]
+    assert page.tags.count("script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in source
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "action")]
     # links inside the drawings only; the content policy forbids everything else besides
     assert all((value or "").startswith("#") for name, value in page.attributes if name.endswith("href"))
@@ -123,7 +133,7 @@ def test_more_queries_than_are_shown_and_those_that_failed_are_said(made: Callab
 def test_without_scores_there_is_no_distribution(made: Callable[..., Made]) -> None:
     it = made(results={"scores": False})
     _, page = _page(it)
-    assert page.tags.count("svg") == 0
+    assert page.tags.count("svg") == 1  # the layers
     assert "this run stored no scores" in page.text
     assert signed(it.run.top(0, 1)["influence"][0].as_py()) in page.text
 
@@ -156,10 +166,10 @@ def test_a_large_run_is_sampled_evenly_and_says_so(made: Callable[..., Made], mo
     it = made(rows=200, queries=3, chunk=20)  # ten parts
     monkeypatch.setattr(report, "_SAMPLE", 200)  # a third of the numbers that there are
     monkeypatch.setattr(report, "_PLACES", 2)
-    values, share = report._sample(it.run, [0, 2])
-    assert share == pytest.approx(0.4)
+    sample = report._sample(it.run, [0, 2])
+    assert sample.share == pytest.approx(0.4)
     expected = np.concatenate([it.influence[s : s + 20, [0, 2]] for s in (0, 40, 100, 140)])
-    np.testing.assert_array_equal(values, expected[~np.isnan(expected[:, 0])])
+    np.testing.assert_array_equal(sample.values, expected[~np.isnan(expected[:, 0])])
     _, page = _page(it)
     assert "a sample of 40 % of the rows" in page.text
 
@@ -171,10 +181,10 @@ def test_a_sample_of_a_large_part_is_of_places_all_over_it(
     monkeypatch.setattr(report, "_PLACES", 2)
     it = made(rows=800, queries=3, chunk=200)  # four parts of ten row groups
     monkeypatch.setattr(report, "_SAMPLE", 240)  # a tenth
-    values, share = report._sample(it.run, [1])
-    assert share == pytest.approx(0.1)
+    sample = report._sample(it.run, [1])
+    assert sample.share == pytest.approx(0.1)
     expected = np.concatenate([it.influence[s : s + 20, [1]] for s in (0, 100, 400, 500)])
-    np.testing.assert_array_equal(values, expected[~np.isnan(expected[:, 0])])
+    np.testing.assert_array_equal(sample.values, expected[~np.isnan(expected[:, 0])])
 
 
 def test_the_report_says_how_the_work_was_done_and_how_exact_it_is(made: Callable[..., Made]) -> None:
