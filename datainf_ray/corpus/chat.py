@@ -8,7 +8,6 @@ taken at its word, whoever speaks.
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 import re
@@ -18,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import escaped
+from datainf_ray.corpus.offsets import Offsets, Span
 from datainf_ray.corpus.slots import Masked, texts_of
+from datainf_ray.corpus.spans import Asked, Within, content_of, named, within_talk
 from datainf_ray.corpus.talks import Message, other_arguments, trained
 from datainf_ray.corpus.today import KEY, asks_today, pinned
-from datainf_ray.corpus.turns import Turn, Turns
+from datainf_ray.corpus.turns import Render, Turn, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,8 +35,6 @@ LAST = "the assistant's last turn"
 BEHIND = "everything behind the prompt"
 ALL = "every token"
 FLAGS = ", with the messages' own flags"
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,27 @@ class ChatTemplate:
         spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
         return Said(talk.ids, spans, BEHIND + told, "" if spans else "the completion adds no tokens to the prompt")
 
+    def within(
+        self,
+        messages: list[Message],
+        asked: Asked,
+        tools: list[dict[str, Any]] | None = None,
+        keywords: Mapping[str, Any] | None = None,
+        first: int = 0,
+    ) -> Within:
+        """The tokens of a span of what the assistant says last, in the messages from `first` on.
+
+        Raises ValueError where the span or the message cannot be found in what the template gives.
+        """
+        talk = self._talk(messages, tools, keywords)
+        assistants = [number for number in range(first, len(messages)) if messages[number]["role"] == "assistant"]
+        if not assistants:
+            return Within((), named(asked, 0), _why_none(talk, assistants, (), first))
+        turns, render = self._finder(talk)
+        placed = turns.content(talk.text, talk.messages, assistants[-1], render)
+        spans, why = within_talk(talk.text, content_of(messages[assistants[-1]]), placed, asked)
+        return Within(tuple(self._tokens(talk, spans)), named(asked, len(spans)), why)
+
     def _talk(
         self, messages: list[Message], tools: list[dict[str, Any]] | None, keywords: Mapping[str, Any] | None
     ) -> _Talk:
@@ -190,12 +210,16 @@ class ChatTemplate:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _found(self, talk: _Talk, wanted: Collection[int]) -> list[Turn]:
+        turns, render = self._finder(talk)
+        return turns.find(talk.text, talk.messages, wanted, render)
+
+    def _finder(self, talk: _Talk) -> tuple[Turns, Render]:
+        """What finds messages in talks with such tools, and what renders other messages as this talk was."""
         template = self.text(talk.tools)
         if template not in self._turns:
             probe = functools.partial(self._rendered, tools=talk.tools)
             self._turns[template] = Turns(probe, self._tokenizer.eos_token)
-        render = functools.partial(self._rendered, tools=talk.tools, keywords=talk.keywords)
-        return self._turns[template].find(talk.text, talk.messages, wanted, render)
+        return self._turns[template], functools.partial(self._rendered, tools=talk.tools, keywords=talk.keywords)
 
     def _marked(self, talk: _Talk, assistants: Sequence[int]) -> list[Span] | None:
         """What the template marks as generated; None where it marks nothing, or not what the assistant says.
@@ -233,9 +257,10 @@ class ChatTemplate:
         """Spans of characters as spans of tokens; a token that reaches into a span counts as the span's."""
         found = []
         for start, stop in spans:
-            begin, end = talk.first_beyond(start), talk.first_from(stop)
             if talk.offsets is None:
                 begin, end = (self._position(talk.text[:edge], talk.ids) for edge in (start, stop))
+            else:
+                begin, end = talk.offsets.tokens(start, stop)
             if begin < end:
                 found.append((begin, end))
         return found
@@ -259,25 +284,8 @@ class _Talk:
         offsets: list[Span] | None,
     ) -> None:
         self.messages, self.tools, self.keywords = messages, tools, keywords
-        self.text, self.ids, self.offsets = text, ids, offsets
-
-    @functools.cached_property
-    def _edges(self) -> tuple[list[int], list[int]]:
-        """Where each token begins and ends. Offsets that leave out whitespace may leave nothing of a token."""
-        starts, stops, reached = [], [], 0
-        for start, stop in self.offsets or []:
-            starts.append(min(start, reached) if start == stop else start)
-            reached = max(reached, stop)
-            stops.append(reached)
-        return list(itertools.accumulate(starts, max)), stops
-
-    def first_beyond(self, position: int) -> int:
-        """The first token that ends behind a character."""
-        return bisect.bisect_right(self._edges[1], position)
-
-    def first_from(self, position: int) -> int:
-        """The first token that begins at a character or behind it."""
-        return bisect.bisect_left(self._edges[0], position)
+        self.text, self.ids = text, ids
+        self.offsets = None if offsets is None else Offsets(offsets)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

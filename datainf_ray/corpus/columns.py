@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -53,14 +53,17 @@ USUAL = (
 
 
 #: Roles that a Jinja text over several columns can fill, besides those of text that a task has of its own.
-TEMPLATED = ("text", "text_pair", "prompt", "completion")
+TEMPLATED = ("text", "text_pair", "prompt", "completion", "span")
+
+#: The type of a role that only queries have, and only where it is asked for: a text, or [start, end] in characters.
+SPAN = "span"
 
 
 @dataclass(frozen=True)
 class Combination:
     """A kind of row: the roles it must have, and those that it may have.
 
-    A role that is not in `ROLES` takes values of any type unless `types` says "text" or "list".
+    A role that is not in `ROLES` takes values of any type unless `types` says "text", "list" or "span".
     """
 
     kind: str
@@ -73,7 +76,7 @@ class Combination:
         return (*self.required, *self.optional)
 
     def type_of(self, role: str) -> str:
-        """What a value must be in this role: text, list or any."""
+        """What a value must be in this role: text, list, span or any."""
         return self.types.get(role) or ROLES.get(role, "any")
 
     def __str__(self) -> str:
@@ -106,6 +109,8 @@ def choose_columns(
     alias = "label" in roles and "labels" not in roles
     if alias and "labels" in asked:
         asked["label"] = asked.pop("labels")
+    spans = {role for kind in task.kinds for role in kind.roles if kind.type_of(role) == SPAN}
+    _require_spans_fit(spans & set(asked), asked, task, key)
     for role, column in asked.items():
         if role not in roles:
             other = next((name for those, name in USUAL if role in those and name != task.name), None)
@@ -113,7 +118,7 @@ def choose_columns(
             raise RequestError(f"{key}.columns", role, problem, meant(role, roles))
         _require(role, column, files, task, f"{key}.columns.{role}")
     common = set(files[0].columns).intersection(*(file.columns for file in files))
-    known = {name: name for name in common}
+    known = {name: name for name in common - spans}  # a column that is called so by chance changes nothing
     if alias and "label" not in known and "labels" in known:
         known["label"] = "labels"
     if "messages" in roles and "messages" not in known and "conversations" in known:
@@ -161,6 +166,21 @@ def _require(role: str, column: str, files: Sequence[SourceFile], task: Takes, k
         raise RequestError(key, column, str(error)) from None
     for name in names:
         require_column(name, files, key)
+
+
+def _require_spans_fit(spans: Collection[str], asked: Mapping[str, str], task: Takes, key: str) -> None:
+    """Raises `RequestError` where a span is asked for of training rows, or of rows that have no text."""
+    for role in spans:
+        if key == "train":
+            problem = "is for queries alone: a training row's influence is that of all the tokens it was trained on"
+            raise RequestError(f"{key}.columns.{role}", asked[role], problem, "leave it out")
+        taken = [kind for kind in task.kinds if role in kind.roles]
+        others = {other for kind in task.kinds for other in kind.required if kind not in taken}
+        odd = next((other for other in asked if other in others - {o for kind in taken for o in kind.roles}), None)
+        if odd is not None:
+            problem = f"rows of {odd} have no text to find it in"
+            remedy = f"use it with {' or '.join(map(str, taken))}, or say by labels of -100 what is no target"
+            raise RequestError(f"{key}.columns.{role}", asked[role], problem, remedy)
 
 
 def _require_no_label(combination: Combination, task: Takes, key: str) -> None:

@@ -10,8 +10,9 @@ from decimal import Decimal
 from typing import Any
 
 from datainf_ray.common.storage import persistently
+from datainf_ray.common.words import escaped
 from datainf_ray.corpus.chunks import Chunk, Corpus
-from datainf_ray.corpus.columns import MISSING
+from datainf_ray.corpus.columns import MISSING, SPAN
 from datainf_ray.corpus.lookup import Lookup
 from datainf_ray.corpus.records import TEXT_FORMATS, Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
@@ -86,6 +87,7 @@ class RowReader:
         corpus, values, problem = self._corpus, parsed.values, parsed.problem
         fields: dict[str, Any] = {}
         spare = MISSING | (dict.fromkeys(SPARE) if corpus.kind in _TALK_KINDS else {})
+        spare |= {role: None for role, wanted in corpus.types.items() if wanted == SPAN}
         for role, column in corpus.columns.items():
             try:
                 value = lookup.find(column, values)
@@ -118,7 +120,7 @@ def _name(values: dict[str, Any], column: str | None, lookup: Lookup) -> str | N
 
 
 def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
-    """The value as its role wants it (text, list or any), and what is wrong with it."""
+    """The value as its role wants it (text, list, span or any), and what is wrong with it."""
     if value is None:
         return None, f"{role} is null"
     if not _encodable(value):
@@ -130,6 +132,8 @@ def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
             return value, f"{role} is text that is not JSON: {error}"
         if not _encodable(value):
             return value, f"{role} is not UTF-8"
+    if wanted == SPAN:
+        return value, _wrong_span(role, value)
     if role == "label" and isinstance(value, Decimal):  # a class, or a number to be predicted
         value = int(value) if value == value.to_integral_value() else float(value)
     if wanted == "text" and not isinstance(value, str):
@@ -137,6 +141,18 @@ def _checked(role: str, value: Any, wanted: str) -> tuple[Any, str | None]:
     if wanted == "list" and not isinstance(value, list):
         return value, f"{role} is {called(value)}, not a list"
     return value, None
+
+
+def _wrong_span(role: str, value: Any) -> str | None:
+    """What is wrong with a span, which is a text or [start, end]."""
+    if isinstance(value, str):
+        return None if value else f"{role} is empty"
+    if not isinstance(value, list):
+        return f"{role} is {called(value)}, neither text nor [start, end]"
+    numbers = [one for one in value if isinstance(one, int) and not isinstance(one, bool)]
+    if len(value) != 2 or len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
+        return f"{role} is {escaped(str(value), 60)}, which is no [start, end] with 0 ≤ start < end"
+    return None
 
 
 def _encodable(value: Any) -> bool:

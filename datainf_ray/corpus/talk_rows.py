@@ -8,6 +8,7 @@ from typing import Any
 
 from datainf_ray.corpus.chat import ChatTemplate, Said
 from datainf_ray.corpus.rows import called
+from datainf_ray.corpus.spans import Within, span_of
 from datainf_ray.corpus.talks import is_talk, keywords_of, messages_of, tools_of
 from datainf_ray.corpus.targets import IGNORED
 from datainf_ray.corpus.tokens import OK, Encode, Encoded, EncoderSpec, Fields, each
@@ -22,7 +23,10 @@ def messages_encoder(spec: EncoderSpec, finish: Finish) -> Encode:
 
     def encode(fields: Fields) -> Encoded:
         messages = messages_of(fields["messages"], system=fields.get("system"))
-        return _encoded(spec, finish, template.encode(messages, spec.targets, *_beside(fields)))
+        said = template.encode(messages, spec.targets, *_beside(fields))
+        asked = span_of(fields)
+        within = None if asked is None else template.within(messages, asked, *_beside(fields))
+        return _encoded(spec, finish, said, within)
 
     return each(encode)
 
@@ -36,9 +40,12 @@ def pairs_encoder(spec: EncoderSpec, plain: Encode, finish: Finish) -> Encode:
         if not (is_talk(prompt) and is_talk(completion)):
             given = f"prompt is {called(prompt)} and completion is {called(completion)}"
             raise ValueError(f"{given}: two texts are needed, or two lists of messages")
-        asked = messages_of(prompt, "prompt")
-        said = template().encode_pair(asked, messages_of(completion, "completion"), spec.targets, *_beside(fields))
-        return _encoded(spec, finish, said)
+        before, after, asked = messages_of(prompt, "prompt"), messages_of(completion, "completion"), span_of(fields)
+        said = template().encode_pair(before, after, spec.targets, *_beside(fields))
+        within = None
+        if asked is not None:
+            within = template().within([*before, *after], asked, *_beside(fields), first=len(before))
+        return _encoded(spec, finish, said, within)
 
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         texts = [row for row in rows if _are_texts(row)]
@@ -70,12 +77,14 @@ def _beside(fields: Fields) -> tuple[list[dict[str, Any]] | None, dict[str, Any]
     return tools_of(fields.get("tools")), keywords_of(fields.get("chat_template_kwargs"))
 
 
-def _encoded(spec: EncoderSpec, finish: Finish, said: Said) -> Encoded:
+def _encoded(spec: EncoderSpec, finish: Finish, said: Said, within: Within | None) -> Encoded:
     labels = [IGNORED] * len(said.ids)
     for start, stop in said.spans:
         labels[start:stop] = said.ids[start:stop]
-    made = finish(spec, said.ids, labels)
+    made = finish(spec, said.ids, labels if within is None else within.labels(labels))
     made.rule = said.rule
+    if within is not None:
+        made = within.told(made)
     if made.status != OK and said.why_none:
         made.detail = said.why_none
     return made

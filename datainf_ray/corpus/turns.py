@@ -65,6 +65,26 @@ class Turns:
             )
         return [turn for k in sorted(wanted) for turn in self._alone(talk, messages, k, render)]
 
+    def content(self, talk: str, messages: Sequence[Message], number: int, render: Render) -> list[Placed]:
+        """Where the texts of a message's content are in a talk, from front to back, as far as they are rendered.
+
+        `render` is as for `find`. Raises ValueError where the message cannot be found.
+        """
+        message = {key: messages[number].get(key) for key in ("role", "content")}
+        own = [(slot.kind, slot.text) for slot in Masked([message], [0], "").slots]
+        for numbers in (range(len(messages)), [number]):
+            placed = self._placed(talk, messages, numbers, render)
+            if placed is None:
+                continue
+            found: list[Placed] = []
+            for each in placed:
+                rest = own[len(found) :]
+                if each.slot.message == number and rest and (each.slot.kind, each.slot.text) in rest:
+                    own = own[: len(found)] + rest[rest.index((each.slot.kind, each.slot.text)) :]
+                    found.append(each)
+            return found
+        raise _not_found(number)
+
     def _placed(
         self, talk: str, messages: Sequence[Message], numbers: Collection[int], render: Render
     ) -> list[Placed] | None:

@@ -361,7 +361,8 @@ def combined_top(top: Top, texts: pa.Table, sources: Sequence[Source]) -> pa.Tab
         known |= dict(zip(listed["row"].to_pylist(), listed["preview"].to_pylist(), strict=True))
     at = tops.schema.get_field_index("preview")
     previews = pa.array(map(known.get, tops["row"].to_pylist()), pa.string())
-    return with_previews(tops.set_column(at, tops.schema.field(at), previews), texts)
+    own = ":" in sources[-1].run.config["model"]["task"]  # a task of the user's own may have made them in its own way
+    return with_previews(tops.set_column(at, tops.schema.field(at), previews), texts, own)
 
 
 def same_ids(run: Run, other: Run) -> str | None:

@@ -71,11 +71,11 @@ def with_less_text(rows: pa.Table, most: int) -> pa.Table:
     return rows.set_column(at, field, pa.array(texts, field.type))
 
 
-def with_previews(tops: pa.Table, texts: pa.Table) -> pa.Table:
+def with_previews(tops: pa.Table, texts: pa.Table, own: bool = False) -> pa.Table:
     """top.parquet with previews that show what each row has in common with its query and with few others.
 
-    Where a row's text is not known its preview stays as it is. Time is in proportion to the texts, each as often as a
-    query lists it.
+    Where a row's text is not known its preview stays as it is, and so does one that is a task's `own`. Time is in
+    proportion to the texts, each as often as a query lists it.
     """
     rows, queries = said_by(texts, ROW), said_by(texts, QUERY)
     rarity = Rarity(_joined(one) for one in itertools.chain(rows.values(), queries.values()))
@@ -86,7 +86,8 @@ def with_previews(tops: pa.Table, texts: pa.Table) -> pa.Table:
         if number != query:  # they are sorted by query
             query = number
             find = finder(_joined(queries[query]), rarity) if query in queries else None
-        previews.append(line_of(rows[row], LONGER, find) if rows.get(row) else preview)
+        kept = (own and preview is not None) or not rows.get(row)
+        previews.append(preview if kept else line_of(rows[row], LONGER, find))
     at = tops.schema.get_field_index("preview")
     return tops.set_column(at, tops.schema.field(at), pa.array(previews, pa.string()))
 

@@ -156,7 +156,7 @@ def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> d
     sweeps.unusable = tuple(k for k, one in enumerate(table["status"].to_pylist()) if one != OK)
     blocks, top = _run_method(job, sweeps, gradients, record)
     texts = pa.concat_tables([texts_of_rows(top.texts), asked])
-    tops = with_previews(top_table(top), texts)
+    tops = with_previews(top_table(top), texts, own=job.task.preview is not None)
     return {"queries.parquet": table, "blocks.parquet": blocks, "top.parquet": tops, TEXTS: texts}
 
 

@@ -11,8 +11,8 @@ How rows become tokens (all are cut from the right at `max_length`):
 - input_ids: as they are, less the padding that attention_mask tells. The targets are those of labels, or else of
   completion_mask and assistant_masks; without any of them every token is one (see `corpus.given`).
 
-`targets` may say otherwise; see `corpus.targets`. The first token of a row is never a target: nothing predicts it. The
-loss is the cross-entropy of the targets.
+`targets` may say otherwise (see `corpus.targets`), and a query's `span` restricts them (see `corpus.spans`). The first
+token of a row is never a target: nothing predicts it. The loss is the cross-entropy of the targets.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.columns import SPAN, Combination
 from datainf_ray.corpus.given import BESIDE, LENGTHS, token_types, unpadded
 from datainf_ray.corpus.passages import Passage, pair
+from datainf_ray.corpus.spans import span_of, tokenize_of, within_text
 from datainf_ray.corpus.talk_rows import messages_encoder, pairs_encoder
 from datainf_ray.corpus.talks import said_in, said_in_pair
 from datainf_ray.corpus.targets import IGNORED, MASK_ROLES, check_targets, labels_of
@@ -63,7 +64,7 @@ def _texts(spec: EncoderSpec) -> Encode:
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         lines = tokenized(spec.tokenizer, [closed(spec.tokenizer, row["text"]) for row in rows])
         found = [ids if row["text"] else [] for row, ids in zip(rows, lines, strict=True)]
-        return [_encoded(spec, ids, ids, "every token") for ids in found]
+        return [_within(spec, row, "text", ids, ids, "every token") for row, ids in zip(rows, found, strict=True)]
 
     return encode
 
@@ -72,15 +73,29 @@ def _pairs(spec: EncoderSpec) -> Encode:
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         prompts = tokenized(spec.tokenizer, [row["prompt"] for row in rows])
         texts = [row["prompt"] + closed(spec.tokenizer, row["completion"]) for row in rows]
-        return [one(prompt, whole) for prompt, whole in zip(prompts, tokenized(spec.tokenizer, texts), strict=True)]
+        wholes = tokenized(spec.tokenizer, texts)
+        return [one(row, prompt, whole) for row, prompt, whole in zip(rows, prompts, wholes, strict=True)]
 
-    def one(prompt: list[int], whole: list[int]) -> Encoded:
+    def one(row: Fields, prompt: list[int], whole: list[int]) -> Encoded:
         if spec.targets == "all":
-            return _encoded(spec, whole, whole, "every token")
+            return _within(spec, row, "completion", whole, whole, "every token")
         begin = begin_of_completion(prompt, whole)
-        return _encoded(spec, whole, [IGNORED] * begin + whole[begin:], "everything behind the prompt")
+        labels = [IGNORED] * begin + whole[begin:]
+        return _within(spec, row, "completion", whole, labels, "everything behind the prompt")
 
     return encode
+
+
+def _within(spec: EncoderSpec, row: Fields, role: str, ids: Sequence[int], labels: Sequence[int], rule: str) -> Encoded:
+    """A row of texts, its targets restricted to its span of what stands in the role."""
+    asked = span_of(row)
+    if asked is None:
+        return _encoded(spec, ids, labels, rule)
+    before = row["prompt"] if role == "completion" else ""
+    text = before + closed(spec.tokenizer, row[role])
+    tokenize = tokenize_of(spec.tokenizer)
+    within = within_text(tokenize, text, len(before), len(before) + len(row[role]), asked, f"the {role}")
+    return within.told(_encoded(spec, ids, within.labels(labels), rule))
 
 
 def _given(spec: EncoderSpec, fields: Fields) -> Encoded:
@@ -168,14 +183,17 @@ def cost(tokens: float, vocabulary: int, on_gpu: bool) -> float:
 
 
 _TALKS_TOO = {"prompt": "any", "completion": "any"}  # texts, or lists of messages
+_SPAN = {"span": SPAN}
 
 TASK = Task(
     name="causal-lm",
     kinds=(
-        Combination("messages", ("messages",), ("tools", "system", "chat_template_kwargs")),
-        Combination("prompt-completion", ("prompt", "completion"), ("tools", "chat_template_kwargs"), _TALKS_TOO),
+        Combination("messages", ("messages",), ("tools", "system", "chat_template_kwargs", "span"), _SPAN),
+        Combination(
+            "prompt-completion", ("prompt", "completion"), ("tools", "chat_template_kwargs", "span"), _TALKS_TOO | _SPAN
+        ),
         Combination("tokens", ("input_ids",), ("labels", *MASK_ROLES, *BESIDE, LENGTHS)),
-        Combination("text", ("text",)),
+        Combination("text", ("text",), ("span",), _SPAN),
     ),
     model_class=model_class,
     encoder=encoder,

@@ -3,7 +3,8 @@
 How rows become tokens: the prompt as the tokenizer encodes a source, the completion as it encodes a target, each with
 its special tokens and cut by the tokenizer at `max_length`; a target ends with EOS if the tokenizer has one, unless it
 was cut. Or input_ids and labels, as they are and of any two lengths, each cut at `max_length`; input_ids go without the
-padding that attention_mask tells (see `corpus.given`), and a label of -100 is no target.
+padding that attention_mask tells (see `corpus.given`), and a label of -100 is no target. A query's `span` of its
+completion restricts the targets (see `corpus.spans`).
 
 The decoder reads the labels shifted by one, by the model's own rule, so its logits at a position predict the label at
 that position. The loss is the cross-entropy of the targets.
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import ModelConfig
-from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.columns import SPAN, Combination
 from datainf_ray.corpus.given import unpadded
 from datainf_ray.corpus.passages import Passage, pair
+from datainf_ray.corpus.spans import span_of, tokenize_of, within_text
 from datainf_ray.corpus.targets import IGNORED, check_targets
 from datainf_ray.corpus.tokens import (
     Encode,
@@ -49,6 +51,7 @@ def encoder(spec: EncoderSpec) -> Encode:
     if spec.kind == "tokens":
         return each(lambda fields: _given(spec, fields))
     cut: dict[str, Any] = {"truncation": spec.max_length is not None, "max_length": spec.max_length}
+    tokenize = tokenize_of(spec.tokenizer, "text_target", **cut)
 
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         sources = spec.tokenizer([row["prompt"] for row in rows], **cut)["input_ids"]
@@ -59,7 +62,11 @@ def encoder(spec: EncoderSpec) -> Encode:
         require_known(spec, target, "labels")
         beyond = cut_off(spec.tokenizer, source, spec.max_length, text=row["prompt"])
         beyond += cut_off(spec.tokenizer, target, spec.max_length, text_target=row["completion"])
-        return _encoded(spec, source, ended(spec.tokenizer, target), "the completion", beyond)
+        labels, asked, text = ended(spec.tokenizer, target), span_of(row), row["completion"]
+        if asked is None:
+            return _encoded(spec, source, labels, "the completion", beyond)
+        within = within_text(tokenize, text, 0, len(text), asked, "the completion", spec.max_length)
+        return within.told(_encoded(spec, source, within.labels(labels), "the completion", beyond))
 
     return encode
 
@@ -176,7 +183,7 @@ def cost(tokens: float, vocabulary: int, on_gpu: bool) -> float:
 TASK = Task(
     name="seq2seq-lm",
     kinds=(
-        Combination("prompt-completion", ("prompt", "completion")),
+        Combination("prompt-completion", ("prompt", "completion"), ("span",), {"span": SPAN}),
         Combination("tokens", ("input_ids", "labels"), ("attention_mask",)),
     ),
     model_class=model_class,
