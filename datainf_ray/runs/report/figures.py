@@ -101,7 +101,7 @@ def layers(blocks: Mapping[str, float], what: str, palette: Palette = PAGE) -> F
         axes.set_xticks(range(0, len(numbers), step), [printable(layer, 12) for layer in numbers[::step]])
         axes.set_xlabel("layer", color=palette.ink)
         axes.set_ylabel(what, color=palette.ink)
-        axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:.2g}")
+        axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}")
         axes.legend(
             loc="lower right", bbox_to_anchor=(1, 1), ncols=6, frameon=False, labelcolor=palette.ink, borderaxespad=0,
             handlelength=1, handleheight=0.8,
