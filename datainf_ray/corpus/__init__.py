@@ -9,7 +9,8 @@
     chunks    the corpus as it was planned, from file metadata, and its chunks
     labels    class labels, and the check that they fit the model
     rows      the rows of a chunk, good and bad
-    tokens    rows as token ids, targets and a preview; chat has the conversations, preview the lines of text
+    tokens    rows as token ids, targets and a preview; chat has the conversations
+    passages  what a row says, for people; preview makes a line of it, common_words finds what two texts share
     batches   examples of like length, padded together
 
 Only `batches` imports torch, and nothing here imports Ray.

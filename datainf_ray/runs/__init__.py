@@ -4,13 +4,16 @@
 - `schemas`: the columns of its Parquet tables.
 - `parts`: the rows on their way into examples/, from a file per chunk to parts of a sensible size.
 - `top`: the most helpful and most harmful rows, as a state that merges.
+- `texts`: the full texts of these rows and of the queries, and the previews that follow from both.
 - `index`: the gradient index, from which later queries are answered.
 - `lease`: who is at work on a run directory, how far the run is, and who wants it to stop.
 - `events`: what happened in a run and when, written while it goes on.
 - `scores`: what each row is blamed with across queries and runs; `column` keeps it in a file, `order` cuts it.
 - `cut`: how much the first rows carry, and which stand out; `magnitudes` counts, `gaps` tells chance from what is not.
 - `results`: `open_run` and `Run`, which read a run directory back.
-- `report`: `report.html`, one self-contained page; `timeline`, `drawing` and `render` make its parts.
+- `report`: `report.html`, one self-contained page: `listed` has what is known of the rows on it, `doubts` where they
+  may mislead; `figures`, `timeline`, `drawing` and `render` make its parts.
+- `plots`: the same figures for notebooks.
 
 Nothing here knows Ray or torch: a run can be read where neither a GPU nor a cluster is.
 """

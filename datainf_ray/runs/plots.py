@@ -65,10 +65,14 @@ class Plots:
         return _shown(draw(times, drawing.PRINT))
 
     def by(self, column: str, query: int | str = 0) -> Figure:
-        """The mean influence on a query of the rows with each value of a column of the corpus, as `run.by` has it."""
+        """The mean influence on a query of the rows with each value of a column of the corpus, as `run.by` has it.
+
+        `query` may be "all": all queries together, of a run of several.
+        """
         run: Any = self._run  # one of `session.run`, which can read the corpus
         table: pa.Table = run.by(column)
-        return _shown(_drawing().by_value(table, column, self._run.query_number(query), _drawing().PRINT))
+        number = None if query == "all" else self._run.query_number(query)
+        return _shown(_drawing().by_value(table, column, number, _drawing().PRINT))
 
     def _influences(self, query: int | str) -> np.ndarray:
         """Of all rows that have one, on one query."""

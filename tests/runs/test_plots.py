@@ -93,14 +93,16 @@ def test_values_of_a_column_are_sorted_and_hostile_ones_are_text() -> None:
     values = ["a", "$\\frac{x$", "b" * 500, "\u202eevil", None, *[f"v{n}" for n in range(60)]]
     rows = [
         {"value": v, "query": q, "mean": (n - 30) * 1e-5, "low": (n - 31) * 1e-5, "high": None if n == 3 else 0.0,
-         "count": n}
-        for q in (0, 1) for n, v in enumerate(values)
+         "scored": n}
+        for q in (None, 1) for n, v in enumerate(values)
     ]  # fmt: skip
     figure = by_value(pa.Table.from_pylist(rows), "source", 1)
     said = whole(figure)
     assert "$\\frac{x$ (1)" in said
     assert "evil (3)" in said
     assert "mean influence on query 1, by source (rows)" in said
+    together = whole(by_value(pa.Table.from_pylist(rows), "source", None))
+    assert "mean influence on all queries, in root mean squares, by source (rows)" in together
     assert len(figure.axes[0].patches) == 30
     assert [bar.get_width() for bar in figure.axes[0].patches] == sorted(
         bar.get_width() for bar in figure.axes[0].patches
@@ -111,7 +113,7 @@ def test_values_of_a_column_are_sorted_and_hostile_ones_are_text() -> None:
 class WithColumns(Run):
     def by(self, column: str) -> pa.Table:
         assert column == "source"
-        return pa.table({"value": ["x"], "query": [1], "mean": [1.0], "low": [0.5], "high": [2.0], "count": [7]})
+        return pa.table({"value": ["x"], "query": [1], "mean": [1.0], "low": [0.5], "high": [2.0], "scored": [7]})
 
 
 def test_a_notebook_shows_the_figures_of_a_run(made: Callable[..., Made]) -> None:

@@ -43,6 +43,13 @@ def test_a_notebook_shows_whole_previews_as_text(made: Callable[..., Made]) -> N
 def test_a_run_of_a_version_that_kept_no_texts_has_none(made: Callable[..., Made]) -> None:
     run = made().run
     assert said_by(run.texts(), ROW).keys() == set(run.tops()["row"].to_pylist())
+    assert damage(run.directory, run.record, None) is None
+    data = bytearray((Path(run.url) / TEXTS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (Path(run.url) / TEXTS).write_bytes(data)
+    assert "texts.parquet: is not the file that the run wrote" in (damage(run.directory, run.record, None) or "")
+    with pytest.raises(RequestError, match=r"texts\.parquet: is not the file that the run wrote"):
+        write_report(run)
     (Path(run.url) / TEXTS).unlink()
     with pytest.raises(RequestError, match=r"is done, but texts\.parquet is missing from it"):
         open_run(run.url).texts()

@@ -101,7 +101,7 @@ def layers(blocks: Mapping[str, float], what: str, palette: Palette = PAGE) -> F
         axes.set_xticks(range(0, len(numbers), step), [printable(layer, 12) for layer in numbers[::step]])
         axes.set_xlabel("layer", color=palette.ink)
         axes.set_ylabel(what, color=palette.ink)
-        axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:.2g}")
+        axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:.3g}")
         axes.legend(
             loc="lower right", bbox_to_anchor=(1, 1), ncols=6, frameon=False, labelcolor=palette.ink, borderaxespad=0,
             handlelength=1, handleheight=0.8,
@@ -121,12 +121,14 @@ def layer_of(block: str) -> tuple[str, str]:
     return number[0] if number else "none", (parts or [block])[-1]
 
 
-def by_value(table: pa.Table, column: str, query: int, palette: Palette = PAGE) -> Figure:
-    """The mean influence of the rows with each value of a column on one query, with its interval.
+def by_value(table: pa.Table, column: str, query: int | None, palette: Palette = PAGE) -> Figure:
+    """The mean influence of the rows with each value of a column on one query, with its interval; None: on all queries.
 
-    `table` has columns value, query, mean, low, high, count; the values of the largest means are shown.
+    `table` has columns value, query (null: all of them), mean, low, high and scored, the number of rows; the values of
+    the largest means are shown.
     """
-    mine = table.filter(pc.equal(table["query"], query)).to_pylist()
+    chosen = pc.is_null(table["query"]) if query is None else pc.equal(table["query"], query)
+    mine = table.filter(chosen).to_pylist()
     mine = sorted(mine, key=lambda one: -abs(one["mean"] or 0.0))[:_MOST_VALUES]
     mine.sort(key=lambda one: one["mean"] or 0.0)
     with styled("by value"):
@@ -138,10 +140,11 @@ def by_value(table: pa.Table, column: str, query: int, palette: Palette = PAGE) 
             axes.barh(place, mean, 0.7, color=palette.helpful if mean < 0 else palette.harmful)
             if one["low"] is not None and one["high"] is not None:
                 axes.plot([one["low"], one["high"]], [place, place], color=palette.ink, linewidth=1.2)
-        names = [f"{printable(str(one['value']), _NAME)} ({one['count']:,})" for one in mine]
+        names = [f"{printable(str(one['value']), _NAME)} ({one['scored']:,})" for one in mine]
         axes.set_yticks(range(len(mine)), names)
         axes.axvline(0, color=palette.ink, linewidth=0.8)
-        axes.set_xlabel(f"mean influence on query {query}, by {printable(column, _NAME)} (rows)", color=palette.ink)
+        of = "all queries, in root mean squares" if query is None else f"query {query}"
+        axes.set_xlabel(f"mean influence on {of}, by {printable(column, _NAME)} (rows)", color=palette.ink)
         _titled(axes, palette)
         _of_influence(axes, max((abs(one["mean"] or 0.0) for one in mine), default=0.0) / 1e6)
         plain(axes, palette)

@@ -53,7 +53,11 @@ def test_nothing_is_wider_than_the_window_or_cut_in_a_drawing(page: Page, width:
         }).map(text => text.textContent)
     })""")
     assert cut == []
-    assert page.run("document.querySelectorAll('figure svg text').length") > 30
+    heights = page.run(
+        "Array.from(document.querySelectorAll('figure svg text')).map(t => t.getBoundingClientRect().height)"
+    )
+    assert len(heights) > 30
+    assert min(heights) > 8  # pixels: what is written can be read
     paper, ink = (
         page.run(
             f"getComputedStyle(document.body).{name}.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
