@@ -329,5 +329,9 @@ def test_a_whole_run_is_curated(tmp_path: Path) -> None:
         assert stored is not None
         assert stored.equals(one.by("label"))
         assert set(stored["value"].to_pylist()) == {"0", "1", "2"}
+    (tmp_path / "run" / "by.parquet").unlink()
+    stored = stored_by(attribute(config, index=True, **{"results.by": "label"}))  # it was cut off before that
+    assert stored is not None
+    assert stored.equals(run.by("label"))
     both = run.selected(answers, select=3, because="harmful")
     assert len(both) == 3
