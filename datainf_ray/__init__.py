@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
     from datainf_ray.config import RunConfig
     from datainf_ray.curate.result import Curated
+    from datainf_ray.curate.shown import ShownRow
     from datainf_ray.evaluation.compare import evaluate
     from datainf_ray.evaluation.result import Evaluation
+    from datainf_ray.runs.cut import Cut
     from datainf_ray.session.checkup import check
     from datainf_ray.session.combine import combine
     from datainf_ray.session.front import attribute, query
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Curated",
+    "Cut",
     "Evaluation",
     "RequestError",
     "Run",
     "RunConfig",
     "RunFailedError",
+    "ShownRow",
     "StoppedError",
     "attribute",
     "check",
@@ -45,11 +49,13 @@ __all__ = [
 # Imported when they are first used: reading a run needs no torch, and `datainf --help` should not wait for it.
 _HOMES = {
     "Curated": "curate.result",
+    "Cut": "runs.cut",
     "Evaluation": "evaluation.result",
     "RequestError": "common.errors",
     "Run": "session.run",
     "RunConfig": "config",
     "RunFailedError": "common.errors",
+    "ShownRow": "curate.shown",
     "StoppedError": "common.errors",
     "attribute": "session.front",
     "check": "session.checkup",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gc
-import io
 import json
 import os
 import signal
@@ -20,7 +18,8 @@ import typer
 
 from datainf_ray.cli.by import add_by
 from datainf_ray.cli.curate import add_curate
-from datainf_ray.cli.show import show_findings, show_rows, show_top
+from datainf_ray.cli.rows import add_rows
+from datainf_ray.cli.show import Format, show_findings, show_rows
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
 from datainf_ray.common.leaving import leaving_by
 from datainf_ray.common.words import escaped, visible
@@ -42,12 +41,6 @@ Progress = Annotated[
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")]
 
 _INTERRUPTED = "interrupted; run the same command again to go on"
-
-
-class Format(str, Enum):
-    table = "table"
-    json = "json"
-    csv = "csv"
 
 
 class Side(str, Enum):
@@ -147,31 +140,6 @@ def demo(
 
     with _terminable():
         run_demo(output)
-
-
-@app.command()
-def top(
-    run: RunPath,
-    query: Annotated[str, typer.Option(help="The query's number or id.")] = "0",
-    k: Annotated[int, typer.Option("-k", min=1, help="How many rows.")] = 10,
-    harmful: Annotated[bool, typer.Option("--harmful", help="The rows that raise the query's loss.")] = False,
-    output_format: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.table,
-) -> None:
-    """The rows that helped a query most, or with --harmful those that harmed it."""
-    from datainf_ray.runs.results import open_run
-
-    rows = open_run(run).top(query=query, k=k, harmful=harmful).to_pylist()
-    if output_format is Format.json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif output_format is Format.csv:
-        text = io.StringIO()
-        fields = ["query", "direction", "rank", "row", "id", "influence", "preview"]
-        writer = csv.DictWriter(text, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        typer.echo(text.getvalue(), nl=False)
-    else:
-        show_top(rows, open_run(run).queries().to_pylist(), harmful)
 
 
 @app.command()
@@ -355,5 +323,6 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+add_rows(app, _terminable, _overrides)
 add_curate(app, _terminable, _overrides)
 add_by(app, _terminable, _overrides)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
-from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from datainf_ray.cli.show import Format
 from datainf_ray.common.words import counted, json_text, percent, printable, visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 20  # values at either end that a person is shown
-
-
-class ByFormat(str, Enum):
-    table = "table"
-    json = "json"
-    csv = "csv"
 
 
 def add_by(app: typer.Typer, terminable: Any, overrides: Any) -> None:
@@ -36,7 +30,7 @@ def add_by(app: typer.Typer, terminable: Any, overrides: Any) -> None:
             str | None,
             typer.Option(help="A query's number or id, or all: all together. Default: each, and all; a table has all."),
         ] = None,
-        output_format: Annotated[ByFormat, typer.Option("--format", help="How it is written.")] = ByFormat.table,
+        output_format: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.table,
         to: Annotated[
             str | None, typer.Option(metavar="PATH", help="Write all of it to a new Parquet file: a path or URL.")
         ] = None,
@@ -52,16 +46,16 @@ def add_by(app: typer.Typer, terminable: Any, overrides: Any) -> None:
         from datainf_ray.curate.by import save
 
         changed = overrides(assignments)
-        person = output_format is ByFormat.table and to is None
+        person = output_format is Format.table and to is None
         with terminable():
             table = influence_by(run, column, "all" if query is None and person else query, **changed)
             if to is not None:
                 save(table, to, changed)
         if to is not None:
             typer.echo(f"{counted(len(table), 'row')}: {printable(to)}")
-        elif output_format is ByFormat.table:
+        elif output_format is Format.table:
             show_by(table, column)
-        elif output_format is ByFormat.json:
+        elif output_format is Format.json:
             typer.echo(json_text(table.to_pylist(), indent=1))
         else:
             typer.echo(_csv(table), nl=False)

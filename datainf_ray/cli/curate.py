@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from typing import Annotated, Any
 
 import typer
 
-from datainf_ray.common.words import escaped
+from datainf_ray.common.words import escaped, json_text
 
 
 class Shape(str, Enum):
@@ -122,6 +121,6 @@ def add_curate(app: typer.Typer, terminable: Any, overrides: Any) -> None:
                     output_format=None if shape is None else shape.value, overrides=overrides(assignments),
                 )  # fmt: skip
         if as_json:
-            typer.echo(json.dumps(done.as_dict(), indent=2, ensure_ascii=False))
+            typer.echo(json_text(done.as_dict(), indent=2))
         else:
             typer.echo("\n".join(escaped(line) for line in done.lines()))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.common.words import LENGTH, escaped, printable
+from datainf_ray.common.words import LENGTH, counted, escaped, printable, spelled
 
 if TYPE_CHECKING:
     from datainf_ray.request.seen import SeenRows
     from datainf_ray.session.checkup import Finding
+
+
+class Format(str, Enum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
 
 _PREVIEW = 300  # characters of a row's text, as many as are kept
 
@@ -58,14 +66,20 @@ def show_top(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful:
     if not rows:
         console.print(f"no row was {'harmful' if harmful else 'helpful'} to this query")
         return
-    query = queries[rows[0]["query"]]
     effect = (
         "harmful: more weight on it raises the query's loss"
         if harmful
         else ("helpful: more weight on it lowers the query's loss")
     )
-    asked = f"query {query['query']}: {printable(query['id'])}  {printable(query['preview'] or '', _PREVIEW)}"
-    console.print(Text(asked))
+    number = rows[0]["query"]
+    if number is None:
+        console.print(Text(f"all {counted(len(queries), 'query', 'queries')}: the mean of the influences, in RMS"))
+    else:
+        query = queries[number]
+        console.print(Text(f"query {number}: {printable(query['id'])}  {printable(query['preview'] or '', _PREVIEW)}"))
+    if "text" in rows[0]:
+        _show_texts(rows, effect)
+        return
     table = Table(title=f"{effect}", title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
     table.add_column("influence", justify="right", no_wrap=True)
@@ -76,3 +90,16 @@ def show_top(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful:
             str(row["rank"]), f"{row['influence']:.4g}", printed(row["id"]), printed(row["preview"] or "", _PREVIEW)
         )
     console.print(table)
+
+
+def _show_texts(rows: list[dict[str, Any]], effect: str) -> None:
+    """Rows with their whole texts, one below the other."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(effect, style="bold"))
+    for row in rows:
+        heading = f"{row['rank']} · {row['influence']:.4g} · row {row['row']:,} · {printable(row['id'])}"
+        console.print(Text(f"\n{heading}", style="bold"), soft_wrap=True)
+        console.print(Text(spelled(row["text"])), soft_wrap=True)

@@ -35,6 +35,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: found[0] if found[0] in "\n\t" else "", text)
 
 
+def spelled(text: str) -> str:
+    """`text` on as many lines as it has, its other unseen characters written as \\x1b or \\u202e."""
+    return "".join(part if part in "\n\t" else escaped(part) for part in re.split(r"([\n\t])", text))
+
+
 def escaped(text: str, length: int | None = None) -> str:
     """`text` with its unseen characters written as \\n, \\x1b or \\u202e: one line; … in its middle where it is cut."""
     if length is not None and len(text) > length:

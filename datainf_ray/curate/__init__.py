@@ -4,6 +4,7 @@
 - `rules`: what is asked for, and which rows go by it; `siblings` are their near-duplicates.
 - `copy`, `lines`, `tables`: files of a corpus written again, some rows left out or columns added.
 - `target`: where the result goes, whole or not at all.
+- `content`: what rows say, whole; `shown`: one row with all that the run knows of it; `top`: the strongest rows.
 - `by`: influence summed by a column of the corpus.
 - `act`: `curate`, which does all of it; `result` what it tells. `join`: the corpus' rows with their scores, in Python.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datainf_ray.common.errors import RequestError
+from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.storage import failing, open_store, reason
 from datainf_ray.common.words import counted
 from datainf_ray.config import options_among
@@ -61,11 +61,18 @@ def require_by(column: str, corpus: Corpus, key: str) -> None:
         require_column(column, files, key)
 
 
-def write_by(run: Run) -> None:
-    """Write by.parquet into the directory of a run of which the configuration has `results.by`."""
+def write_by(run: Run, say: Callable[[str], None]) -> None:
+    """by.parquet in the directory of a run of which the configuration has `results.by`, where it is not there yet.
+
+    A run whose rows cannot be read again, or that cannot be grouped, is done all the same: `say` receives a line.
+    """
     column = run.config["results"].get("by")
-    if column is not None:
+    if column is None or run.directory.exists(BY_FILE):
+        return
+    try:
         run.directory.write(BY_FILE, table_bytes(by(run, column)))
+    except (RequestError, RunFailedError) as error:
+        say(f"{BY_FILE} is left out: {error}")
 
 
 def save(table: pa.Table, url: str, overrides: dict[str, Any]) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.chunks import Chunk, Corpus, Segment
-from datainf_ray.corpus.rows import Row, RowReader
+from datainf_ray.corpus.chunks import Corpus
+from datainf_ray.corpus.rows import Row
+from datainf_ray.curate.content import some_rows
 from datainf_ray.curate.rules import GOES, SIBLING, Decided
 from datainf_ray.curate.source import read
 
 ALIKE = 0.8  #: estimated share of word triples that near-duplicates have in common, of all that they have
 _WORDS = 3  # in a row that are compared
 _PERMUTATIONS, _BANDS, _SEED = 128, 32, 1
-_AT_ONCE = 1024  # rows that are read at a time
 
 _word = re.compile(r"\w+")
 
@@ -40,7 +40,7 @@ def add_siblings(decided: Decided, corpus: Corpus) -> None:
     rensa = require_minhash()
     index = rensa.RMinHashLSH(threshold=ALIKE, num_perm=_PERMUTATIONS, num_bands=_BANDS)
     known: dict[int, Any] = {}
-    for row in _some(corpus, np.flatnonzero(decided.fate == GOES)):
+    for row in some_rows(corpus, np.flatnonzero(decided.fate == GOES)):
         pieces = _pieces(row.fields)
         if pieces:
             known[row.row] = _hash(rensa, pieces)
@@ -57,19 +57,24 @@ def add_siblings(decided: Decided, corpus: Corpus) -> None:
             decided.siblings[row.row] = like[0]
 
 
-def _some(corpus: Corpus, rows: np.ndarray) -> Iterator[Row]:
-    """These rows of a corpus, which are in order."""
-    starts = np.concatenate([[0], np.cumsum([file.rows for file in corpus.files])])
-    reader = RowReader(corpus)
-    try:
-        for first in range(0, len(rows), _AT_ONCE):
-            some = rows[first : first + _AT_ONCE]
-            files = np.searchsorted(starts, some, side="right") - 1
-            for row, file in zip(some.tolist(), files.tolist(), strict=True):
-                at = row - int(starts[file])
-                yield reader.read(Chunk(0, row, (Segment(file, at, at + 1),)))[0]
-    finally:
-        reader.close()
+def alike(corpus: Corpus, row: Row) -> list[dict[str, Any]]:
+    """The other rows of nearly the same text: row, id, and `alike`, the estimated share, the most alike first.
+
+    A pass over the corpus. Raises `RequestError` where the library is not installed.
+    """
+    rensa = require_minhash()
+    pieces = _pieces(row.fields)
+    if not pieces:
+        return []
+    mine, many, found = _hash(rensa, pieces), len(set(pieces)), list[dict[str, Any]]()
+    for other in read(corpus):
+        theirs = _pieces(other.fields) if other.row != row.row else []
+        if not ALIKE / 2 <= len(set(theirs)) / many <= 2 / ALIKE:  # which of most rows is enough to know
+            continue
+        share = mine.jaccard(_hash(rensa, theirs))
+        if share >= ALIKE:
+            found.append({"row": other.row, "id": other.id, "alike": share})
+    return sorted(found, key=lambda one: (-one["alike"], one["row"]))
 
 
 def _hash(rensa: Any, pieces: list[str]) -> Any:

@@ -10,6 +10,7 @@
 - `events`: what happened in a run and when, written while it goes on.
 - `scores`: what each row is blamed with across queries and runs; `column` keeps it in a file, `order` cuts it.
 - `cut`: how much the first rows carry, and which stand out; `magnitudes` counts, `gaps` tells chance from what is not.
+- `together`: the strongest rows of all queries together, and a row's place on each. `by`: influence by a column.
 - `results`: `open_run` and `Run`, which read a run directory back.
 - `report`: `report.html`, one self-contained page: `listed` has what is known of the rows on it, `doubts` where they
   may mislead; `figures`, `timeline`, `drawing` and `render` make its parts.

@@ -35,6 +35,7 @@ POINTS = 200  #: of a curve, at most
 LEVEL = 0.02  #: the probability with which noise has rows that stand out: of all queries together, and of any of them
 FALSE = 0.1  #: of the rows that stand out, those that chance would put there, at most
 _SHOWN = 20  # queries in a person's table
+_FEWEST = 120  # rows of which any can stand out: half of them are on a side, and 15 in the upper fourth of it
 _AT_ONCE = 256  # queries that are counted in one pass
 _EXCHANGES, _MOST = 19, 1 << 31  # of the queries' rows; influences that are exchanged in all, about
 
@@ -113,7 +114,9 @@ class Cut:
                 lines[-1] += f"; queries whose rows are exchanged have {one.by_chance:.2g} rows beyond it"
         else:
             lines = [f"no {side} row stands out of what chance would give"]
-        lines.append(f"  of {what}, on {counted(one.rows, 'row')}, {_carried(one.curve)}")
+            if self.scored < _FEWEST:
+                lines.append(f"  {counted(self.scored, 'row')} are too few to tell: it takes {_FEWEST}")
+        lines.append(f"  {what} is on {counted(one.rows, 'row')}: {_carried(one.curve)}")
         lines.append(f"  its elbow is at {_told(one.elbow)}")
         if one.chance_elbow is not None:
             lines[-1] += f"; of exchanged rows at {_told(one.chance_elbow)}"
@@ -133,8 +136,8 @@ def _carried(curve: Curve) -> str:
     """What the first rows carry, at a few numbers of rows."""
     some = [rows for rows in (1, 10, 100, 1000, 10_000, 100_000) if rows < curve.rows[-1]]
     shares = np.interp(some, curve.rows, curve.share)
-    told = [f"the first {rows:,} {percent(share)}" for rows, share in zip(some, shares, strict=True)]
-    return f"{', '.join(told)}" if told else "there is none to share"
+    told = [f"{percent(share)} by the first {rows:,}" for rows, share in zip(some, shares, strict=True)]
+    return f"carried {', '.join(told)}" if told else "there is none to share"
 
 
 def _told(elbow: Elbow) -> str:

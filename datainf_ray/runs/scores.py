@@ -66,7 +66,7 @@ class Scores:
         counts = runs[0].record.counts
         assert counts is not None  # of a run that is done
         self.rows = counts.rows
-        self._portion = max(1, min(BLOCK, _AT_ONCE // len(self.queries)))
+        self.portion = max(1, min(BLOCK, _AT_ONCE // len(self.queries)))  #: rows in a portion, but for the last
         self.missing = Counter[str]()  #: rows without a score, by status
         squares, scored = np.zeros(len(self.queries)), 0
         for portion in self.portions():
@@ -85,8 +85,8 @@ class Scores:
     def portions(self, columns: Sequence[str] = ()) -> Iterator[Portion]:
         """All rows in order, with more columns of examples/ where they are asked for."""
         wanted = list(dict.fromkeys(["status", "influence", *columns]))
-        readers = [in_order(run, wanted, self._portion) for run in self.runs]
-        for first in itertools.count(0, self._portion):
+        readers = [in_order(run, wanted, self.portion) for run in self.runs]
+        for first in itertools.count(0, self.portion):
             tables = [next(reader, None) for reader in readers]
             there = [table for table in tables if table is not None]
             if len(there) < len(tables) or len({len(table) for table in there}) > 1:
@@ -143,7 +143,7 @@ class Scores:
 
         before = cuts(blocks, np.full(count, votes)).before()
         found = Column(self.rows, np.float64)
-        for (groups, values), first in zip(blocks(), itertools.count(0, self._portion), strict=False):
+        for (groups, values), first in zip(blocks(), itertools.count(0, self.portion), strict=False):
             found.put(first, before(groups, values).reshape(-1, count).sum(axis=1))
         return found
 

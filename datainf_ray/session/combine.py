@@ -12,6 +12,7 @@ from datainf_ray.common.redaction import keep_secret, redacted, redacted_tree
 from datainf_ray.common.storage import AT_FIRST, Options, failing, patience
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import counted
+from datainf_ray.curate.by import write_by
 from datainf_ray.request.combination import Combination, prepare_combination, sum_of
 from datainf_ray.runs import results
 from datainf_ray.runs.checkpoints import remove_checkpoints
@@ -149,6 +150,7 @@ def assemble(
                 found = damage(what.directory, earlier, None) or changed(earlier)
                 if found is None:
                     run = Run(what.directory)
+                    write_by(run, watcher.say)
                     _finish(run)  # it may have been cut off just before the very end
                     watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
                     return run
@@ -165,6 +167,7 @@ def assemble(
             raise
         end_well(record, attempt)
         run = open_run(what.directory.url, what.directory.options)
+        write_by(run, watcher.say)
         _report(run)
         _finish(run)
     return run

@@ -8,7 +8,7 @@ from datainf_ray.cluster.ahead import Ahead
 from datainf_ray.cluster.connect import connected
 from datainf_ray.cluster.guard import Guard
 from datainf_ray.cluster.witness import Witness
-from datainf_ray.common.errors import ClusterLostError, RequestError, RunFailedError, one_line
+from datainf_ray.common.errors import ClusterLostError, RunFailedError, one_line
 from datainf_ray.common.redaction import redacted_tree
 from datainf_ray.common.versions import versions
 from datainf_ray.common.words import counted
@@ -16,7 +16,6 @@ from datainf_ray.curate.by import write_by
 from datainf_ray.influence.method import SIGN
 from datainf_ray.request.job import Job
 from datainf_ray.request.output import refuse_another
-from datainf_ray.runs.by import BY_FILE
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.files import damage
@@ -71,7 +70,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
             found = damage(job.directory, earlier, job.written_index) if earlier.state == "done" else None
             if earlier.state == "done" and found is None:
                 run = Run(job.directory)
-                _write_by(job, run, watcher)
+                write_by(run, watcher.say)
                 _finish(job, run)  # it may have been cut off just before the very end
                 watcher.say(f"{run.url}: already done; remove it, or choose another output, to compute it again")
                 if run.top_k != job.config.results.top_k:
@@ -100,7 +99,7 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
             raise
         end_well(record, attempt)
         run = open_run(job.directory.url, job.directory.options)
-        _write_by(job, run, watcher)
+        write_by(run, watcher.say)
         write_report(run)
         _finish(job, run)
     return run
@@ -112,17 +111,6 @@ def _some_scored(record: RunRecord) -> None:
     if not record.counts.status.get(OK):
         first = next((f": {p.id}: {p.status}: {p.detail or 'no more is known'}" for p in record.problems), "")
         raise RunFailedError(f"none of the {counted(record.counts.rows, 'row')} has a score{first}")
-
-
-def _write_by(job: Job, run: Run, watcher: Watcher) -> None:
-    """by.parquet, where it is asked for and not there; a run whose rows cannot be read again is done all the same."""
-    column = job.config.results.by
-    if column is None or job.directory.exists(BY_FILE):
-        return
-    try:
-        write_by(run)
-    except RequestError as error:
-        watcher.say(f"{BY_FILE} is left out: {error}")
 
 
 def _finish(job: Job, run: Run) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from datainf_ray.curate.result import Curated
+    from datainf_ray.curate.shown import ShownRow
     from datainf_ray.evaluation.result import Evaluation
     from datainf_ray.runs.cut import Cut
 
@@ -71,6 +72,28 @@ class Run(results.Run):
         from datainf_ray.curate.by import by
 
         return by(self, column, query, **overrides)
+
+    def row(self, row: int | str, neighbours: bool = True, **overrides: Any) -> ShownRow:
+        """One row, whole, by its number or id: see `curate.shown.show`.
+
+        >>> print(run.row(17))
+        """
+        from datainf_ray.curate.shown import show
+
+        return show(self, row, neighbours, **overrides)
+
+    def top(
+        self, query: int | str = 0, k: int = 10, harmful: bool = False, text: str | None = None, **overrides: Any
+    ) -> pa.Table:
+        """The `k` most helpful rows for a query, or the most harmful: as `results.Run.top`.
+
+        `query` may be "all": all queries together, see `runs.together.top_of_all`. With `text="full"` there is a column
+        `text`, the rows' whole texts from the corpus; `overrides` replace keys of the run's configuration, such as
+        train.path where the corpus was moved. Raises `RequestError` where that is not what it was.
+        """
+        from datainf_ray.curate.top import top
+
+        return top(self, query, k, harmful, text, **overrides)
 
     def selected(self, *others: str | results.Run, **asked: Any) -> pa.Table:
         """The rows that `curate` would let stay, or with `gone=True` those that would go: see `curate.join.selected`.

@@ -153,6 +153,17 @@ def test_too_many_values_are_refused(run: datainf_ray.Run, monkeypatch: pytest.M
         run.by("prompt")
 
 
+def test_a_run_that_cannot_be_grouped_is_done_without(make: Make, tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", sourced(20))
+    run = make("a.jsonl", np.arange(20.0), results={"by": "tags"})
+    said: list[str] = []
+    module.write_by(run, said.append)
+    assert stored_by(run) is None
+    assert [line.partition("; ")[0] for line in said] == [
+        "by.parquet is left out: --column: tags: row 0 has a list there"
+    ]
+
+
 def test_a_corpus_that_has_changed_is_refused(run: datainf_ray.Run, tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", sourced(40, 1))
     with pytest.raises(datainf_ray.RequestError, match="has changed since"):

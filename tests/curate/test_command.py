@@ -17,6 +17,7 @@ import pytest
 
 import datainf_ray
 from datainf_ray.curate import act
+from datainf_ray.runs.by import stored_by
 from tests import tiny
 from tests.curate.conftest import Make, lines_of, rows_of, write
 from tests.runs_of import COMMAND, attribute, scores, status_of
@@ -313,7 +314,7 @@ def test_a_whole_run_is_curated(tmp_path: Path) -> None:
     for name, count, seed in (("train", 24, 1), ("queries", 3, 2)):
         tiny.write_rows(tmp_path / f"{name}.jsonl", count, seed, labels=3)
     config: dict[str, Any] = tiny.configuration(tmp_path, tiny.save_model(tmp_path, "bert"), tmp_path / "run")
-    run = attribute(config, index=True)
+    run = attribute(config, index=True, **{"results.by": "label"})
     asked = {"path": str(tmp_path / "queries.jsonl"), "id": "name"}
     answers = datainf_ray.query(run.url, queries=asked, output=str(tmp_path / "answers"), progress=False)
     lines = (tmp_path / "train.jsonl").read_bytes().splitlines(keepends=True)
@@ -324,5 +325,13 @@ def test_a_whole_run_is_curated(tmp_path: Path) -> None:
         assert one.curate(to=str(to), drop=6, because="harmful").kept == 18
         want = np.sort(np.argsort(-mean, kind="stable")[6:])
         assert to.read_bytes() == b"".join(lines[n] for n in want)
+        stored = stored_by(one)
+        assert stored is not None
+        assert stored.equals(one.by("label"))
+        assert set(stored["value"].to_pylist()) == {"0", "1", "2"}
+    (tmp_path / "run" / "by.parquet").unlink()
+    stored = stored_by(attribute(config, index=True, **{"results.by": "label"}))  # it was cut off before that
+    assert stored is not None
+    assert stored.equals(run.by("label"))
     both = run.selected(answers, select=3, because="harmful")
     assert len(both) == 3
