@@ -82,7 +82,7 @@ def show_by(table: pa.Table, column: str) -> None:
     told = "all queries, in RMS" if together else f"query {first[0]['query']}: {printable(first[0]['id'])}"
     shown = Table()
     shown.add_column(Text(printable(column, 40)), overflow="fold", min_width=12)
-    for name in ("scored", "sum", "share", "mean ± 95 % (normal)"):
+    for name in ("scored", "sum", "of its side", "mean ± 95 % (normal)"):
         shown.add_column(name, justify="right", no_wrap=True)
     left = len(table) - 2 * _SHOWN
     for at, row in enumerate(table.to_pylist()):
