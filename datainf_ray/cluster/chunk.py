@@ -281,6 +281,11 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
     )
 
 
+def facts_before(examples: Sequence[Example]) -> pa.Table:
+    """The `FACTS` of examples of which no loss is known."""
+    return facts_of(examples, np.full(len(examples), np.nan), [e.status for e in examples])
+
+
 def require_usable(swept: Swept, what: str) -> None:
     """Raises `RunFailedError` where no row of a chunk has a gradient, with the first one's id, status and detail."""
     if not swept.usable.any():

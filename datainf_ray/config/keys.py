@@ -235,6 +235,7 @@ class ResultsConfig(_Part):
     scores: bool = Field(True, description="write every row's influence on every query")
     blocks: bool = Field(False, description="write every row's influence on every query through every block")
     self_influence: bool = Field(False, description="write every row's influence on itself")
+    tokens: bool = Field(False, description="write what each token of the first rows per query contributes")
     most_bad_rows: float | None = Incidental(
         None, ge=0, le=1, description="share of rows without a score above which a run that is done fails; null: any"
     )

@@ -19,7 +19,6 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from datainf_ray.common.errors import one_line
 from datainf_ray.model.alike import forget_lengths
 from datainf_ray.model.forward import bare_rows
 from datainf_ray.model.loss import PIECE_BYTES
@@ -148,8 +147,3 @@ def _by_head(hidden: Tensor, change: Tensor, head: nn.Linear, labels: Tensor, sh
         expected = (chances * moves).sum(1) - moves.gather(1, label)[:, 0]
         out[row, place] = expected.double()
     return out
-
-
-def told(error: Exception) -> str:
-    """What torch says where there is no rule, in a line."""
-    return one_line(error)[:200]

@@ -21,6 +21,7 @@ from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record, tell_unsolved
 from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
+from datainf_ray.runs.token_rows import TokenRows, token_rows
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
 from datainf_ray.watch.progress import Progress
 from datainf_ray.watch.shown import Shown
@@ -288,6 +289,12 @@ class Run:
     def tops(self) -> pa.Table:
         """The whole of top.parquet: all queries, both directions."""
         return self._table("top.parquet")
+
+    def tokens(self, query: int | str = 0, row: int | str | None = None) -> TokenRows:
+        """What each token of a row contributes to its influence on a query: of a `row` by its number or id, among the
+        first of top.parquet; None: of the rows of the query itself. Needs a run with `results.tokens`.
+        """
+        return token_rows(self._table, self.url, self.config, self._query_number(query), row)
 
     def part_names(self) -> list[str]:
         """The names of the files that hold the rows, in order: of examples/, or of the chunks that are committed."""

@@ -48,6 +48,7 @@ from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
 from datainf_ray.runs.top import top_table
 from datainf_ray.session.attempt import Attempt
 from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table
+from datainf_ray.session.shares import tokens_table
 from datainf_ray.watch.progress import Watcher
 
 _LOSSES = 20  # times that sums may be lost for good, and be computed again
@@ -134,7 +135,7 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
         if (doubt := doubt_of(job, info.loss)) is not None:
             attempt.watcher.say(doubt)
     assert record.counts is not None
-    record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.records[-1].tokens
+    record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.scored_tokens
     record.counts.rows_cut = sweeps.cut
     record.problems = [Problem(id=name, status=status, detail=detail) for name, status, detail in sweeps.problems[:100]]
 
@@ -150,7 +151,10 @@ def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> d
     table = read_checked_table(job.directory, name, sweeps.owner, queries_schema())
     sweeps.unusable = tuple(k for k, one in enumerate(table["status"].to_pylist()) if one != OK)
     blocks, tops = _run_method(job, sweeps, gradients, record)
-    return {"queries.parquet": table.replace_schema_metadata(), "blocks.parquet": blocks, "top.parquet": tops}
+    tables = {"queries.parquet": table.replace_schema_metadata(), "blocks.parquet": blocks, "top.parquet": tops}
+    if job.config.results.tokens:
+        tables["tokens.parquet"] = tokens_table(job, sweeps, table, tops)
+    return tables
 
 
 def _written(job: Job, tables: dict[str, pa.Table]) -> dict[str, Stored]:

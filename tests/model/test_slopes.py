@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datainf_ray.model.objective import TokenLosses
 from datainf_ray.model.replica import Replica
-from datainf_ray.model.slopes import NoSlopesError, backward_slopes, slopes
+from datainf_ray.model.slopes import backward_slopes, slopes
 from tests import reference, tiny
 from tests.model.compare import batch_of, examples_of, rows_for
 
