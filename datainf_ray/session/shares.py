@@ -8,7 +8,7 @@ import pyarrow as pa
 from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.cluster.token_orders import Pair
 from datainf_ray.cluster.token_sweep import tokens_of
-from datainf_ray.planning.listed import OWN_ROWS, rows_per_query
+from datainf_ray.planning.listed import OWN_ROWS, TOKEN_SWEEPS, rows_per_query
 from datainf_ray.request.job import Job
 from datainf_ray.runs.schemas import OK, tokens_schema
 from datainf_ray.runs.top import DIRECTIONS, QUERY
@@ -32,8 +32,9 @@ def tokens_table(job: Job, sweeps: ClusterSweeps, queries: pa.Table, tops: pa.Ta
         if status == OK:
             first = np.flatnonzero(job.groups == query)[:OWN_ROWS].tolist()
             own += [Pair(row, query, 1.0 / rows, QUERY) for row in first]
-    found = tokens_of(sweeps, "tokens", "train", listed, sweeps.vectors)
-    found += tokens_of(sweeps, "query tokens", "queries", own, sweeps.vectors)
+    names = TOKEN_SWEEPS
+    found = tokens_of(sweeps, names[0], "train", listed, sweeps.vectors)
+    found += tokens_of(sweeps, names[1], "queries", own, sweeps.vectors)
     order = {name: k for k, name in enumerate((QUERY, *DIRECTIONS))}
     found.sort(key=lambda line: (line["query"], order[line["direction"]], line["rank"] or 0, line["row"]))
     return pa.Table.from_pylist(found, schema=tokens_schema())
