@@ -35,7 +35,7 @@ OTHER: dict[str, Any] = {
     "method.name": "hessian-free", "method.damping": 0.2, "method.loss": "sum", "cluster.chunk_rows": 7,
     "cluster.batch_tokens": 7, "index": True, "index_projection": 7,
     "index_dtype": "bfloat16", "method.curvature_rows": 3, "results.top_k": 7, "results.scores": False,
-    "results.blocks": True, "results.by": "source", "results.self_influence": True, "seed": 7,
+    "results.blocks": True, "results.by": "source", "results.self_influence": True, "results.tokens": True, "seed": 7,
     "method.tolerance": 1e-4, "method.iterations": 7, "method.scale": 2.5,
     "model.adapter_weights": [2, 0.5],
 }  # fmt: skip

@@ -50,6 +50,11 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
     )
 
 
+def facts_before(examples: Sequence[Example]) -> pa.Table:
+    """The `FACTS` of examples of which no loss is known."""
+    return facts_of(examples, np.full(len(examples), np.nan), [e.status for e in examples])
+
+
 def facts_from_index(facts: pa.Table) -> pa.Table:
     """The `FACTS` of a part of a gradient index."""
     at = facts.schema.get_field_index("detail")

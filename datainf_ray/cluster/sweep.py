@@ -69,8 +69,10 @@ class ClusterSweeps(States):
         self.unusable: tuple[int, ...] = ()
         self.records = records
         self.top: Top | None = None
+        self.vectors: Shards = ()  # what the rows were scored by
         self.status: Counter[str] = Counter()
         self.problems: list[tuple[str, str, str]] = []
+        self.scored_tokens = 0
         self.cut: int | None = None  # rows with more tokens than max_length
         self.tables: list[pa.Table] = []
         self.recorded, self.pulse = recorded, pulse
@@ -153,6 +155,8 @@ class ClusterSweeps(States):
         """What the workers are told of a sweep; `keeps`: its gradients may be kept, as none are yet."""
         source: Source = "backward" if over == "queries" else self.source
         backward = source == "backward"
+        if fold.scoring:
+            self.vectors = inputs["vectors"]
         if fold.scoring and self.spec.config.results.blocks:
             values = {**values, "by_block": True}
         return Sweep(
@@ -226,7 +230,7 @@ class ClusterSweeps(States):
         began = self.pool.begun[-1] if running.workers else began
         seconds = round(time.perf_counter() - began, 3)
         self.pool.log("sweep_done", sweep=sweep.name, rows=running.rows, seconds=seconds)
-        self._record(
+        self.record(
             SweepRecord(
                 id=key,
                 name=sweep.name,
@@ -242,6 +246,7 @@ class ClusterSweeps(States):
         self.tables = [running.tables[k] for k in sorted(running.tables)]
         if sweep.fold.scoring:
             *root, self.top = root
+            self.scored_tokens = tally.tokens
             self.status, self.problems, self.cut = Counter(tally.status), list(tally.problems), tally.cut
             self._kept = {}
         state = tuple(value if k in sums.large else ray.put(value) for k, value in enumerate(root))
@@ -254,7 +259,7 @@ class ClusterSweeps(States):
         self._runs[stem] += 1
         return f"{stem}-{self._runs[stem]}"
 
-    def _record(self, record: SweepRecord) -> None:
+    def record(self, record: SweepRecord) -> None:
         """Record what a sweep took, in place of the record of an earlier attempt."""
         self.records[:] = [*(r for r in self.records if r.id != record.id), record]
         self.recorded()

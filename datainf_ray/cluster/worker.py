@@ -30,18 +30,20 @@ from datainf_ray.cluster.chunk import (
     from_index,
     replay,
     report_of,
-    require_usable,
     sweep_chunk,
 )
 from datainf_ray.cluster.commit import commit_scores, committed_scores, top_of
 from datainf_ray.cluster.failures import Fault, classify
 from datainf_ray.cluster.held import CurrentSweep, Outcome
-from datainf_ray.cluster.known import facts_for_index, facts_from_index, facts_of
-from datainf_ray.cluster.memory import gpu_bytes, peak_bytes
+from datainf_ray.cluster.known import facts_before, facts_for_index, facts_from_index
+from datainf_ray.cluster.memory import gpu_bytes
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.nodes import require_same
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
+from datainf_ray.cluster.timed import timed_curvature
+from datainf_ray.cluster.token_orders import TokenOrder
+from datainf_ray.cluster.token_work import TokenWork
 from datainf_ray.common.errors import DamagedError, RunFailedError, one_line
 from datainf_ray.common.libraries import load_pandas, loading
 from datainf_ray.common.redaction import keep_secret, redacted
@@ -50,7 +52,7 @@ from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.sample import rows_chunk
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.influence.folds import Curvature, Fold
+from datainf_ray.influence.folds import Fold
 from datainf_ray.influence.projection import Projector
 from datainf_ray.influence.register import method_named
 from datainf_ray.influence.transform import Transform
@@ -67,7 +69,6 @@ from datainf_ray.runs.schemas import CRASHED
 from datainf_ray.tasks.own import unpack
 from datainf_ray.tasks.register import task_of
 
-_CALIBRATION = 3.0  # seconds
 _TRIED = 8  # rows of each corpus that are read to see whether they can be
 _CRASHED = "every worker that computed it died"
 
@@ -194,31 +195,12 @@ class Worker:
         return self._compute(largest_batch, self.replica, trial, longest, hold)
 
     def calibrate(self, chunk: Chunk, queries: int, batch_tokens: int) -> tuple[float, int, float]:
-        """How fast a curvature sweep over a chunk is, reading and tokenising included.
+        """How fast a curvature sweep over a chunk is, reading and tokenising included: see `timed_curvature`."""
 
-        Tokens per second, peak memory in bytes, and tokens per row. Raises `RunFailedError` where none of the chunk's
-        rows can be used.
-        """
-        return self._compute(self._calibrate, chunk, queries, batch_tokens)
+        def examples() -> list[Example]:
+            return self.encoders["train"].encode(self.readers["train"].read(chunk))
 
-    def _calibrate(self, chunk: Chunk, queries: int, batch_tokens: int) -> tuple[float, int, float]:
-        blocks = self.spec.facts.blocks
-        state = {b.name: {"vector": torch.randn(queries, b.size, device=self.device)} for b in blocks}
-        nodes = {b.name: {"nodes": torch.ones(2, dtype=torch.float64)} for b in blocks}
-
-        def turn() -> int:
-            examples = self.encoders["train"].encode(self.readers["train"].read(chunk))
-            fold = Curvature(blocks, len(examples), self.device, queries=state, nodes=nodes)
-            swept = sweep_chunk(self.replica, examples, lambda: fold, batch_tokens, self._batch)
-            require_usable(swept, "random training rows")
-            return int(swept.facts["tokens"].to_numpy()[swept.usable].sum())
-
-        turn()  # the first is for warming up
-        tokens, turns, began = 0, 0, time.perf_counter()
-        while turns == 0 or time.perf_counter() - began < _CALIBRATION:
-            tokens, turns = tokens + turn(), turns + 1
-        rate = tokens / (time.perf_counter() - began)
-        return rate, peak_bytes(self.replica.devices), tokens / (turns * chunk.rows)
+        return self._compute(timed_curvature, self.replica, examples, self._batch, queries, batch_tokens)
 
     def run(self, number: int, sweep: Sequence[Any], order: Order) -> tuple[Any, ...]:
         """Sweep one chunk: its report, then one statistic per shard, then its top rows where there are scores, then
@@ -227,6 +209,8 @@ class Worker:
         ordered = time.monotonic()
         at = self._current(number, sweep)
         current, config = at.sweep, self.spec.config
+        if isinstance(order, TokenOrder):
+            return self._tokens(at, order, ordered)
         if order.trial:
             trial = self._computed(CurrentSweep(replace(current, keep=False, index=False), at.inputs), order, ordered)
             return (report_of(order.chunk, trial.facts, trial.timing), *[None] * current.outputs)
@@ -251,6 +235,23 @@ class Worker:
         shards = [{name: done.state[name] for name in shard} for shard in current.shards]
         top = [] if done.influence is None else [top_of(done.influence, done.facts, config.results.top_k)]
         return (report, *shards, *top, *([done.kept] if current.keep else []))
+
+    def _tokens(self, at: CurrentSweep, order: TokenOrder, ordered: float) -> tuple[Any, ...]:
+        """The report of a chunk whose tokens' shares are wanted, and the table of them."""
+        with self._reading:
+            examples = self._examples(at.sweep, order)
+        assert self.task.token_losses is not None
+        mean = self.spec.config.method.loss == "mean"
+        work = TokenWork(self.replica, self.task.token_losses, self._batch, at.inputs["vectors"], mean)
+
+        def compute() -> tuple[pa.Table, Timing]:
+            began, waited = time.time(), time.monotonic() - max(ordered, self._free)
+            table = work.table(examples, order.pairs, order.batch_tokens or at.sweep.batch_tokens, self.tokenizer)
+            self._free = time.monotonic()
+            return table, Timing(began, time.time(), waited)
+
+        table, timing = self._compute(compute)
+        return report_of(order.chunk, facts_before(examples), timing), table
 
     def _current(self, number: int, sweep: Sequence[Any]) -> CurrentSweep:
         """The sweep, with its inputs at hand. A chunk of the last sweep may still be computed when the next begins."""
@@ -365,8 +366,7 @@ class Worker:
 
     def _facts(self, sweep: Sweep, order: Order) -> pa.Table:
         with self._reading:
-            examples = self._examples(sweep, order)
-        return facts_of(examples, np.full(len(examples), np.nan), [e.status for e in examples])
+            return facts_before(self._examples(sweep, order))
 
     def _part(self, order: Order) -> tuple[dict[str, np.ndarray], np.ndarray, pa.Table]:
         assert self.spec.index is not None

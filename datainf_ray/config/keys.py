@@ -244,6 +244,7 @@ class ResultsConfig(_Part):
         min_length=1,
         description="a column of the training rows, or file: by.parquet has influence by its values",
     )
+    tokens: bool = Field(False, description="write what each token of the first rows per query contributes")
     most_bad_rows: float | None = Incidental(
         None, ge=0, le=1, description="share of rows without a score above which a run that is done fails; null: any"
     )

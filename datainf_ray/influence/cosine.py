@@ -62,4 +62,4 @@ def _sweeps(extent: Extent) -> list[PlannedSweep]:
     return [PlannedSweep("scores", extent.rows, queries=extent.queries, products=1)]
 
 
-METHOD = Method("cosine", _program, _sweeps, prepare=unit)
+METHOD = Method("cosine", _program, _sweeps, prepare=unit, additive=False)

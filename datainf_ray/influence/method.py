@@ -164,6 +164,7 @@ class Method:
     refuses: Callable[[Extent], tuple[str, str] | None] = lambda extent: None
     state: Callable[[Extent, int], int] = lambda extent, size: 0
     between: Callable[[Extent], int] = lambda extent: 0
+    additive: bool = True  #: a row's influence is the sum of what its tokens' gradients give
     wide: bool = False  #: rows are scored by vectors in float64
 
     def sums(self, extent: Extent) -> int:

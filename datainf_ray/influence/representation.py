@@ -11,4 +11,4 @@ from __future__ import annotations
 from datainf_ray.influence.cosine import METHOD as COSINE
 from datainf_ray.influence.method import Method
 
-METHOD = Method("representation", COSINE.program, COSINE.sweeps, prepare=COSINE.prepare, states=True)
+METHOD = Method("representation", COSINE.program, COSINE.sweeps, prepare=COSINE.prepare, states=True, additive=False)

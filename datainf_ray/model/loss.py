@@ -38,6 +38,18 @@ def token_losses(logits: Tensor, labels: Tensor, reduction: Reduction, shift: in
     return _by_row(F.cross_entropy(chosen, labels[targets], reduction="none"), targets, reduction)
 
 
+def each_token(logits: Tensor, labels: Tensor, shift: int = 1) -> Tensor:
+    """The losses of the tokens: b × s, where `labels` has them; zero where there is no target. See `token_losses`."""
+    targets = labels != -100
+    targets[:, :shift] = False
+    rows, places = targets.nonzero(as_tuple=True)
+    chosen = logits[rows, places - shift]
+    losses = F.cross_entropy(
+        chosen.to(torch.promote_types(chosen.dtype, torch.float32)), labels[targets], reduction="none"
+    )
+    return losses.new_zeros(labels.shape).masked_scatter(targets, losses)
+
+
 def chunked_losses(
     hidden: Tensor,
     weight: Tensor,

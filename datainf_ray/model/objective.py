@@ -16,6 +16,8 @@ Reduction = Literal["mean", "sum"]
 Values = Mapping[str, Tensor]
 #: The b losses of a batch from the model itself: model, tensors, and whether to take the mean or sum over targets.
 Losses = Callable[[nn.Module, Values, Reduction], Tensor]
+#: The losses of the tokens of b rows: model, tensors; b × s as `labels` are, zero where a token is no target.
+TokenLosses = Callable[[nn.Module, Values], Tensor]
 #: {name in the adapter's file: shape}
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -94,7 +94,7 @@ class Replica:
         self.alike = alike_by(config)
         self.lengths_reason: str | None = None
         self.maps = False  # where `reason` says why not by hooks: whether by vmap, for rows of the same length
-        self._growing = growing(model)
+        self.growing = growing(model)
         self.shortcut = None if task.shortcut is None else task.shortcut(model, self.parameters, self.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -128,7 +128,7 @@ class Replica:
 
         Raises `RunFailedError` where the task gives something else.
         """
-        forget_lengths(self._growing)
+        forget_lengths(self.growing)
         if plain or self.shortcut is None:
             losses = self.task.losses(self.model, batch.values, self.reduction)
         else:
@@ -176,7 +176,7 @@ class Replica:
 
     def _mapped(self, batch: BatchLike, consume: Consume) -> Tensor:
         """The gradients of rows of the same length, by `mapped`."""
-        forget_lengths(self._growing)
+        forget_lengths(self.growing)
         task, rows = self.task, torch.arange(len(batch), device=self.device)
         losses, found = mapped(self.model, self.parameters, task.losses, batch.values, self.reduction, self.scale)
         for name, gradient in found.items():

@@ -57,6 +57,15 @@ class LanguageShortcut:
         hidden, labels = self._hidden(values, masked).to(there), values["labels"].to(there)
         return chunked_losses(hidden, head.weight, head.bias, labels, reduction, shift=self.shift)
 
+    @property
+    def head(self) -> nn.Linear | None:
+        """The output embedding, where the logits are no more than its product with `states`; else None."""
+        return None if self.whole is not None else self._head
+
+    def states(self, values: Values) -> Tensor:
+        """What the head is fed of a batch, b × s × h."""
+        return self._hidden(values, not self.unmasked or not bool(values["attention_mask"][:, 0].all()))
+
     @torch.no_grad()
     def _adds(self, values: Values) -> str | None:
         """Why the states cannot pass through what comes after the head; BART adds a bias there, if only of zeros."""

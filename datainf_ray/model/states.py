@@ -61,7 +61,7 @@ class StateReplica(Replica):
     @torch.no_grad()
     def _forward(self, batch: BatchLike, plain: bool = False) -> tuple[Tensor, Tensor]:
         """The b losses, and the b × h states, on `device`. Raises `RunFailedError` where there is not one a token."""
-        forget_lengths(self._growing)
+        forget_lengths(self.growing)
         lengths = [each[-1] for each in batch.lengths]  # of an encoder-decoder, the decoder's
         with self._seen() as found:
             losses = self.losses(batch, plain)

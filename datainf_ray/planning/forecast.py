@@ -27,6 +27,7 @@ from datainf_ray.planning.estimate import (
 )
 from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.guess import guess_room
+from datainf_ray.planning.listed import TOKEN_SWEEPS, listed_rows
 from datainf_ray.planning.overhead import overhead_seconds
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
@@ -54,6 +55,7 @@ _READ_RATE = 5e9  # bytes/s of kept gradients, from the memory of the worker's o
 START_SECONDS = 10.0  #: Ray and a worker with its libraries; a large model takes longer
 _DRIVER_BYTES = 650_000_000  # a driver with its libraries, seen on four small runs; what it holds comes on top
 _CHUNK_FILE_BYTES = 5000  # of a chunk's file beside its rows: schema, checksum, places and text
+_ALONG = 1.5  # forward-mode passes beside the forward and backward pass that a row of a sweep takes
 _KEYS = frozenset({"key", "k_proj", "k_lin", "k"})  # what a key projection is called
 _PLACE_BYTES = 14  # a place among a query's top rows, compressed, without its text
 
@@ -88,6 +90,7 @@ class Plan(BaseModel):
     sweeps: list[str] = Field(description="in order; a block whose damping was hard to guess may cost one more")
     sweeps_guessed: bool = Field(False, description="how many there will be shows only when they are made")
     sampled_rows: int = Field(description="rows of the pilot, or the sample that the curvature is taken from")
+    token_rows: int = Field(0, description="looked at token by token, at most; a row counts for each query")
     gradients: Literal["keep", "recompute"]
     gradients_why: str
     transport: float = Field(description="a chunk's statistics on their way, as a share of its computing time")
@@ -121,6 +124,10 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     chunks = math.ceil(job.rows / sizes.chunk_rows)
     workers = min(room.workers, chunks)
     sweeps = _sweeps(job, sizes)
+    if config.results.tokens:
+        sweeps += [
+            _SweepCost(name, round(_ALONG * n), True, 0.0) for name, n in zip(TOKEN_SWEEPS, _listed(job), strict=True)
+        ]
 
     # Forward 2 operations per parameter and token, backward through the activations as many; the base's own weights
     # get no gradient.
@@ -181,6 +188,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         sweeps=[s.name for s in sweeps],
         sweeps_guessed=any(s.guess for s in sweeps),
         sampled_rows=job.sampled_rows or sampled,
+        token_rows=sum(_listed(job)) if config.results.tokens else 0,
         gradients=sizes.gradients,
         gradients_why=sizes.why,
         transport=share,
@@ -246,6 +254,11 @@ def _overhead(job: Job, sizes: Sizes, sweeps: list[_SweepCost], room: Room) -> f
             job, corpus, rows, chunk_rows[corpus], sizes.batch_tokens, backward=sweep.backward, on_gpu=on_gpu
         )
     return total
+
+
+def _listed(job: Job) -> tuple[int, int]:
+    """The rows of the corpus and of the queries that are looked at token by token, at most."""
+    return listed_rows(job.queries, job.rows, job.config.results.top_k, job.corpora["queries"].rows)
 
 
 @dataclass(frozen=True)
@@ -358,6 +371,9 @@ def render(expected: Plan) -> str:
         else "",
         "note": "; ".join(p.notes),
         "sweeps": f"{'perhaps ' if p.sweeps_guessed else ''}{len(p.sweeps)}: {', '.join(sweeps)}{sampled}",
+        "tokens": f"up to {counted(p.token_rows, 'row')}, each for a query, are looked at token by token"
+        if p.token_rows
+        else "",
         "batches": f"of {p.batch_tokens:,} tokens, padding counted",
         "gradients": p.gradients_why.removeprefix("gradients "),
         "transport": f"of a chunk's statistics, {p.transport:.1%} of its computing time"

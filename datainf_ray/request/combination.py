@@ -212,5 +212,5 @@ def _config(runs: Sequence[Run], weights: Sequence[float], directory: RunDirecto
 
 def combined_config(config: dict[str, Any], directory: RunDirectory, selves: bool) -> dict[str, Any]:
     """What run.json says of the configuration of a sum: it has no index, and no influences by block."""
-    results = {**config["results"], "blocks": False, "self_influence": selves}
+    results = {**config["results"], "blocks": False, "self_influence": selves, "tokens": False}
     return {**config, "results": results, "index": None, "index_projection": None, "output": directory.url}

@@ -117,6 +117,9 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if config.results.self_influence:
         problem, remedy = "does not depend on queries", f"ask for it in the run itself, {run.url}"
         raise RequestError("results.self_influence", "true", problem, remedy)
+    if config.results.tokens:
+        problem = "the index has gradients and no rows, whose tokens could be looked at"
+        raise RequestError("results.tokens", "true", problem, f"ask for it in the run itself, {run.url}")
     made_by = run.record
     sizes = made_by.sizes
     if made_by.state != "done" or sizes is None:

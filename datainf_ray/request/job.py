@@ -293,6 +293,20 @@ def check_method(config: RunConfig) -> None:
     if config.results.self_influence and not method.self_influence:
         those = " or ".join(name for name in NAMES if method_named(name).self_influence)
         raise RequestError("results.self_influence", "true", f"{asked.name} has none", f"use {those}")
+    if config.results.tokens:
+        check_tokens(config)
+
+
+def check_tokens(config: RunConfig) -> None:
+    """Raises `RequestError` where influence is no sum over a row's tokens."""
+    if not method_named(config.method.name).additive:
+        those = " or ".join(name for name in NAMES if method_named(name).additive)
+        problem = f"{config.method.name} divides by the row's own norm: its influence is no sum over tokens"
+        raise RequestError("results.tokens", "true", problem, f"use {those}")
+    task = task_of(config.model)
+    if task.token_losses is None:
+        problem = f"task {task.name} has a loss for each row, and none for each token"
+        raise RequestError("results.tokens", "true", problem, "leave it out; it is for causal-lm and seq2seq-lm")
 
 
 def check_extent(job: Job) -> None:

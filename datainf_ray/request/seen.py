@@ -16,6 +16,7 @@ from datainf_ray.corpus.tokens import OK, Example
 OPEN, CLOSE = "⟦", "⟧"  #: around targets, where there is no colour
 
 _BACK = (16, 256)  # tokens before a run that are decoded with it
+_HALVES = 8  # tokens that may be parts of one character
 _BREAKS = re.compile(r"([\n\t])")
 _STYLE = "white-space:pre-wrap;font-family:monospace;margin:.3em 0 1em"
 _MARK = "background:#2e7d3240;border-bottom:2px solid #2e7d32"
@@ -170,6 +171,27 @@ def _runs(ids: Sequence[int], marks: Sequence[bool], tokenizer: Any) -> Iterator
         )
         yield Run(text[same:], marks[start])
         start = edge
+
+
+def pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the text: all of them one after the other are the row's text, as `SeenRow` shows it.
+
+    Of a character of several tokens all is in the last one; the others have nothing.
+    """
+    found: list[str] = []
+    start = 0  # the first token of which the text is not told yet
+    for k in range(1, len(ids) + 1):
+        begin, before = _before(tokenizer, ids, start)
+        text = _decoded(tokenizer, ids[begin:k])
+        if text.endswith("\ufffd") and k < len(ids) and k - start < _HALVES:
+            found.append("")
+            continue
+        same = next(
+            (n for n, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), min(len(before), len(text))
+        )
+        found.append(_shown(text[same:]))
+        start = k
+    return found
 
 
 def _before(tokenizer: Any, ids: Sequence[int], start: int) -> tuple[int, str]:

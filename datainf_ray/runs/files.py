@@ -13,7 +13,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import open_index
 from datainf_ray.runs.parts import PARTS, check_part, names_of, read_rows
 from datainf_ray.runs.record import RunRecord
-from datainf_ray.runs.schemas import blocks_schema, queries_schema, read_parquet, top_schema
+from datainf_ray.runs.schemas import blocks_schema, queries_schema, read_parquet, tokens_schema, top_schema
 from datainf_ray.runs.texts import TEXTS, texts_schema
 
 #: The small tables of a run that is done.
@@ -24,6 +24,8 @@ TABLES: dict[str, Callable[[], pa.Schema]] = {
     TEXTS: texts_schema,
 }
 _ADDED = frozenset({TEXTS})  # those that earlier versions did not write
+#: Those that a run has only where this key of `results` asks for it.
+ASKED_FOR: dict[str, tuple[str, Callable[[], pa.Schema]]] = {"tokens.parquet": ("tokens", tokens_schema)}
 
 _AGAIN = "run the same configuration again"
 _WHOLE = 10**9  # bytes of examples/ that are read whole to see whether they are as they were written
@@ -38,14 +40,20 @@ def telling_damage() -> Iterator[None]:
         raise RequestError("run", error.path, error.problem, error.remedy) from None
 
 
+def tables_of(record: RunRecord) -> list[str]:
+    """The names of the small tables that a run has."""
+    return [*TABLES, *(name for name, (key, _) in ASKED_FOR.items() if record.config["results"].get(key))]
+
+
 def table_of(directory: RunDirectory, record: RunRecord, name: str) -> pa.Table:
-    """One of `TABLES`; an empty one where an earlier version did not write it.
+    """One of `tables_of` the run; an empty one where an earlier version did not write it.
 
     Raises `DamagedError` where it is not the one that the run wrote.
     """
     path, known = directory.path(name), record.files.get(name)
+    schema = TABLES[name] if name in TABLES else ASKED_FOR[name][1]
     if known is None and name in _ADDED and not directory.exists(name):
-        return TABLES[name]().empty_table()
+        return schema().empty_table()
     try:
         data = directory.read(name)
     except FileNotFoundError:
@@ -55,7 +63,7 @@ def table_of(directory: RunDirectory, record: RunRecord, name: str) -> pa.Table:
     if known is not None and stored(data) != known:
         raise DamagedError(path, "is not the file that the run wrote: it is damaged, or another one")
     try:
-        return read_parquet(data, TABLES[name]())
+        return read_parquet(data, schema())
     except ValueError as error:
         raise DamagedError(path, one_line(error)) from None
 
@@ -97,7 +105,7 @@ def damage(directory: RunDirectory, record: RunRecord, index: RunDirectory | Non
     footers are compared. Of the run's gradient `index` it is seen that all parts are there.
     """
     try:
-        for name in TABLES:
+        for name in tables_of(record):
             table_of(directory, record, name)
         parts = {name: known for name, known in record.files.items() if name.startswith(PARTS)}
         whole = sum(known.bytes for known in parts.values()) <= _WHOLE

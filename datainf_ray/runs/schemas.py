@@ -138,6 +138,35 @@ def top_schema() -> pa.Schema:
     )
 
 
+def tokens_schema() -> pa.Schema:
+    """The schema of tokens.parquet: what each token of a row contributes to its influence on a query.
+
+    A line has a row of the corpus from the first places of top.parquet, with its `direction` and `rank`; or, with
+    direction "query" and null for rank, a row of the query itself, where `row` counts in the queries' corpus.
+
+    `tokens` are the row's tokens as pieces of text: one after the other they are the text, and the bytes of a
+    character of several tokens stand in the last of them. Of an encoder-decoder they are those of the target. `shares`
+    has a value for each, null where it is no target. A row's shares add up to `influence`: its influence on the query,
+    with the same sign. A query's own rows have shares of v·r, the gradient of the query times its iHVP, all of whose
+    rows together make up the whole; positive: what the query is about. Both are null where `status` is not "ok";
+    `detail` says why.
+    """
+    return pa.schema(
+        [
+            pa.field("query", pa.int32(), nullable=False),
+            pa.field("direction", pa.string(), nullable=False),
+            pa.field("rank", pa.int32()),
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("detail", pa.string(), nullable=False),
+            pa.field("influence", pa.float32()),
+            pa.field("tokens", pa.list_(pa.string())),
+            pa.field("shares", pa.list_(pa.float32())),
+        ]
+    )
+
+
 def vectors(values: np.ndarray, missing: np.ndarray | None = None) -> pa.FixedSizeListArray:
     """A matrix (rows × width) as a column of fixed-size lists of float32; null where `missing` (rows, bool) is true."""
     width = values.shape[1]

@@ -18,6 +18,8 @@ from datainf_ray.runs.schemas import top_schema
 
 #: Axis 1 of a `Top`, and the order of the rows in top.parquet.
 DIRECTIONS = ("helpful", "harmful")
+#: What tokens.parquet has in their place for a row of the query itself.
+QUERY = "query"
 
 # What is written about a row; large_string, because the texts of a chunk may be more than 2 GB.
 _TEXTS = pa.schema([("row", pa.int64()), ("id", pa.string()), ("preview", pa.string()), ("text", pa.large_string())])

@@ -121,7 +121,11 @@ def query(run: str, *, queries: Any, output: str, progress: bool | str = True, *
         raise RequestError("run", earlier.url, "combines several runs and has no gradient index", remedy)
     asked = queries if isinstance(queries, dict) else {"path": queries}
     changed = {"queries": {**earlier.config["queries"], "group": None, **asked}}
-    results = {**earlier.config["results"], "self_influence": False}  # it is there: it does not depend on queries
+    results = {
+        **earlier.config["results"],
+        "self_influence": False,
+        "tokens": False,
+    }  # neither is to be had of the index
     made_without = {"index": None, "index_projection": None, "results": results}
     config = load_config(earlier.config | changed | made_without, output=output, **overrides)
     with failing(), Ahead(config.cluster, config.output) as ahead:

@@ -9,6 +9,7 @@ from datainf_ray.common.storage import Options
 from datainf_ray.runs import results
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.plots import Plots
+from datainf_ray.runs.token_rows import TokenRows, token_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -44,6 +45,12 @@ class Run(results.Run):
         from datainf_ray.evaluation.compare import evaluate
 
         return evaluate(self, *others, **asked)
+
+    def tokens(self, query: int | str = 0, row: int | str | None = None) -> TokenRows:
+        """What each token of a row contributes to its influence on a query: of a `row` by its number or id, among the
+        first of top.parquet; None: of the rows of the query itself. Needs a run with `results.tokens`.
+        """
+        return token_rows(self._table, self.url, self.config, self.query_number(query), row)
 
     def curate(self, *others: str | results.Run, to: str | None = None, **asked: Any) -> Curated:
         """Write the corpus again without its worst rows, or selected, weighted, with scores: see `curate.act.curate`.

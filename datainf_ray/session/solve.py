@@ -49,6 +49,7 @@ from datainf_ray.runs.texts import TEXTS, texts_of_rows, texts_schema, with_prev
 from datainf_ray.runs.top import Top, top_table
 from datainf_ray.session.attempt import Attempt
 from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table, query_texts
+from datainf_ray.session.shares import tokens_table
 from datainf_ray.watch.progress import Watcher
 
 _LOSSES = 20  # times that sums may be lost for good, and be computed again
@@ -135,7 +136,7 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
         if (doubt := doubt_of(job, info.loss)) is not None:
             attempt.watcher.say(doubt)
     assert record.counts is not None
-    record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.records[-1].tokens
+    record.counts.status, record.counts.tokens = dict(sweeps.status), sweeps.scored_tokens
     record.counts.rows_cut = sweeps.cut
     record.problems = [Problem(id=name, status=status, detail=detail) for name, status, detail in sweeps.problems[:100]]
 
@@ -144,20 +145,23 @@ def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> d
     """The method from its first sweep to its last, from what the run directory has of it; the tables by name."""
     kept = {f"{CHECKPOINTS}/queries.parquet": queries_schema(), f"{CHECKPOINTS}/texts.parquet": texts_schema()}
 
-    def tables() -> list[pa.Table]:
+    def known() -> list[pa.Table]:
         return [read_checked_table(job.directory, name, sweeps.owner, schema) for name, schema in kept.items()]
 
     try:
-        tables()
+        known()
     except (DamagedError, FileNotFoundError):
         job.directory.remove(f"{CHECKPOINTS}/queries.json")  # one comes with the other
     gradients = sweeps.remember("queries", lambda: _query_gradients(job, sweeps, *kept))["gradients"]
-    table, asked = (each.replace_schema_metadata() for each in tables())
+    table, asked = (each.replace_schema_metadata() for each in known())
     sweeps.unusable = tuple(k for k, one in enumerate(table["status"].to_pylist()) if one != OK)
     blocks, top = _run_method(job, sweeps, gradients, record)
     texts = pa.concat_tables([texts_of_rows(top.texts), asked])
     tops = with_previews(top_table(top), texts, own=job.task.preview is not None)
-    return {"queries.parquet": table, "blocks.parquet": blocks, "top.parquet": tops, TEXTS: texts}
+    tables = {"queries.parquet": table, "blocks.parquet": blocks, "top.parquet": tops, TEXTS: texts}
+    if job.config.results.tokens:
+        tables["tokens.parquet"] = tokens_table(job, sweeps, table, tops)
+    return tables
 
 
 def _written(job: Job, tables: dict[str, pa.Table]) -> dict[str, Stored]:

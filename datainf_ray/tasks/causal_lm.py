@@ -170,6 +170,13 @@ def losses(model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
     return token_losses(found, values["labels"].to(found.device), reduction)
 
 
+def each_loss(model: nn.Module, values: Values) -> Tensor:
+    from datainf_ray.model.loss import each_token
+
+    found = logits(model, values)
+    return each_token(found, values["labels"].to(found.device))
+
+
 def shortcut(model: nn.Module, blocks: Mapping[str, nn.Parameter], device: torch.device) -> LanguageShortcut:
     from datainf_ray.model.shortcut import LanguageShortcut
 
@@ -202,5 +209,6 @@ TASK = Task(
     says=says,
     trial=trial,
     shortcut=shortcut,
+    token_losses=each_loss,
     cost=cost,
 )

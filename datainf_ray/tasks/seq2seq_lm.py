@@ -164,6 +164,13 @@ def losses(model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
     return token_losses(found, values["labels"].to(found.device), reduction, shift=0)
 
 
+def each_loss(model: nn.Module, values: Values) -> Tensor:
+    from datainf_ray.model.loss import each_token
+
+    found = logits(model, values)
+    return each_token(found, values["labels"].to(found.device), shift=0)
+
+
 def shortcut(model: nn.Module, blocks: Mapping[str, nn.Parameter], device: torch.device) -> LanguageShortcut:
     """No logits of whole batches; an encoder looks ahead, so the mask stays."""
     from datainf_ray.model.shortcut import LanguageShortcut
@@ -194,5 +201,6 @@ TASK = Task(
     trial=trial,
     facts=facts,
     shortcut=shortcut,
+    token_losses=each_loss,
     cost=cost,
 )

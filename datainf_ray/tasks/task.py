@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from datainf_ray.corpus.batches import Batch, Collate
-    from datainf_ray.model.objective import Losses, Shapes, Shortcut
+    from datainf_ray.model.objective import Losses, Shapes, Shortcut, TokenLosses
 
 
 def _all_texts(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
@@ -66,6 +66,9 @@ class Task:
     check: Callable[[Corpus, Mapping[str, Any], str], None] = lambda corpus, facts, key: None
     #: `shortcut(model, blocks, device)` looks for a quicker way to the same losses; see `model.shortcut`.
     shortcut: Callable[[nn.Module, Mapping[str, nn.Parameter], torch.device], Shortcut] | None = None
+    #: `token_losses(model, tensors)`: the losses of a batch's tokens, b × s as its `labels` are (-100: no target), zero
+    #: where there is no target; a row's loss is their sum or their mean. None: a loss is not a sum over tokens.
+    token_losses: TokenLosses | None = None
     #: `cost(tokens, vocabulary, on_gpu)`: bytes that a batch takes beyond what its layers do.
     cost: Callable[[float, int, bool], float] = lambda tokens, vocabulary, on_gpu: 0.0
 

@@ -23,6 +23,10 @@ WRONG = {
     "results.self_influence: true: lissa has none; use datainf or hessian-free or exact": {
         "method.name": "lissa", "results.self_influence": True,
     },
+    "results.tokens: true: cosine divides by the row's own norm: its influence is no sum over tokens; use datainf or": {
+        "method.name": "cosine", "results.tokens": True,
+    },
+    "results.tokens: true: representation divides": {"method.name": "representation", "results.tokens": True},
 }  # fmt: skip
 
 
@@ -31,6 +35,25 @@ def test_a_key_without_effect_is_refused(said: str, tmp_path: Path, tiny_llama: 
     with pytest.raises(RequestError) as caught:
         datainf_ray.plan(tiny.configuration(tmp_path, tiny_llama, tmp_path / "run"), **WRONG[said])
     assert str(caught.value).startswith(said)
+
+
+def test_tokens_are_for_tasks_whose_tokens_have_losses(tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "train.jsonl", 6, 1, labels=3)
+    tiny.write_rows(tmp_path / "queries.jsonl", 2, 2, labels=3)
+    config = tiny.configuration(tmp_path, tiny.save_model(tmp_path, "bert"), tmp_path / "run", results={"tokens": True})
+    with pytest.raises(RequestError) as caught:
+        datainf_ray.plan(config)
+    assert str(caught.value).startswith("results.tokens: true: task sequence-classification has a loss for each row")
+
+
+def test_tokens_are_planned(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")
+    without, with_them = (datainf_ray.plan(config, **{"results.tokens": asked}) for asked in (False, True))
+    assert with_them.sweeps == [*without.sweeps, "tokens", "query tokens"]
+    assert (without.token_rows, with_them.token_rows) == (0, 4 * 2 * 20 + 4)
+    assert with_them.flops > 1.2 * without.flops
+    assert "\ntokens        up to 164 rows, each for a query, are looked at token by token" in render(with_them)
+    assert "\ntokens " not in render(without)
 
 
 def test_exact_by_sweeps_is_planned_and_refused_where_they_are_too_many(

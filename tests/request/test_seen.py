@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from datainf_ray.corpus.tokens import Example
-from datainf_ray.request.seen import SeenRows, seen
+from datainf_ray.request.seen import SeenRows, pieces, seen
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,24 @@ def test_a_long_text_is_short_where_it_must_be(tokenizer):
 def test_ids_without_a_tokenizer_are_numbers():
     row = seen(Example(0, "a", "ok", values={"input_ids": [5, 6], "labels": [-100, 6]}, lengths=(2,)), None, "train")
     assert str(row).endswith("\n5⟦ 6⟧")
+
+
+def test_pieces_are_the_text_token_by_token(tokenizer):
+    text = "Où est\nle café ? \u200b\ufffd 🙂"
+    ids = tokenizer(text)["input_ids"]
+    found = pieces([*ids, tokenizer.eos_token_id], tokenizer)
+    assert len(found) == len(ids) + 1
+    assert "".join(found) == "Où est\nle café ? \\u200b\ufffd 🙂</s>"
+    assert found[:5] == ["O", "", "ù", " ", "e"]  # of two bytes the last has the letter
+    assert pieces([5, 6], None) == ["5", " 6"]
+    assert pieces([], tokenizer) == []
+
+
+def test_pieces_of_words_keep_their_spaces(make_words):
+    ids = make_words("w1 w2 w1")["input_ids"]
+    assert "".join(pieces(ids, make_words)) == make_words.decode(ids)
+
+
+@pytest.fixture
+def make_words() -> Any:
+    return tiny.tokenizer()
