@@ -182,7 +182,7 @@ def _told(cut: Cut, side: str, queries: int) -> list[str]:
             text += f"; with each query’s rows exchanged at random, {one.by_chance:.2g} rows are beyond it"
         return [f"{text}. Read them first."]
     if cut.scored < FEWEST:
-        told = f"{counted(cut.scored, 'row')} have a score, and it takes {FEWEST}: nothing is suggested."
+        told = f"{counted(cut.scored, 'row')} {'has' if cut.scored == 1 else 'have'} a score, and it takes {FEWEST}: nothing is suggested."
     else:
         told = "Their influences fall off as those of noise do, without a gap to cut in: nothing is suggested."
     if one.rows > _CARRIED:
@@ -192,10 +192,9 @@ def _told(cut: Cut, side: str, queries: int) -> list[str]:
 
 
 def _of_alone(one: SideCut, alone: int, queries: int) -> str:
-    """What stands above the queries of which rows stand out, taken alone."""
-    if one.stand_out:
-        return f"For {alone:,} of the {queries:,} queries rows stand out when it is taken alone:"
-    return f"But rows stand out for {alone:,} of the {queries:,} queries when it is taken alone. Read these:"
+    """What stands above the queries of which rows stand out, each taken alone."""
+    text = f"rows stand out for {alone:,} of the {queries:,} queries, each taken alone"
+    return f"{text[0].upper()}{text[1:]}:" if one.stand_out else f"But {text}. Read these:"
 
 
 def _of_other(one: SideCut, queries: int) -> str:
