@@ -341,9 +341,9 @@ def _script() -> dict[str, str]:
 
 def _cleaned(config: dict[str, Any]) -> str:
     """A name for the corpus without some rows: a file where it is one."""
-    path = config["train"]["path"]
-    name = visible(path).rstrip("/").rpartition("/")[2] if isinstance(path, str) else ""
-    return f"clean-{name}" if "." in name and not set("*?[{") & set(path) else "cleaned"
+    first, *more = _paths(config)["train"]
+    name = visible(first).rstrip("/").rpartition("/")[2]
+    return f"clean-{name}" if "." in name and not more and not set("*?[{") & set(first) else "cleaned"
 
 
 def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.words import counted, percent
-from datainf_ray.corpus.preview import LONGER, fold_ends
+from datainf_ray.corpus.preview import fold_ends
 from datainf_ray.runs.cut import FEWEST, Cut, SideCut, cut_of
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.together import top_of_all
@@ -19,6 +19,7 @@ from datainf_ray.runs.together import top_of_all
 #: several queries, so that a run's end waits 20 s for this at most; 262,144 rows × 64 queries took 18 s and 0.8 GB.
 _MOST = 2**24
 _FIRST = 5  # rows that are shown
+_PREVIEW = 200  # characters of each
 _QUERIES = 10  # that are named
 _CARRIED = 10  # rows of which the share is told where none stands out
 
@@ -159,7 +160,7 @@ def _found(run: Run, side: str) -> tuple[Cut, list[dict[str, Any]]] | str:
         rows = top_of_all(run, _FIRST, side == "harmful").to_pylist()
     except RequestError as error:
         return f"It cannot be told: {one_line(error.problem)}."
-    return cut, [{**row, "preview": row["preview"] and fold_ends(row["preview"], LONGER)} for row in rows]
+    return cut, [{**row, "preview": row["preview"] and fold_ends(row["preview"], _PREVIEW)} for row in rows]
 
 
 def _head(cut: Cut, side: str, queries: int) -> str:
@@ -170,7 +171,7 @@ def _head(cut: Cut, side: str, queries: int) -> str:
         return f"{rows} {what} {percent(one.share)} of {all_of}."
     if cut.scored < FEWEST:
         return "There are too few rows to tell whether any stands out."
-    return f"No {side} row stands out{' of all queries together' * (queries > 1)}."
+    return f"No {side} row stands out{' for all queries together' * (queries > 1)}."
 
 
 def _told(cut: Cut, side: str, queries: int) -> list[str]:

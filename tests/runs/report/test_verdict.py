@@ -108,7 +108,7 @@ def test_of_noise_nothing_is_suggested(made: Callable[..., Made], are: str, side
     it = made(400, queries_are=are)
     part = section(it)
     said = read(part)
-    assert said.startswith(f"No {side} row stands out of all queries together. Their influences fall off as those of")
+    assert said.startswith(f"No {side} row stands out for all queries together. Their influences fall off as those of")
     of_side = shares(it, 1 if side == "harmful" else -1)
     assert f"The first 10 of {len(of_side)} {side} rows carry {percent(float(of_side[9]))} of all " in said
     assert command(part) is None
@@ -127,7 +127,7 @@ def test_rows_that_stand_out_of_one_query_alone_are_named_and_not_dropped(made: 
     )
     part = section(it)
     said = read(part)
-    assert said.startswith("No harmful row stands out of all queries together.")
+    assert said.startswith("No harmful row stands out for all queries together.")
     assert "But rows stand out for 12 of the 14 queries, each taken alone. Read these:" in said
     links = re.findall(r'<a href="#query-(\d+)">\1</a>.*?<td class="n">(\d+)</td>', part, re.DOTALL)
     assert links == [(str(query), str(20 + query)) for query in range(13, 3, -1)]
@@ -137,7 +137,7 @@ def test_rows_that_stand_out_of_one_query_alone_are_named_and_not_dropped(made: 
 
 def test_the_other_side_is_told_too(made: Callable[..., Made]) -> None:
     part = section(made(400, influence=planted(1), queries_are="mistakes"))
-    assert read(part).startswith("No helpful row stands out of all queries together.")
+    assert read(part).startswith("No helpful row stands out for all queries together.")
     assert "On the other side 10 harmful rows stand out, with " in part  # the eleventh has no score
     assert "of all harm to the 3 queries: --because harmful." in part
     assert command(part) is None
@@ -186,7 +186,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "no row with a score": ({"missing": np.ones(200, bool)}, "It cannot be told: no row has a score."),
     "one row": ({"rows": 1, "missing": np.zeros(1, bool)}, "1 row has a score, and it takes 120"),
     "few rows": ({"rows": 100}, "90 rows have a score, and it takes 120: nothing is suggested."),
-    "zeros": ({"influence": np.zeros((200, 3), np.float32)}, "No harmful row stands out of all queries together."),
+    "zeros": ({"influence": np.zeros((200, 3), np.float32)}, "No harmful row stands out for all queries together."),
     "a query that failed": ({"query_status": ["ok", "unreadable", "ok"]}, "to the 2 queries."),
     "answers": ({"answers": {"run": "s3://b/first", "index": "s3://b/i"}}, "to the 3 queries."),
     "a sum": (
