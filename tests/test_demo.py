@@ -185,6 +185,7 @@ def test_the_demo_finds_the_planted_rows_and_does_nothing_twice(tmp_path: Path) 
     queries = read_rows(output / "queries.jsonl")
     assert all(row.label == PLANTED_LABEL != row.true_label and row.mentions_files for row in queries)
     assert outcome.run.queries()["id"].to_pylist() == [row.id for row in queries]
+    assert outcome.run.config["queries"]["are"] == "mistakes"
     told = page.getvalue()
     assert f"{datainf.auc:.2f}" in told
     assert str(output / "datainf" / "report.html") in told

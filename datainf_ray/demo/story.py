@@ -188,6 +188,6 @@ def _request(folder: Path) -> dict[str, Any]:
             "task": "sequence-classification",
         },
         "train": {"path": str(folder / "train.jsonl"), **rows},
-        "queries": {"path": str(folder / "queries.jsonl"), **rows},
+        "queries": {"path": str(folder / "queries.jsonl"), "are": "mistakes", **rows},
         "output": str(folder / "datainf"),
     }

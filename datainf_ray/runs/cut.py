@@ -35,7 +35,7 @@ POINTS = 200  #: of a curve, at most
 LEVEL = 0.02  #: the probability with which noise has rows that stand out: of all queries together, and of any of them
 FALSE = 0.1  #: of the rows that stand out, those that chance would put there, at most
 _SHOWN = 20  # queries in a person's table
-_FEWEST = 120  # rows of which any can stand out: half of them are on a side, and 15 in the upper fourth of it
+FEWEST = 120  #: rows of which any can stand out: half of them are on a side, and 15 in the upper fourth of it
 _AT_ONCE = 256  # queries that are counted in one pass
 _EXCHANGES, _MOST = 19, 1 << 31  # of the queries' rows; influences that are exchanged in all, about
 
@@ -114,8 +114,8 @@ class Cut:
                 lines[-1] += f"; queries whose rows are exchanged have {one.by_chance:.2g} rows beyond it"
         else:
             lines = [f"no {side} row stands out of what chance would give"]
-            if self.scored < _FEWEST:
-                lines.append(f"  {counted(self.scored, 'row')} are too few to tell: it takes {_FEWEST}")
+            if self.scored < FEWEST:
+                lines.append(f"  {counted(self.scored, 'row')} are too few to tell: it takes {FEWEST}")
         lines.append(f"  {what} is on {counted(one.rows, 'row')}: {_carried(one.curve)}")
         lines.append(f"  its elbow is at {_told(one.elbow)}")
         if one.chance_elbow is not None:

@@ -66,6 +66,7 @@ def make_run(
     results: dict[str, Any] | None = None,
     path: Any = "s3://b/sft/*.parquet",
     queries_path: str = "eval.jsonl",
+    queries_are: str | None = None,
     method: dict[str, Any] | None = None,
     **document: Any,
 ) -> Made:
@@ -78,7 +79,7 @@ def make_run(
         {
             "model": {"base": "org/base", "adapter": "s3://b/adapter"},
             "train": {"path": path},
-            "queries": {"path": queries_path},
+            "queries": {"path": queries_path, "are": queries_are},
             "method": method or {},
             "results": {"top_k": 20, "self_influence": selves is not None, **(results or {})},
             "output": url,

@@ -23,10 +23,12 @@ from datainf_ray.corpus.passages import ROW_BYTES
 from datainf_ray.corpus.preview import LONGER, fold_ends
 from datainf_ray.runs.record import tell_half_precision, tell_left_out
 from datainf_ray.runs.report import doubts, timeline
+from datainf_ray.runs.report.by_column import by_column
 from datainf_ray.runs.report.drawing import inline_svg
 from datainf_ray.runs.report.figures import cumulative, histogram, layer_of, layers
 from datainf_ray.runs.report.listed import Listed, also, called, facts_of, marked, said, told_of
 from datainf_ray.runs.report.render import count, render
+from datainf_ray.runs.report.verdict import asked, verdict
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
 from datainf_ray.runs.texts import QUERY, ROW, said_by
@@ -79,6 +81,8 @@ def _filled(run: Run, room: int) -> str:
     listed = Listed(facts_of(run, set(mine["row"].to_pylist())), said_by(texts, ROW), said_by(texts, QUERY))
     entries = _Entries(run, listed, tops, sample, room, len(mine))
     blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
+    command, to = f"datainf curate {shlex.quote(visible(run.url))}", f" --to {shlex.quote(_cleaned(run.config))}"
+    numbers = [q["query"] for q in shown]
     return render(
         "report.html.j2",
         title=run.url.rstrip("/").rpartition("/")[2],
@@ -92,8 +96,10 @@ def _filled(run: Run, room: int) -> str:
         queries=[entries.query(q, at) for at, q in enumerate(shown)],
         doubts=doubts.of_run(run.record, listed, sample.losses),
         script=_script(),
-        command=f"datainf curate {shlex.quote(visible(run.url))}",
-        to=f" --to {shlex.quote(_cleaned(run.config))}",
+        verdict=verdict(run, usable, numbers, entries.typical_loss, command, to),
+        by=by_column(run, numbers),
+        command=command,
+        to=to,
         usable=len(usable),
         unusable=[q for q in queries if q["status"] != OK],
         opened=_OPEN,
@@ -286,7 +292,7 @@ class _Entries:
             pages[word] = [full[k : k + _ROWS] for k in range(0, len(full), _ROWS)]
         if values is not None:
             told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms)
-        first, why = self._asked(query)
+        first, why = asked(query, self.are, self.typical_loss)
         extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None}
         extra |= {"signs": None, "cumulative": None, "first": first, "why": why, "doubts": told}
         extra["said"] = said(self.listed.queries.get(number, ()), self.room_of_query, None, self.listed.rarity)
@@ -312,21 +318,6 @@ class _Entries:
             "said": said(self.listed.rows.get(row["row"], ()), self.rooms[first], phrases, self.listed.rarity),
         }
 
-    def _asked(self, query: dict[str, Any]) -> tuple[str, str]:
-        """The direction that answers the question, and why it is taken for that."""
-        if self.are == "mistakes":
-            return "helpful", "The queries are mistakes (queries.are): the helpful rows taught them."
-        if self.are == "right":
-            return "harmful", "The queries are right answers (queries.are): the harmful rows speak against them."
-        if self.typical_loss is None or query["loss"] is None:
-            return "harmful", ""
-        likes = query["loss"] <= self.typical_loss
-        how = f"Its loss, {query['loss']:.2f}, is {'at most' if likes else 'above'} that of the median training row, "
-        how += f"{self.typical_loss:.2f}: "
-        if likes:
-            return "helpful", f"{how}the model says this. Is it a mistake? The helpful rows taught it."
-        return "harmful", f"{how}the model does not say this. Is it right? The harmful rows speak against it."
-
 
 def _layers(blocks: pa.Table) -> str | None:
     """By layer, how large gradients are; None where that is not known, or there is one layer."""
@@ -350,9 +341,9 @@ def _script() -> dict[str, str]:
 
 def _cleaned(config: dict[str, Any]) -> str:
     """A name for the corpus without some rows: a file where it is one."""
-    path = config["train"]["path"]
-    name = visible(path).rstrip("/").rpartition("/")[2] if isinstance(path, str) else ""
-    return f"clean-{name}" if "." in name and not set("*?[{") & set(path) else "cleaned"
+    first, *more = _paths(config)["train"]
+    name = visible(first).rstrip("/").rpartition("/")[2]
+    return f"clean-{name}" if "." in name and not more and not set("*?[{") & set(first) else "cleaned"
 
 
 def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:

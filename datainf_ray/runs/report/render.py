@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from datainf_ray.common.words import duration, printable, short, visible
+from datainf_ray.common.words import duration, percent, printable, short, visible
 
 
 def render(template: str, **context: Any) -> str:
@@ -30,7 +30,14 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        count=count, signed=signed, net=net, short=short, times=times, duration=duration, plain=printable
+        count=count,
+        signed=signed,
+        net=net,
+        short=short,
+        times=times,
+        duration=duration,
+        plain=printable,
+        percent=percent,
     )
     return environment
 
