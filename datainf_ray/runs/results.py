@@ -21,7 +21,6 @@ from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record, tell_unsolved
 from datainf_ray.runs.report.render import render
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
-from datainf_ray.runs.token_rows import TokenRows, token_rows
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
 from datainf_ray.watch.progress import Progress
 from datainf_ray.watch.shown import Shown
@@ -261,7 +260,7 @@ class Run:
 
         `influence` is a list of one float32 per query, in the order of `queries()`.
         """
-        self._require_done()
+        self.require_done()
         if not self.has_scores:
             raise RequestError("run", self.url, "stored no scores (results.scores: false)", "use top()")
         return self.examples(["row", "id", "influence"])
@@ -273,7 +272,7 @@ class Run:
         influence, preview. Beyond the rows that the run listed (`results.top_k`) the scores are searched, which takes a
         pass over examples/; previews of those rows are null. `RequestError` if scores were not stored.
         """
-        number = self._query_number(query)
+        number = self.query_number(query)
         if k < 1:
             raise RequestError("k", k, "want at least 1")
         direction = DIRECTIONS[int(harmful)]
@@ -289,12 +288,6 @@ class Run:
     def tops(self) -> pa.Table:
         """The whole of top.parquet: all queries, both directions."""
         return self._table("top.parquet")
-
-    def tokens(self, query: int | str = 0, row: int | str | None = None) -> TokenRows:
-        """What each token of a row contributes to its influence on a query: of a `row` by its number or id, among the
-        first of top.parquet; None: of the rows of the query itself. Needs a run with `results.tokens`.
-        """
-        return token_rows(self._table, self.url, self.config, self._query_number(query), row)
 
     def part_names(self) -> list[str]:
         """The names of the files that hold the rows, in order: of examples/, or of the chunks that are committed."""
@@ -335,7 +328,8 @@ class Run:
             .append_column(listed.field("preview"), pa.array(map(previews.get, found["row"].to_pylist()), pa.string()))
         )
 
-    def _query_number(self, query: int | str) -> int:
+    def query_number(self, query: int | str) -> int:
+        """The number of a query by its number or id. Raises `RequestError` where there is none, or it has no scores."""
         queries = self.queries()
         ids = queries["id"].to_pylist()
         if isinstance(query, str) and query in ids:
@@ -355,7 +349,8 @@ class Run:
             raise RequestError("query", number, f"{printable(ids[number])!r} has no scores: {status}")
         return number
 
-    def _require_done(self) -> None:
+    def require_done(self) -> None:
+        """Raises `RequestError` where the run is not done."""
         if self.state != "done":
             reason = f": {self._record.reason}" if self._record.reason else ""
             raise RequestError(
@@ -363,7 +358,7 @@ class Run:
             )
 
     def _table(self, name: str) -> pa.Table:
-        self._require_done()
+        self.require_done()
         with telling_damage():
             return table_of(self.directory, self._record, name)
 

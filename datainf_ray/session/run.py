@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from datainf_ray.curate.result import Curated
     from datainf_ray.evaluation.result import Evaluation
+    from datainf_ray.runs.token_rows import TokenRows
 
 
 def open_run(url: str, storage_options: Options | None = None) -> Run:
@@ -42,6 +43,19 @@ class Run(results.Run):
         from datainf_ray.curate.act import curate
 
         return curate(self, *others, to=to, **asked)
+
+    def tokens(self, query: int | str = 0, row: int | str | None = None) -> TokenRows:
+        """What each token of a row contributes to its influence on a query, shaded in a notebook's cell.
+
+        `row` is a row's number or id, of those that the run has looked at: the first 20 of either direction in
+        top.parquet, fewer where there are very many queries. None: the rows of the query itself, whose shares are those
+        of v·r. Raises `RequestError` where the run was not asked for `results.tokens`, or did not look at the row.
+
+        >>> run.tokens("q-1", run.top("q-1", harmful=True)["row"][0].as_py())
+        """
+        from datainf_ray.runs.token_rows import token_rows
+
+        return token_rows(self, self.query_number(query), row)
 
     def selected(self, *others: str | results.Run, **asked: Any) -> pa.Table:
         """The rows that `curate` would let stay, or with `gone=True` those that would go: see `curate.join.selected`.

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from datainf_ray.common.words import byte_size
 from datainf_ray.runs.record import tell_half_precision, tell_left_out
 from datainf_ray.runs.report import timeline
+from datainf_ray.runs.report.by_token import sections
 from datainf_ray.runs.report.drawing import HARMFUL, HELPFUL, INK, inline_svg, plain, styled
 from datainf_ray.runs.report.render import count, render, signed
 from datainf_ray.runs.results import Run
@@ -61,6 +62,7 @@ def _page(run: Run) -> str:
         timeline=None if (times := timeline.timeline(run.events())) is None else timeline.describe(times),
         paths=_paths(run.config),
         queries=[_query(q, tops, values, at) for at, q in enumerate(shown)],
+        by_token=sections(run, [q["query"] for q in shown]),
         usable=len(usable),
         unusable=[q for q in queries if q["status"] != OK],
         opened=_OPEN,

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup, escape
 
-#: Behind a token that is harmful (a share above 0) and one that is helpful: red, green, blue.
-RED, BLUE = (214, 69, 65), (47, 111, 214)
+from datainf_ray.common.words import visible
+
+#: Behind a token that is harmful (a share above 0), and behind one that is helpful.
+RED, BLUE = (216, 84, 26), (47, 111, 214)
 DARKEST = 0.6  #: opacity of the largest share of a row
 FAINTEST = 0.02  #: a share of less opacity than this is not shaded
 
@@ -43,9 +45,9 @@ def shaded(tokens: Sequence[str], shares: Sequence[float | None]) -> Markup:
     out = Markup()
     for (token, share), opacity in zip(parts, opacities([share for _, share in parts]), strict=True):
         if share is None or opacity < FAINTEST:
-            out += escape(token)
+            out += escape(visible(token))
             continue
         colour = ",".join(map(str, RED if share > 0 else BLUE))
         style = f"background:rgba({colour},{opacity:.2f});border-radius:2px"
-        out += Markup('<span style="{}" title="{}">{}</span>').format(style, f"{share:+.2e}", token)
+        out += Markup('<span style="{}" title="{}">{}</span>').format(style, f"{share:+.2e}", visible(token))
     return out
