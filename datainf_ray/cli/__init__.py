@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from datainf_ray.cli.curate import add_curate
-from datainf_ray.cli.show import show_findings, show_rows, show_top
+from datainf_ray.cli.show import show_findings, show_rows, show_tokens, show_top
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
 from datainf_ray.common.leaving import leaving_by
 from datainf_ray.common.words import escaped, visible
@@ -155,10 +155,20 @@ def top(
     k: Annotated[int, typer.Option("-k", min=1, help="How many rows.")] = 10,
     harmful: Annotated[bool, typer.Option("--harmful", help="The rows that raise the query's loss.")] = False,
     output_format: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.table,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Each of them token by token (results.tokens).")] = False,
 ) -> None:
     """The rows that helped a query most, or with --harmful those that harmed it."""
     from datainf_ray.runs.results import open_run
 
+    if tokens:
+        from datainf_ray.runs.token_rows import top_rows
+
+        by_token = top_rows(open_run(run), query, harmful, k)
+        if output_format is Format.table:
+            show_tokens(by_token)
+        else:
+            typer.echo(json.dumps([asdict(row) for row in by_token], indent=2, ensure_ascii=False))
+        return
     rows = open_run(run).top(query=query, k=k, harmful=harmful).to_pylist()
     if output_format is Format.json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))

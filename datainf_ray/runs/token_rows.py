@@ -14,7 +14,7 @@ from datainf_ray.runs.files import table_of, telling_damage
 from datainf_ray.runs.report.shading import merged, shaded
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
-from datainf_ray.runs.top import QUERY
+from datainf_ray.runs.top import DIRECTIONS, QUERY
 
 _STYLE = "white-space:pre-wrap;font-family:monospace;margin:.3em 0 1em"
 _MOST = 12  # tokens that `str` names
@@ -106,6 +106,14 @@ def token_rows(run: Run, query: int, row: int | str | None) -> TokenRows:
         problem = f"is not among the {counted(len(listed), 'row')} of query {query} that were looked at token by token"
         raise RequestError("row", row, problem, "name one of the first in top()")
     return _rows(found)
+
+
+def top_rows(run: Run, query: int | str, harmful: bool, k: int) -> TokenRows:
+    """The rows of a query itself, and the first `k` of a direction that were looked at token by token."""
+    table = token_table(run)
+    table = table.filter(pc.equal(table["query"], run.query_number(query)))
+    asked = pc.and_(pc.equal(table["direction"], DIRECTIONS[int(harmful)]), pc.less_equal(table["rank"], k))
+    return _rows(table.filter(pc.or_(pc.equal(table["direction"], QUERY), pc.fill_null(asked, False))))
 
 
 def _rows(table: pa.Table) -> TokenRows:

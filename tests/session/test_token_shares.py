@@ -18,7 +18,7 @@ from datainf_ray.session.execute import execute
 from datainf_ray.watch.progress import Silent
 from tests import reference, tiny
 from tests.interrupting import Interrupter
-from tests.runs_of import attribute, tables
+from tests.runs_of import attribute, status_of, tables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
@@ -92,7 +92,9 @@ def test_shares_are_those_of_a_backward_pass_a_token(tmp_path: Path, arch: str) 
         assert found.influence == pytest.approx(whole, rel=1e-4)
 
 
-def test_groups_methods_workers_and_bad_rows(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+def test_groups_methods_workers_and_bad_rows(
+    tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """hessian-free, a sum for a loss, one query of all rows, one of which is bad; the same bits by two workers."""
     lines = (tmp_path / "queries.jsonl").read_text().splitlines()
     bad = json.dumps({"name": "bad", "prompt": "w1", "completion": None})
@@ -130,6 +132,12 @@ def test_groups_methods_workers_and_bad_rows(tmp_path: Path, tiny_llama: dict[st
     assert not (Path(answers.url) / "tokens.parquet").exists()
     with pytest.raises(RequestError, match=r"has no shares of tokens; run it with results\.tokens: true"):
         answers.tokens(0)
+    assert status_of(monkeypatch, "top", run.url, "--tokens", "-k", 2, "--harmful") == 0
+    said = capsys.readouterr().out
+    assert [said.count(text) for text in ("query 0 itself", "harmful, rank", "helpful")] == [5, 2, 0]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert status_of(monkeypatch, "top", run.url, "--tokens", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["shares"] == run.tokens(0)[0].shares
     page = (Path(run.url) / "report.html").read_text()
     assert page.count("Token by token") == 1
     assert "Token by token" not in (Path(answers.url) / "report.html").read_text()

@@ -34,6 +34,14 @@ def opacities(shares: Sequence[float | None]) -> list[float]:
     return [0.0 if not share or not largest else DARKEST * abs(share) / largest for share in shares]
 
 
+def over(share: float, opacity: float, ground: tuple[int, int, int] = (24, 24, 24)) -> tuple[float, float, float]:
+    """The colour of a token where nothing shines through, as on a terminal: red, green and blue, 0 to 255."""
+    red, green, blue = (
+        opacity * c + (1 - opacity) * g for c, g in zip(RED if share > 0 else BLUE, ground, strict=True)
+    )
+    return red, green, blue
+
+
 def shaded(tokens: Sequence[str], shares: Sequence[float | None]) -> Markup:
     """A row's tokens as escaped spans: red where a share is positive, blue where it is negative; no target is plain.
 
