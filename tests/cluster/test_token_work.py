@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import MixtralConfig
 
 from datainf_ray.cluster import token_work as module
 from datainf_ray.cluster.token_orders import Pair
@@ -45,8 +46,8 @@ def aside(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 
 
 class Case:
-    def __init__(self, folder: Path, hook: Callable[..., Any] | None) -> None:
-        model = tiny.save_model(folder, "llama")
+    def __init__(self, folder: Path, hook: Callable[..., Any] | None, arch: str = "llama") -> None:
+        model = tiny.save_model(folder, arch)
         self.rows = rows_for(model, folder, 3)
         self.replica: Replica = tiny.replica(model)
         if hook is not None:
@@ -89,6 +90,21 @@ def test_shares_come_to_the_influence_whatever_the_layers_are(
         right = pytest.approx(float(case.influence[k]), rel=1e-4, abs=near)
         assert sum(share or 0 for share in shares) == right
         assert table["influence"][k].as_py() == right
+
+
+def test_experts_are_computed_by_what_has_a_derivative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 64,
+    }  # fmt: skip
+    monkeypatch.setitem(tiny.CONFIGS, "mixtral", lambda: MixtralConfig(vocab_size=tiny.VOCABULARY, **settings))
+    monkeypatch.setitem(tiny.ATTENTION, "mixtral", ["q_proj", "v_proj"])
+    case = Case(tmp_path, None, "mixtral")
+    monkeypatch.setattr(of_model, "MOST_BACKWARD", 0)
+    lines = case.table().to_pylist()
+    assert [line["detail"] for line in lines] == [""] * 3
+    for line, influence in zip(lines, case.influence.tolist(), strict=True):
+        assert line["influence"] == pytest.approx(influence, rel=1e-4)
 
 
 def test_a_row_that_is_too_long_for_backward_passes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
