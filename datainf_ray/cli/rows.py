@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from dataclasses import asdict
 from enum import Enum
 from typing import Annotated, Any
 
 import typer
 
-from datainf_ray.cli.show import Format, show_top
+from datainf_ray.cli.show import Format, show_tokens, show_top
 from datainf_ray.common.words import json_text, visible
 
 
@@ -37,6 +38,7 @@ def add_rows(app: typer.Typer, terminable: Any, overrides: Any) -> None:
             Text, typer.Option(help="preview, or full: the rows' whole texts, from the corpus.")
         ] = Text.preview,
         output_format: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.table,
+        tokens: Annotated[bool, typer.Option("--tokens", help="Each of them token by token (results.tokens).")] = False,
         assignments: Annotated[
             list[str],
             typer.Option(
@@ -48,6 +50,15 @@ def add_rows(app: typer.Typer, terminable: Any, overrides: Any) -> None:
         from datainf_ray.curate.top import top as strongest
         from datainf_ray.runs.results import open_run
 
+        if tokens:
+            from datainf_ray.runs.token_rows import top_rows
+
+            by_token = top_rows(open_run(run), query, harmful, k)
+            if output_format is Format.table:
+                show_tokens(by_token)
+            else:
+                typer.echo(json_text([asdict(row) for row in by_token], indent=2))
+            return
         with terminable():
             table = strongest(run, query, k, harmful, text.value, **overrides(assignments))
         rows = table.to_pylist()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.common.words import LENGTH, counted, escaped, printable, spelled
+from datainf_ray.common.words import LENGTH, counted, escaped, printable, spelled, visible
 
 if TYPE_CHECKING:
     from datainf_ray.request.seen import SeenRows
+    from datainf_ray.runs.token_rows import TokenRows
     from datainf_ray.session.checkup import Finding
 
 
@@ -51,6 +52,29 @@ def show_rows(rows: SeenRows) -> None:
         else:
             console.out(str(row).partition("\n")[2], highlight=False)
         console.print()
+
+
+def show_tokens(rows: TokenRows) -> None:
+    """Rows token by token: shaded on a terminal in colour, else with their strongest tokens."""
+    from rich.color import Color
+    from rich.console import Console
+    from rich.style import Style
+    from rich.text import Text
+
+    from datainf_ray.runs.report.shading import merged, opacities, over
+
+    console = Console(highlight=False)
+    for row in rows:
+        if not console.is_terminal or console.no_color:
+            console.out(f"{row}\n", highlight=False)
+            continue
+        parts = [*merged(row.tokens, row.shares)]
+        console.print(Text(row.heading, style="bold"), soft_wrap=True)
+        line = Text()
+        for (token, share), opacity in zip(parts, opacities([share for _, share in parts]), strict=True):
+            ground = Color.from_rgb(*over(share or 0.0, opacity))
+            line.append(visible(token), Style(color="white", bgcolor=ground) if opacity else None)
+        console.print(line, "")
 
 
 def show_top(rows: list[dict[str, Any]], queries: list[dict[str, Any]], harmful: bool) -> None:

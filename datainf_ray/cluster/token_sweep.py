@@ -14,11 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from datainf_ray.cluster.orders import CorpusName, Order
+from datainf_ray.cluster.reduce import StateLostError
 from datainf_ray.cluster.states import Shards
 from datainf_ray.cluster.sweep import ClusterSweeps
 from datainf_ray.cluster.token_orders import Pair, TokenOrder, TokenSweep
+from datainf_ray.common.errors import one_line
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.sample import rows_chunk
 from datainf_ray.influence.folds import Moments
@@ -58,7 +61,10 @@ def tokens_of(
         if done is None:
             sweeps.watcher.advance(0, 0, sweeps.pool.ready)
             continue
-        tables[done.chunk.number] = ray.get(done.results[0])
+        try:
+            tables[done.chunk.number] = ray.get(done.results[0])
+        except RayError as error:  # it went with its node
+            raise StateLostError(f"{name}: {one_line(error)[:200]}") from None
         sweeps.watcher.advance(done.report.rows, done.report.tokens, sweeps.pool.ready)
     sweeps.watcher.end()
     found = pa.concat_tables([tokens_schema().empty_table(), *(tables[k] for k in sorted(tables))]).to_pylist()

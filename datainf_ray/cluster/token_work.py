@@ -36,6 +36,7 @@ from datainf_ray.runs.schemas import FAILED, OK, tokens_schema
 #: How far what the shares come to may be from the influence, as a part of the sum of their sizes: by the precision of
 #: what the model computes in, 32 bits and 16.
 CLOSE, CLOSE_HALF = 1e-3, 0.1
+_NO_ROOM = "the device has no room for the derivatives of its tokens' losses"
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,10 @@ class TokenWork:
         try:
             found = slopes(self.replica, self.token_losses, batch, direction)
         except torch.OutOfMemoryError:
+            if self.replica.device.type == "cuda":
+                torch.cuda.empty_cache()
             if len(pairs) == 1:
-                raise
+                return [Found(pairs[0], None, _NO_ROOM)]
             middle = len(pairs) // 2
             halves = ((positions[:middle], pairs[:middle]), (positions[middle:], pairs[middle:]))
             return [one for p, q in halves for one in self._shares(examples, p, q, direction, length)]
@@ -127,6 +130,8 @@ class TokenWork:
             (found,) = backward_slopes(self.replica, self.token_losses, batch, direction)
         except NoSlopesError as error:
             return Found(pair, None, str(error))
+        except torch.OutOfMemoryError:
+            return Found(pair, None, _NO_ROOM)
         except Exception as error:
             if not is_of_rows(error):
                 raise

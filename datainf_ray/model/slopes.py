@@ -10,8 +10,8 @@ that, as some kernels and quantized ones have none, there is one backward pass a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from datainf_ray.model.replica import BatchLike, Replica, wide
 from datainf_ray.model.shortcut import LanguageShortcut
 
 MOST_BACKWARD = 512  #: target tokens of a row, of each of which a backward pass is taken where there is no other way
+
+#: What transformers may be told to compute by, for a rule to be there.
+_PLAIN = {"_attn_implementation_internal": ("sdpa", "eager"), "_experts_implementation_internal": ("eager",)}
 
 #: A direction: for every block's name a vector of its size.
 Direction = Mapping[str, Tensor]
@@ -110,8 +113,7 @@ def _along(
     called = _Called(replica.model, run)
     names = {id(parameter): name for name, parameter in called.named_parameters()}
     forget_lengths(replica.growing)
-    # Of torch's attention kernels the plain one alone has a rule.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+    with torch.no_grad(), _plain_kernels(replica.model), forward_ad.dual_level():
         duals = {}
         for name, vector in direction.items():
             parameter = replica.parameters[name].detach()
@@ -120,6 +122,26 @@ def _along(
         out = functional_call(called, duals, (values,))
         primal, tangent = forward_ad.unpack_dual(out)
         return primal, torch.zeros_like(primal) if tangent is None else tangent
+
+
+@contextmanager
+def _plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Attention and experts by kernels that have a rule; of torch's own for attention the plain one alone has."""
+    configs = {
+        id(found): vars(found) for m in model.modules() if hasattr(found := getattr(m, "config", None), "__dict__")
+    }
+    before = []
+    for settings in configs.values():
+        for key, plain in _PLAIN.items():
+            if settings.get(key) not in (None, *plain):
+                before.append((settings, key, settings[key]))
+                settings[key] = plain[0]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for settings, key, value in before:
+            settings[key] = value
 
 
 def _by_head(hidden: Tensor, change: Tensor, head: nn.Linear, labels: Tensor, shift: int) -> Tensor:

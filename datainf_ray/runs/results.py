@@ -261,7 +261,7 @@ class Run:
 
         `influence` is a list of one float32 per query, in the order of `queries()`.
         """
-        self._require_done()
+        self.require_done()
         if not self.has_scores:
             raise RequestError("run", self.url, "stored no scores (results.scores: false)", "use top()")
         return self.examples(["row", "id", "influence"])
@@ -292,7 +292,6 @@ class Run:
 
     def texts(self) -> pa.Table:
         """The full texts of the rows of `tops` and of some rows of each query, with the columns of `texts_schema`.
-
         It has no rows where the run is of a version that kept no texts.
 
             >>> texts = run.texts().to_pylist()
@@ -361,7 +360,8 @@ class Run:
             raise RequestError("query", number, f"{printable(ids[number])!r} has no scores: {status}")
         return number
 
-    def _require_done(self) -> None:
+    def require_done(self) -> None:
+        """Raises `RequestError` where the run is not done."""
         if self.state != "done":
             reason = f": {self._record.reason}" if self._record.reason else ""
             raise RequestError(
@@ -369,7 +369,7 @@ class Run:
             )
 
     def _table(self, name: str) -> pa.Table:
-        self._require_done()
+        self.require_done()
         with telling_damage():
             return table_of(self.directory, self._record, name)
 

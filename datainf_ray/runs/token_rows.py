@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, escaped
+from datainf_ray.runs.files import table_of, telling_damage
 from datainf_ray.runs.report.shading import merged, shaded
+from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK
-from datainf_ray.runs.top import QUERY
+from datainf_ray.runs.top import DIRECTIONS, QUERY
 
 _STYLE = "white-space:pre-wrap;font-family:monospace;margin:.3em 0 1em"
 _MOST = 12  # tokens that `str` names
@@ -74,23 +74,32 @@ class TokenRows(tuple[TokenRow, ...]):
         return "".join(row._repr_html_() for row in self)
 
 
-def token_rows(
-    read: Callable[[str], pa.Table], url: str, config: Mapping[str, Any], query: int, row: int | str | None
-) -> TokenRows:
+def has_tokens(run: Run) -> bool:
+    """Whether a run has shares of tokens (`results.tokens`)."""
+    return bool(run.config["results"].get("tokens"))
+
+
+def token_table(run: Run) -> pa.Table:
+    """The whole of tokens.parquet of a run that is done. Raises `RequestError` where it has none."""
+    if not has_tokens(run):
+        raise RequestError("run", run.url, "has no shares of tokens", "run it with results.tokens: true")
+    run.require_done()
+    with telling_damage():
+        return table_of(run.directory, run.record, "tokens.parquet")
+
+
+def token_rows(run: Run, query: int, row: int | str | None) -> TokenRows:
     """The rows of tokens.parquet for a query: one row by number or id, or those of the query itself.
 
-    `read` gives a table of the run at `url`. Raises `RequestError` where the run has none, or not this row.
+    Raises `RequestError` where the run has none, or not this row.
     """
-    if not config["results"].get("tokens"):
-        raise RequestError("run", url, "has no shares of tokens", "run it with results.tokens: true")
-    table = read("tokens.parquet")
+    table = token_table(run)
     table = table.filter(pc.equal(table["query"], query))
     own = pc.equal(table["direction"], QUERY)
     if row is None:
         return _rows(table.filter(own))
     listed = table.filter(pc.invert(own))
-    name = "row" if not isinstance(row, str) else "id"
-    found = listed.filter(pc.equal(listed[name], row))
+    found = listed.filter(pc.equal(listed["id" if isinstance(row, str) else "row"], row))
     if not len(found) and isinstance(row, str) and row.isdecimal():
         found = listed.filter(pc.equal(listed["row"], int(row)))
     if not len(found):
@@ -99,10 +108,14 @@ def token_rows(
     return _rows(found)
 
 
+def top_rows(run: Run, query: int | str, harmful: bool, k: int) -> TokenRows:
+    """The rows of a query itself, and the first `k` of a direction that were looked at token by token."""
+    table = token_table(run)
+    table = table.filter(pc.equal(table["query"], run.query_number(query)))
+    asked = pc.and_(pc.equal(table["direction"], DIRECTIONS[int(harmful)]), pc.less_equal(table["rank"], k))
+    return _rows(table.filter(pc.or_(pc.equal(table["direction"], QUERY), pc.fill_null(asked, False))))
+
+
 def _rows(table: pa.Table) -> TokenRows:
-    return TokenRows(
-        TokenRow(
-            **{**line, "tokens": line["tokens"] or [], "shares": line["shares"] or [None] * len(line["tokens"] or [])}
-        )
-        for line in table.to_pylist()
-    )
+    lines = [{**line, "tokens": line["tokens"] or []} for line in table.to_pylist()]
+    return TokenRows(TokenRow(**{**line, "shares": line["shares"] or [None] * len(line["tokens"])}) for line in lines)

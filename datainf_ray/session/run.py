@@ -9,7 +9,6 @@ from datainf_ray.common.storage import Options
 from datainf_ray.runs import results
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.plots import Plots
-from datainf_ray.runs.token_rows import TokenRows, token_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from datainf_ray.curate.shown import ShownRow
     from datainf_ray.evaluation.result import Evaluation
     from datainf_ray.runs.cut import Cut
+    from datainf_ray.runs.token_rows import TokenRows
 
 
 def open_run(url: str, storage_options: Options | None = None) -> Run:
@@ -45,12 +45,6 @@ class Run(results.Run):
         from datainf_ray.evaluation.compare import evaluate
 
         return evaluate(self, *others, **asked)
-
-    def tokens(self, query: int | str = 0, row: int | str | None = None) -> TokenRows:
-        """What each token of a row contributes to its influence on a query: of a `row` by its number or id, among the
-        first of top.parquet; None: of the rows of the query itself. Needs a run with `results.tokens`.
-        """
-        return token_rows(self._table, self.url, self.config, self.query_number(query), row)
 
     def curate(self, *others: str | results.Run, to: str | None = None, **asked: Any) -> Curated:
         """Write the corpus again without its worst rows, or selected, weighted, with scores: see `curate.act.curate`.
@@ -101,6 +95,19 @@ class Run(results.Run):
         from datainf_ray.curate.top import top
 
         return top(self, query, k, harmful, text, **overrides)
+
+    def tokens(self, query: int | str = 0, row: int | str | None = None) -> TokenRows:
+        """What each token of a row contributes to its influence on a query, shaded in a notebook's cell.
+
+        `row` is a row's number or id, of those that the run has looked at: the first 20 of either direction in
+        top.parquet, fewer where there are very many queries. None: the rows of the query itself, whose shares are those
+        of v·r. Raises `RequestError` where the run was not asked for `results.tokens`, or did not look at the row.
+
+        >>> run.tokens("q-1", run.top("q-1", harmful=True)["row"][0].as_py())
+        """
+        from datainf_ray.runs.token_rows import token_rows
+
+        return token_rows(self, self.query_number(query), row)
 
     def selected(self, *others: str | results.Run, **asked: Any) -> pa.Table:
         """The rows that `curate` would let stay, or with `gone=True` those that would go: see `curate.join.selected`.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.model import loss
-from datainf_ray.model.loss import chunked_losses, token_losses
+from datainf_ray.model.loss import chunked_losses, each_token, token_losses
 
 ROWS, LENGTH, HIDDEN, VOCABULARY = 4, 9, 16, 50
 
@@ -93,6 +93,20 @@ def test_gradients_of_learnt_tokens_survive_float16() -> None:
     hidden.requires_grad_()
     (got,) = torch.autograd.grad(1024 * chunked_losses(hidden, weight, None, labels, "mean").sum(), hidden)
     assert error(got, want) < 0.01
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_rows_loss_is_the_sum_of_its_tokens(shift: int) -> None:
+    hidden, weight, bias, labels = case(torch.float64)
+    labels[0, 0] = 7
+    logits = hidden @ weight.T + bias
+    each = each_token(logits, labels, shift)
+    assert each.shape == labels.shape
+    assert torch.equal(each != 0, (labels != -100) & (torch.arange(LENGTH) >= shift))
+    torch.testing.assert_close(each.sum(1), token_losses(logits, labels, "sum", shift))
+    row, place = 1, 6
+    want = -torch.log_softmax(logits[row, place - shift], -1)[labels[row, place]]
+    torch.testing.assert_close(each[row, place], want)
 
 
 MEMORY = """

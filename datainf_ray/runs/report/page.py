@@ -24,6 +24,7 @@ from datainf_ray.corpus.preview import LONGER, fold_ends
 from datainf_ray.runs.record import tell_half_precision, tell_left_out
 from datainf_ray.runs.report import doubts, timeline
 from datainf_ray.runs.report.by_column import by_column
+from datainf_ray.runs.report.by_token import sections
 from datainf_ray.runs.report.drawing import inline_svg
 from datainf_ray.runs.report.figures import cumulative, histogram, layer_of, layers
 from datainf_ray.runs.report.listed import Listed, also, called, facts_of, marked, said, told_of
@@ -94,6 +95,7 @@ def _filled(run: Run, room: int) -> str:
         timeline=None if (times := timeline.timeline(run.events())) is None else timeline.describe(times),
         paths=_paths(run.config),
         queries=[entries.query(q, at) for at, q in enumerate(shown)],
+        by_token=sections(run, numbers),
         doubts=doubts.of_run(run.record, listed, sample.losses),
         script=_script(),
         verdict=verdict(run, usable, numbers, entries.typical_loss, command, to),

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup, escape
 
-#: Behind a token that is harmful (a share above 0) and one that is helpful: red, green, blue.
-RED, BLUE = (214, 69, 65), (47, 111, 214)
+from datainf_ray.common.words import visible
+
+#: Behind a token that is harmful (a share above 0), and behind one that is helpful.
+RED, BLUE = (216, 84, 26), (47, 111, 214)
 DARKEST = 0.6  #: opacity of the largest share of a row
 FAINTEST = 0.02  #: a share of less opacity than this is not shaded
 
@@ -32,6 +34,14 @@ def opacities(shares: Sequence[float | None]) -> list[float]:
     return [0.0 if not share or not largest else DARKEST * abs(share) / largest for share in shares]
 
 
+def over(share: float, opacity: float, ground: tuple[int, int, int] = (24, 24, 24)) -> tuple[float, float, float]:
+    """The colour of a token where nothing shines through, as on a terminal: red, green and blue, 0 to 255."""
+    red, green, blue = (
+        opacity * c + (1 - opacity) * g for c, g in zip(RED if share > 0 else BLUE, ground, strict=True)
+    )
+    return red, green, blue
+
+
 def shaded(tokens: Sequence[str], shares: Sequence[float | None]) -> Markup:
     """A row's tokens as escaped spans: red where a share is positive, blue where it is negative; no target is plain.
 
@@ -43,9 +53,9 @@ def shaded(tokens: Sequence[str], shares: Sequence[float | None]) -> Markup:
     out = Markup()
     for (token, share), opacity in zip(parts, opacities([share for _, share in parts]), strict=True):
         if share is None or opacity < FAINTEST:
-            out += escape(token)
+            out += escape(visible(token))
             continue
         colour = ",".join(map(str, RED if share > 0 else BLUE))
         style = f"background:rgba({colour},{opacity:.2f});border-radius:2px"
-        out += Markup('<span style="{}" title="{}">{}</span>').format(style, f"{share:+.2e}", token)
+        out += Markup('<span style="{}" title="{}">{}</span>').format(style, f"{share:+.2e}", visible(token))
     return out

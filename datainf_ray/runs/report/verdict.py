@@ -183,7 +183,8 @@ def _told(cut: Cut, side: str, queries: int) -> list[str]:
             text += f"; with each query’s rows exchanged at random, {one.by_chance:.2g} rows are beyond it"
         return [f"{text}. Read them first."]
     if cut.scored < FEWEST:
-        told = f"{counted(cut.scored, 'row')} {'has' if cut.scored == 1 else 'have'} a score, and it takes {FEWEST}: nothing is suggested."
+        have = "has" if cut.scored == 1 else "have"
+        told = f"{counted(cut.scored, 'row')} {have} a score, and it takes {FEWEST}: nothing is suggested."
     else:
         told = "Their influences fall off as those of noise do, without a gap to cut in: nothing is suggested."
     if one.rows > _CARRIED:

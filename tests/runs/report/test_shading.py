@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from datainf_ray.runs.report.shading import BLUE, DARKEST, RED, merged, shaded
+from datainf_ray.runs.report.shading import BLUE, DARKEST, RED, merged, over, shaded
 from datainf_ray.runs.token_rows import TokenRow, TokenRows
 
 
@@ -53,3 +53,9 @@ def test_in_words_the_strongest_tokens_come_first() -> None:
     ]
     assert row(direction="query", rank=None).heading == "query 0 itself, row 7 · <i> · v·r of +3 from 1 target"
     assert row(status="failed", detail="why").heading.endswith("failed: why")
+
+
+def test_a_terminal_has_the_colour_over_its_own() -> None:
+    assert over(1.0, 0.0) == over(-1.0, 0.0) == (24, 24, 24)
+    assert over(1.0, 1.0) == RED
+    assert over(-1.0, 1.0) == BLUE
