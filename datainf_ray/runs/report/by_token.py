@@ -31,7 +31,7 @@ def section(lines: Iterable[Mapping[str, Any]], room: int = _ROOM) -> Markup:
         if line["shares"] is None:
             name += Markup('<div class="none">{}</div>').format(printable(line["detail"] or line["status"]))
         else:
-            name += Markup('<div class="text tokens" dir="auto">{}</div>').format(
+            name += Markup('<div class="text" dir="auto" style="white-space:pre-wrap">{}</div>').format(
                 shaded(line["tokens"], line["shares"])
             )
         if len(out) + len(name) > room:
