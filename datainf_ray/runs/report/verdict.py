@@ -51,7 +51,7 @@ class Verdict:
     alone_head: str | None = None
     first: Sequence[dict[str, Any]] = field(default=())  #: rows to read, as `top_of_all` has them
     command: str | None = None
-    after: str | None = None  #: what stands behind the command
+    to: str | None = None  #: with which it writes the corpus
 
 
 def verdict(
@@ -93,9 +93,7 @@ def verdict(
         _of_alone(one, len(alone), many) if alone else None,
         first,
         f"{command} --because {side} --drop auto --dry-run" if suggested else None,
-        f"It shows what would go. With{to} for --dry-run it writes the corpus without these rows."
-        if suggested
-        else None,
+        to.strip() if suggested else None,
     )
 
 
@@ -183,7 +181,8 @@ def _told(cut: Cut, side: str, queries: int) -> list[str]:
             text += f"; with each query’s rows exchanged at random, {one.by_chance:.2g} rows are beyond it"
         return [f"{text}. Read them first."]
     if cut.scored < FEWEST:
-        told = f"{counted(cut.scored, 'row')} {'has' if cut.scored == 1 else 'have'} a score, and it takes {FEWEST}: nothing is suggested."
+        have = "has" if cut.scored == 1 else "have"
+        told = f"{counted(cut.scored, 'row')} {have} a score, and it takes {FEWEST}: nothing is suggested."
     else:
         told = "Their influences fall off as those of noise do, without a gap to cut in: nothing is suggested."
     if one.rows > _CARRIED:

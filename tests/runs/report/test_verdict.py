@@ -77,7 +77,7 @@ def test_planted_rows_are_told_first_with_the_command_that_drops_them(
         assert f'<a href="#query-{query}">{query}</a> · <bdi>eval.jsonl#{query}</bdi>' in part
         assert f"{query} · eval.jsonl#{query} 11 " in said
     assert command(part) == ["datainf", "curate", it.run.url, "--because", side, "--drop", "auto", "--dry-run"]
-    assert said.endswith("With --to cleaned for --dry-run it writes the corpus without these rows.")
+    assert said.endswith("With --to cleaned in place of --dry-run it writes the corpus without these rows.")
     other = {"helpful": "harmful", "harmful": "helpful"}[side]
     assert f"On the other side no {other} row stands out." in said
     # the first to read
