@@ -49,7 +49,7 @@ def read(part: str) -> str:
 def command(part: str) -> list[str] | None:
     """What a shell makes of the command in it."""
     found = re.findall(r'<pre class="command">(.*?)</pre>', part, re.DOTALL)
-    return shlex.split(html.unescape(found[0])) if found else None
+    return shlex.split(html.unescape(re.sub("</?span>", "", found[0]))) if found else None
 
 
 def shares(it: Made, sign: int) -> np.ndarray:
