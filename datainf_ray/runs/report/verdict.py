@@ -182,9 +182,11 @@ def _told(cut: Cut, side: str, queries: int) -> list[str]:
         return [f"{text}. Read them first."]
     if cut.scored < FEWEST:
         have = "has" if cut.scored == 1 else "have"
-        told = f"{counted(cut.scored, 'row')} {have} a score, and it takes {FEWEST}: nothing is suggested."
+        told = f"{counted(cut.scored, 'row')} {have} a score, and it takes {FEWEST}: no row is suggested to be dropped."
     else:
-        told = "Their influences fall off as those of noise do, without a gap to cut in: nothing is suggested."
+        told = (
+            "Their influences fall off without a gap to cut in: no row is suggested to be dropped. Read from the top."
+        )
     if one.rows > _CARRIED:
         share = float(np.interp(_CARRIED, one.curve.rows, one.curve.share))
         told += f" The first {_CARRIED} of {one.rows:,} {side} rows carry {percent(share)} of {_all(side, queries)}."

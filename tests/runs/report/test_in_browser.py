@@ -39,7 +39,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         url, 400, 3, previews=rows, query_previews=asked, influence=influence, missing=np.arange(400) > 390, ids=ids,
         results={"top_k": 25, "by": HOSTILE}, path="data/sft.jsonl", queries_are="mistakes",
     )  # fmt: skip
-    sums = [one(query, value, 1e-5) for query in (None, 0, 1, 2) for value in (HOSTILE, "w" * 90, None)]
+    sums = [one(query, value, -12.5) for query in (None, 0, 1, 2) for value in (HOSTILE, "w" * 90, None)]
     write_table(made.run.directory, BY_FILE, pa.Table.from_pylist(sums, by_schema()))
     write_report(made.run)
     with browsing(Path(url) / "report.html") as page:

@@ -108,7 +108,7 @@ def test_of_noise_nothing_is_suggested(made: Callable[..., Made], are: str, side
     it = made(400, queries_are=are)
     part = section(it)
     said = read(part)
-    assert said.startswith(f"No {side} row stands out for all queries together. Their influences fall off as those of")
+    assert said.startswith(f"No {side} row stands out for all queries together. Their influences fall off")
     of_side = shares(it, 1 if side == "harmful" else -1)
     assert f"The first 10 of {len(of_side)} {side} rows carry {percent(float(of_side[9]))} of all " in said
     assert command(part) is None
@@ -185,7 +185,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "no query": ({"query_status": ["unreadable"] * 3}, "No query has scores."),
     "no row with a score": ({"missing": np.ones(200, bool)}, "It cannot be told: no row has a score."),
     "one row": ({"rows": 1, "missing": np.zeros(1, bool)}, "1 row has a score, and it takes 120"),
-    "few rows": ({"rows": 100}, "90 rows have a score, and it takes 120: nothing is suggested."),
+    "few rows": ({"rows": 100}, "90 rows have a score, and it takes 120: no row is suggested to be dropped."),
     "zeros": ({"influence": np.zeros((200, 3), np.float32)}, "No harmful row stands out for all queries together."),
     "a query that failed": ({"query_status": ["ok", "unreadable", "ok"]}, "to the 2 queries."),
     "answers": ({"answers": {"run": "s3://b/first", "index": "s3://b/i"}}, "to the 3 queries."),
