@@ -12,8 +12,9 @@
 - `cut`: how much the first rows carry, and which stand out; `magnitudes` counts, `gaps` tells chance from what is not.
 - `together`: the strongest rows of all queries together, and a row's place on each. `by`: influence by a column.
 - `results`: `open_run` and `Run`, which read a run directory back.
-- `report`: `report.html`, one self-contained page: `listed` has what is known of the rows on it, `doubts` where they
-  may mislead; `figures`, `timeline`, `drawing` and `render` make its parts.
+- `report`: `report.html`, one self-contained page: `verdict` is its first section, `by_column` another; `listed` has
+  what is known of the rows on it, `doubts` where they may mislead; `figures`, `timeline`, `drawing` and `render` make
+  its parts.
 - `plots`: the same figures for notebooks.
 
 Nothing here knows Ray or torch: a run can be read where neither a GPU nor a cluster is.

@@ -51,7 +51,7 @@ class Verdict:
     alone_head: str | None = None
     first: Sequence[dict[str, Any]] = field(default=())  #: rows to read, as `top_of_all` has them
     command: str | None = None
-    after: str | None = None  #: what stands behind the command
+    to: str | None = None  #: with which it writes the corpus
 
 
 def verdict(
@@ -93,9 +93,7 @@ def verdict(
         _of_alone(one, len(alone), many) if alone else None,
         first,
         f"{command} --because {side} --drop auto --dry-run" if suggested else None,
-        f"It shows what would go. With{to} for --dry-run it writes the corpus without these rows."
-        if suggested
-        else None,
+        to.strip() if suggested else None,
     )
 
 
@@ -184,9 +182,11 @@ def _told(cut: Cut, side: str, queries: int) -> list[str]:
         return [f"{text}. Read them first."]
     if cut.scored < FEWEST:
         have = "has" if cut.scored == 1 else "have"
-        told = f"{counted(cut.scored, 'row')} {have} a score, and it takes {FEWEST}: nothing is suggested."
+        told = f"{counted(cut.scored, 'row')} {have} a score, and it takes {FEWEST}: no row is suggested to be dropped."
     else:
-        told = "Their influences fall off as those of noise do, without a gap to cut in: nothing is suggested."
+        told = (
+            "Their influences fall off without a gap to cut in: no row is suggested to be dropped. Read from the top."
+        )
     if one.rows > _CARRIED:
         share = float(np.interp(_CARRIED, one.curve.rows, one.curve.share))
         told += f" The first {_CARRIED} of {one.rows:,} {side} rows carry {percent(share)} of {_all(side, queries)}."

@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from datainf_ray.runs.by import BY_FILE, by_schema
 from datainf_ray.runs.report.page import write_report
 from tests.browser import Page, browsing
 from tests.runs.conftest import make_run
+from tests.runs.report.test_by_column import one
+from tests.runs_of import write_table
 
 HOSTILE = "<img src=http://example.org/x onerror=alert(1)><script>alert(2)</script> 'quoted' \"& more\""
 FILLER = "we add the apples and multiply by the number of boxes "
@@ -27,13 +31,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     influence = (np.random.default_rng(0).standard_t(3, size=(400, 3)) * 5e-5).astype(np.float32)
     influence[[3, 5, 17], 0] = -0.004, -0.0041, -0.005
     influence[17, 1] = 0.005
+    influence[100:120, 2] = -0.01
     ids = [NAMES.get(r, f"sft.jsonl#{r}") for r in range(400)]
     url = str(tmp_path_factory.mktemp("report") / "it's a run")
     asked = ["who are you to me, dear Captain Nemo? ⟶ yours", HOSTILE, "w" * 400]
     made = make_run(
         url, 400, 3, previews=rows, query_previews=asked, influence=influence, missing=np.arange(400) > 390, ids=ids,
-        results={"top_k": 25}, path="data/sft.jsonl",
+        results={"top_k": 25, "by": HOSTILE}, path="data/sft.jsonl", queries_are="mistakes",
     )  # fmt: skip
+    sums = [one(query, value, -12.5) for query in (None, 0, 1, 2) for value in (HOSTILE, "w" * 90, None)]
+    write_table(made.run.directory, BY_FILE, pa.Table.from_pylist(sums, by_schema()))
     write_report(made.run)
     with browsing(Path(url) / "report.html") as page:
         yield page
@@ -78,6 +85,25 @@ def test_the_page_asks_for_nothing_and_runs_nothing_of_the_rows(page: Page) -> N
     assert page.run("window.bad === undefined")
     page.call("Runtime.evaluate", expression="0")
     assert any("Content Security Policy" in one["entry"]["text"] for one in page.told("Log.entryAdded"))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_verdict_is_seen_first_and_leads_to_what_it_names(page: Page, width: int) -> None:
+    page.looks(width, "light")
+    page.run("scrollTo(0, 0)")
+    assert page.run("document.querySelector('#verdict h2').getBoundingClientRect().bottom") < 400
+    assert page.run("document.querySelector('#verdict h2').checkVisibility()")
+    page.run("document.querySelector('#verdict a').click()")
+    assert page.run("location.hash") == "#query-2"
+    assert abs(page.run("document.querySelector('#query-2').getBoundingClientRect().top")) < 100
+    # what is there of each value can be read without moving the table
+    hidden = """Array.from(document.querySelectorAll('#by details')).map(one => { one.open = true }) &&
+        Array.from(document.querySelectorAll('#by .scroll')).map(one => one.scrollWidth - one.clientWidth)"""
+    assert page.run(hidden) == [0] * 4
+    for wide in page.run(
+        "Array.from(document.querySelectorAll('#by td, #by th')).map(c => c.scrollWidth - c.clientWidth)"
+    ):
+        assert wide <= 0
 
 
 def _shown(page: Page) -> list[str]:

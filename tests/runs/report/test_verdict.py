@@ -49,7 +49,7 @@ def read(part: str) -> str:
 def command(part: str) -> list[str] | None:
     """What a shell makes of the command in it."""
     found = re.findall(r'<pre class="command">(.*?)</pre>', part, re.DOTALL)
-    return shlex.split(html.unescape(found[0])) if found else None
+    return shlex.split(html.unescape(re.sub("</?span>", "", found[0]))) if found else None
 
 
 def shares(it: Made, sign: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_planted_rows_are_told_first_with_the_command_that_drops_them(
         assert f'<a href="#query-{query}">{query}</a> · <bdi>eval.jsonl#{query}</bdi>' in part
         assert f"{query} · eval.jsonl#{query} 11 " in said
     assert command(part) == ["datainf", "curate", it.run.url, "--because", side, "--drop", "auto", "--dry-run"]
-    assert said.endswith("With --to cleaned for --dry-run it writes the corpus without these rows.")
+    assert said.endswith("With --to cleaned in place of --dry-run it writes the corpus without these rows.")
     other = {"helpful": "harmful", "harmful": "helpful"}[side]
     assert f"On the other side no {other} row stands out." in said
     # the first to read
@@ -108,7 +108,7 @@ def test_of_noise_nothing_is_suggested(made: Callable[..., Made], are: str, side
     it = made(400, queries_are=are)
     part = section(it)
     said = read(part)
-    assert said.startswith(f"No {side} row stands out for all queries together. Their influences fall off as those of")
+    assert said.startswith(f"No {side} row stands out for all queries together. Their influences fall off")
     of_side = shares(it, 1 if side == "harmful" else -1)
     assert f"The first 10 of {len(of_side)} {side} rows carry {percent(float(of_side[9]))} of all " in said
     assert command(part) is None
@@ -185,7 +185,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "no query": ({"query_status": ["unreadable"] * 3}, "No query has scores."),
     "no row with a score": ({"missing": np.ones(200, bool)}, "It cannot be told: no row has a score."),
     "one row": ({"rows": 1, "missing": np.zeros(1, bool)}, "1 row has a score, and it takes 120"),
-    "few rows": ({"rows": 100}, "90 rows have a score, and it takes 120: nothing is suggested."),
+    "few rows": ({"rows": 100}, "90 rows have a score, and it takes 120: no row is suggested to be dropped."),
     "zeros": ({"influence": np.zeros((200, 3), np.float32)}, "No harmful row stands out for all queries together."),
     "a query that failed": ({"query_status": ["ok", "unreadable", "ok"]}, "to the 2 queries."),
     "answers": ({"answers": {"run": "s3://b/first", "index": "s3://b/i"}}, "to the 3 queries."),
