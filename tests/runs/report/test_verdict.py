@@ -216,5 +216,6 @@ def test_hostile_names_and_texts_stay_text_and_the_command_is_safe_to_paste(
     assert command(part) == ["datainf", "curate", plain, "--because", "harmful", "--drop", "auto", "--dry-run"]
     assert "\u202e" not in part
     assert "<script" not in part
+    assert "<b>" not in part
     assert f"{HOSTILE}#" in html.unescape(part)
     assert shlex.quote("clean-it's;x.jsonl") in html.unescape(part)
