@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,9 +166,13 @@ def test_an_output_that_is_not_the_demos_own_is_refused(tmp_path: Path, output: 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_demo_finds_the_planted_rows_and_does_nothing_twice(tmp_path: Path) -> None:
     output, page = tmp_path / "demo", io.StringIO()
     outcome = run_demo(str(output), Console(file=page, width=120))
@@ -190,6 +195,15 @@ def test_the_demo_finds_the_planted_rows_and_does_nothing_twice(tmp_path: Path) 
     assert f"{datainf.auc:.2f}" in told
     assert str(output / "datainf" / "report.html") in told
     assert (output / "datainf" / "report.html").is_file()
+
+    mended, gone = outcome.mended, read_jsonl(output / "gone.jsonl")
+    assert (
+        mended.dropped == len(gone) == len(read_jsonl(output / "train.jsonl")) - len(read_jsonl(output / "clean.jsonl"))
+    )
+    assert mended.planted == sum(row["planted"] for row in gone) > 0.6 * mended.dropped
+    assert all(row["influence"] < 0 and row["reason"] for row in gone)
+    assert mended.answers.wrong < outcome.queries / 3  # the fault is gone,
+    assert mended.answers.accuracy > json.loads((output / "demo.json").read_text())["accuracy"] - 0.02  # at no cost
 
     times = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     again = run_demo(str(output), Console(file=io.StringIO()))

@@ -50,7 +50,12 @@ def test_a_run_waits_for_a_worker_only_so_long(config: dict[str, Any]) -> None:
 
 def test_where_no_node_comes_in_time_other_labels_are_asked_for(config: dict[str, Any]) -> None:
     # both must be up before the first sweep: the run is so short that one alone might do it
-    config["cluster"] |= {"label_selector": {"market": "spot"}, "max_workers": 2, "min_workers": 2, "start_timeout": 60}
+    config["cluster"] |= {
+        "label_selector": {"market": "spot"},
+        "max_workers": 2,
+        "min_workers": 2,
+        "start_timeout": 200,
+    }
     config["cluster"] |= {"fallback_selector": {"market": "!spot"}, "fallback_after": 1}
     watcher = Said()
     run = execute(prepare(load_config(config)), watcher)
