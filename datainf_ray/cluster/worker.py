@@ -66,7 +66,7 @@ from datainf_ray.request.encoding import encoder_for
 from datainf_ray.runs.index import facts_schema, read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
 from datainf_ray.tasks.own import unpack
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for
 
 _CALIBRATION = 3.0  # seconds
 _TRIED = 8  # rows of each corpus that are read to see whether they can be
@@ -129,7 +129,7 @@ class Worker:
         gpus = config.cluster.gpus_per_worker or 1
         if spec.task_code is not None:
             unpack(spec.task_code)
-        self.task = task_of(config.model)
+        self.task = task_for(config)
         self.replica = load_replica(
             config.model,
             self.task,
@@ -141,7 +141,7 @@ class Worker:
         )
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
-        self.tokenizer = load_tokenizer(config.model, options)
+        self.tokenizer = load_tokenizer(config.model, options, self.task)
         self.pad_id = padding(self.replica.model, self.tokenizer, spec.facts.vocabulary)
         self.readers = {name: RowReader(corpus) for name, corpus in spec.corpora.items()}
         self.encoders = {
@@ -152,6 +152,7 @@ class Worker:
             self.replica.require_finite(sample, config.model)
         asked = config.cluster.batch_tokens
         budget = (None if use_gpu else CPU_BATCH_TOKENS) if asked == "auto" else asked
+        self.replica.most_tokens = budget or 0
         verdict = check(self.replica, sample, budget)
         base = base_of(self.replica.model)
         return WorkerInfo(
@@ -332,7 +333,7 @@ class Worker:
         recorders: Sequence[Recorder],
     ) -> tuple[Swept, int | None]:
         """The chunk, in batches that the device has room for; and their size, where that is not as planned."""
-        longest = max((example.tokens for example in examples), default=0)
+        longest = max((self.replica.least_tokens(example.lengths) for example in examples), default=0)
         budget = batch_tokens
         while True:
             try:

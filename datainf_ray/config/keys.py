@@ -80,7 +80,10 @@ class ModelConfig(_Part):
     )
     trust_remote_code: bool = Field(False, description="run the Python code of the base model, or of a task of yours")
     lora_alpha: float | None = Field(
-        None, gt=0, le=1e6, description="text-to-image: of a LoRA file that does not say it; null: the file's, or its rank"
+        None,
+        gt=0,
+        le=1e6,
+        description="text-to-image: where a LoRA file does not say it; null: the file's, or its rank",
     )
     chat_template: str | None = Place(None, min_length=1, description="a file, or a text; null: the tokenizer's own")
     chat_template_kwargs: Keywords = Field(default_factory=dict, description="variables for it; date: what today is")

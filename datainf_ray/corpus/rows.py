@@ -12,7 +12,9 @@ from typing import Any
 from datainf_ray.common.storage import persistently
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.columns import MISSING
+from datainf_ray.corpus.files import SourceFile
 from datainf_ray.corpus.lookup import Lookup
+from datainf_ray.corpus.pictures import PICTURE, picture_bytes
 from datainf_ray.corpus.records import TEXT_FORMATS, Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
 from datainf_ray.corpus.talks import without_nulls
@@ -44,6 +46,7 @@ class RowReader:
         self._corpus = corpus
         wanted = (*corpus.columns.values(), corpus.id_column, corpus.group_column)
         self._asked = list(dict.fromkeys(column for column in wanted if column is not None))
+        self._raw = frozenset(c for role, c in corpus.columns.items() if corpus.types.get(role) == PICTURE)
         self._starts = list(itertools.accumulate((file.rows for file in corpus.files), initial=0))[:-1]
         self._open: tuple[int, TextSource | TableSource, Lookup] | None = None
 
@@ -66,6 +69,7 @@ class RowReader:
             source, lookup = self._source(index)
             for number, parsed in enumerate(source.read(start, stop), start):
                 row = self._row(self._starts[index] + number, f"{file.name}#{number}", parsed, lookup)
+                self._fetch(row, file)
                 if file.format in ("parquet", "arrow"):  # whose structs have null where a dict had nothing
                     row.fields |= {role: without_nulls(row.fields[role]) for role in _TALKS if role in row.fields}
                 yield row
@@ -73,13 +77,22 @@ class RowReader:
             self.close()  # a second attempt begins with a connection of its own
             raise
 
+    def _fetch(self, row: Row, file: SourceFile) -> None:
+        """Put a picture's bytes in the place of what stands for it."""
+        for role, wanted in self._corpus.types.items():
+            if wanted == PICTURE and row.problem is None:
+                try:
+                    row.fields[role] = picture_bytes(row.fields[role], file)
+                except ValueError as error:
+                    row.problem = f"{role} {error}"
+
     def _source(self, index: int) -> tuple[TextSource | TableSource, Lookup]:
         if self._open is None or self._open[0] != index:
             self.close()
             file = self._corpus.files[index]
             lookup = Lookup(file, self._asked)
             text = file.format in TEXT_FORMATS
-            self._open = (index, TextSource(file) if text else TableSource(file, lookup.paths), lookup)
+            self._open = (index, TextSource(file) if text else TableSource(file, lookup.paths, self._raw), lookup)
         return self._open[1:]
 
     def _row(self, number: int, default: str, parsed: Parsed, lookup: Lookup) -> Row:

@@ -53,6 +53,9 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
     Weights are looked at as far as `weights` says: those that cannot be used are a `RequestError`, too.
     Here as in the functions below, `options` are what a store is opened with.
     """
+    if task.inspect is not None:
+        known: ModelFacts = task.inspect(model, options)
+        return known
     checkpoint = require_sound_base(model, options)
     found = assemble(model, task, options)
     if checkpoint is not None:
@@ -92,11 +95,14 @@ def _last(place: str) -> str:
     return place.rstrip("/").rpartition("/")[2].lower()
 
 
-def load_tokenizer(model: ModelConfig, options: Options | None = None) -> Any:
-    """The adapter's tokenizer where it brings one (chat templates and added tokens are saved there), else the base's.
+def load_tokenizer(model: ModelConfig, options: Options | None = None, task: Objective | None = None) -> Any:
+    """The `task`'s own tokenizer where it loads one; else the adapter's where it brings one, else the base's.
 
-    None where neither has one, which is fine for rows of token ids.
+    Chat templates and added tokens are saved with an adapter. None where neither has a tokenizer, which is fine for
+    rows of token ids.
     """
+    if task is not None and task.tokenizer is not None:
+        return task.tokenizer(model, options)
     from transformers import AutoTokenizer
 
     adapter = adapter_folder(model, options)

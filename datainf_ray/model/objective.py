@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
+from datainf_ray.influence.block import Block
 
 Reduction = Literal["mean", "sum"]
 
@@ -18,6 +21,34 @@ Values = Mapping[str, Tensor]
 Losses = Callable[[nn.Module, Values, Reduction], Tensor]
 #: {name in the adapter's file: shape}
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """At which draws a task takes a row's loss.
+
+    `frozen(model, values)` makes of a batch what does not depend on the draw, b × … each; `losses(model, rows, draws,
+    reduction)` gives b × n losses of such rows at the draws with these numbers, in float32 or wider.
+    """
+
+    numbers: tuple[int, ...]
+    paired: bool
+    frozen: Callable[[Any, Values], Values]
+    losses: Callable[[Any, Values, Sequence[int], Reduction], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+        """The blocks of a run, of those of one draw."""
+        if not self.paired:
+            return tuple(blocks)
+        return tuple(block.at(number) for number in self.numbers for block in blocks)
+
+    def mean(self, model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
+        """The b losses of a batch, each the mean over its draws; one draw after the other."""
+        rows = self.frozen(model, values)
+        return torch.cat([self.losses(model, rows, [k], reduction) for k in range(len(self))], 1).mean(1)
 
 
 class Shortcut(Protocol):
@@ -50,6 +81,22 @@ class Objective(Protocol):
 
     @property
     def losses(self) -> Losses: ...
+
+    @property
+    def inspect(self) -> Callable[[ModelConfig, Options | None], Any] | None:
+        """The `ModelFacts` of a model that is no transformers model with a PEFT adapter; None: it is one."""
+
+    @property
+    def load(self) -> Callable[[ModelConfig, torch.device, Options | None], nn.Module] | None:
+        """Loads such a model; what takes a gradient are its blocks."""
+
+    @property
+    def tokenizer(self) -> Callable[[ModelConfig, Options | None], Any] | None:
+        """Loads the tokenizer of such a model."""
+
+    @property
+    def draws(self) -> Draws | None:
+        """At which draws a row's loss is taken; None: it has one loss."""
 
     @property
     def shortcut(self) -> Callable[[nn.Module, Mapping[str, nn.Parameter], torch.device], Shortcut] | None:

@@ -28,7 +28,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
 from datainf_ray.runs.places import place_of
 from datainf_ray.runs.results import Run
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         raise RequestError("method.name", method, f"the index of {run.url} holds {held}, of {made_with}")
     directory = RunDirectory(config.output, options=options)
     config = with_template(absolute(config))
-    task = task_of(config.model)
+    task = task_for(config)
     queries = plan_corpus(config.queries, task, "queries", options)
     read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
     rows = {"queries": (config.queries.paths, queries)}
@@ -141,8 +141,8 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     facts = facts_for(config, task)
     if facts.blocks != index.blocks:
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
-    tokenizer = load_tokenizer(config.model, options)
-    limits = traces(adapter_folder(config.model, options), tokenizer)
+    tokenizer = load_tokenizer(config.model, options, task)
+    limits = traces(adapter_folder(config.model, options), tokenizer) if task.inspect is None else ()
     config = with_day(config, tokenizer, {"queries": queries}, directory)
     task.check(queries, facts.task, "queries")
     examples = {"queries": first_rows(config, "queries", queries, facts, tokenizer)}

@@ -41,7 +41,7 @@ from datainf_ray.request.understand import Request, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
-from datainf_ray.tasks.register import own_code, task_of
+from datainf_ray.tasks.register import own_code, task_for
 from datainf_ray.tasks.task import Task
 
 Source = Literal["backward", "index"]  #: where the gradients of training rows come from
@@ -79,7 +79,7 @@ class Job:
     @cached_property
     def task(self) -> Task:
         """What the model is trained for."""
-        return task_of(self.config.model)
+        return task_for(self.config)
 
     @cached_property
     def task_code(self) -> own.TaskCode | None:
@@ -247,10 +247,10 @@ def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = with_template(request.config), request.corpora
     check_method(config)
-    task = task_of(config.model)
+    task = task_for(config)
     facts = facts_for(config, task)
-    tokenizer = load_tokenizer(config.model, config.storage_options)
-    limits = traces(adapter_folder(config.model, config.storage_options), tokenizer)
+    tokenizer = load_tokenizer(config.model, config.storage_options, task)
+    limits = traces(adapter_folder(config.model, config.storage_options), tokenizer) if task.inspect is None else ()
     config = with_day(config, tokenizer, corpora, request.directory)
     examples = {}
     for name, corpus in corpora.items():
@@ -271,6 +271,9 @@ def facts_for(config: RunConfig, task: Task) -> ModelFacts:
     facts = inspect_model(config.model, task, config.storage_options)
     if not method_named(config.method.name).states:
         return facts
+    if task.draws is not None:
+        problem = f"{config.method.name} takes a hidden state at a row's last token, and {task.name} has none"
+        raise RequestError("method.name", config.method.name, problem, "use another method")
     if config.model.blocks is not None:
         problem = f"has no effect on {config.method.name}, which looks at no gradient"
         raise RequestError("model.blocks", config.model.blocks, problem, "use null")
