@@ -152,7 +152,6 @@ class Worker:
             self.replica.require_finite(sample, config.model)
         asked = config.cluster.batch_tokens
         budget = (None if use_gpu else CPU_BATCH_TOKENS) if asked == "auto" else asked
-        self.replica.most_tokens = budget or 0
         verdict = check(self.replica, sample, budget)
         base = base_of(self.replica.model)
         return WorkerInfo(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.config import ModelConfig
-from datainf_ray.diffusion.pipeline import Family
+from datainf_ray.diffusion.parts import Family
 from datainf_ray.model.blocks import ADAPTER_NAME, PREFIX
 from datainf_ray.model.files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from datainf_ray.model.quiet import quiet

@@ -12,7 +12,8 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
 from datainf_ray.diffusion.adapters import LoraFile, add_layers, read_lora
-from datainf_ray.diffusion.pipeline import Parts, PipelineConfig, pipeline_config
+from datainf_ray.diffusion.parts import Parts, PipelineConfig
+from datainf_ray.diffusion.pipeline import pipeline_config
 from datainf_ray.influence.block import Block
 from datainf_ray.model.blocks import choose_blocks, kind_of, name_blocks
 from datainf_ray.model.files import adapter_folder

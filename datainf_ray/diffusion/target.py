@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.diffusion.noise import noise
-from datainf_ray.diffusion.pipeline import Parts, PipelineConfig
+from datainf_ray.diffusion.parts import Parts, PipelineConfig
 from datainf_ray.model.objective import Reduction, Values
 
 _TARGETS = ("epsilon", "v_prediction", "sample")

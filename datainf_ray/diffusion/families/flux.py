@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datainf_ray.diffusion.pipeline import Family, Parts
+from datainf_ray.diffusion.parts import Family, Parts
 
 _T5 = 512  # tokens
 _GUIDANCE = 3.5  # what the trainer of diffusers gives a model that is distilled from guidance

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datainf_ray.diffusion.pipeline import Family, Parts
+from datainf_ray.diffusion.parts import Family, Parts
 
 
 def embed(parts: Parts, tokens: Sequence[Tensor]) -> dict[str, Tensor]:

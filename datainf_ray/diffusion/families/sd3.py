@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from datainf_ray.diffusion.pipeline import Family, Parts
+from datainf_ray.diffusion.parts import Family, Parts
 
 _T5 = 256  # tokens
 

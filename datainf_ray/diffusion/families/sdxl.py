@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.diffusion.families.sd import positions
-from datainf_ray.diffusion.pipeline import Family, Parts
+from datainf_ray.diffusion.parts import Family, Parts
 
 
 def embed(parts: Parts, tokens: Sequence[Tensor]) -> dict[str, Tensor]:
