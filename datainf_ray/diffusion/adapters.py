@@ -10,7 +10,7 @@ Names are made the parts' own by diffusers itself. What it would leave out with 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.words import printable
 from datainf_ray.config import ModelConfig
 from datainf_ray.diffusion.parts import Family
 from datainf_ray.model.blocks import ADAPTER_NAME, PREFIX
@@ -25,6 +26,19 @@ from datainf_ray.model.files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from datainf_ray.model.quiet import quiet
 
 _HEADER = "lora_adapter_metadata"  # where diffusers keeps the LoraConfig
+_KOHYA = "ss_network_alpha"  # where kohya's trainer does, beside each layer's own
+#: What kohya's header says that makes another loss, or another corpus; and what stands there where it does not.
+_TRAINED_WITH = {
+    "ss_min_snr_gamma": "min_snr_gamma",
+    "ss_noise_offset": "noise_offset",
+    "ss_prior_loss_weight": "prior_loss_weight",
+    "ss_num_train_images": "that it was trained on so many pictures, repeats counted:",
+    "ss_clip_skip": "clip_skip",
+}
+_PLAIN = {"ss_prior_loss_weight": "1.0", "ss_clip_skip": "1"}
+_WITHOUT = dict.fromkeys(_TRAINED_WITH, "the loss here is without it") | {
+    "ss_num_train_images": "the rows should be those"
+}
 #: What stands in the names of tensors that are no plain LoRA's, and what those are.
 _OTHERS = {
     "hada_": "LoHa of LyCORIS",
@@ -51,6 +65,14 @@ class LoraFile:
     alpha_told: bool  #: by the file, its header or adapter_config.json
 
     @property
+    def trained_with(self) -> Iterator[str]:
+        """What kohya's header says of the training that matters here."""
+        for key, what in _TRAINED_WITH.items():
+            value = self.header.get(key, "None")
+            if value not in ("None", "0", "0.0", "False", "", _PLAIN.get(key)):
+                yield f"the header of {self.file.name} says {what} {printable(value, 40)}; {_WITHOUT[key]}"
+
+    @property
     def note(self) -> str | None:
         """What is to be said where nobody tells the alpha."""
         if self.alpha_told:
@@ -75,7 +97,7 @@ def read_lora(model: ModelConfig, place: str, family: Family, config: Mapping[st
         raise RequestError("model.adapter", str(file), f"is {found}", remedy)
     if file.name == ADAPTER_WEIGHTS:
         return _peft(model, file, family)
-    told = any(name.endswith(".alpha") for name in names) or _HEADER in header
+    told = any(name.endswith(".alpha") for name in names) or _HEADER in header or _KOHYA in header
     if model.lora_alpha is not None and told:
         raise RequestError(
             "model.lora_alpha", model.lora_alpha, f"has no effect: {file.name} says its own", "leave it out"
@@ -90,9 +112,20 @@ def read_lora(model: ModelConfig, place: str, family: Family, config: Mapping[st
         raise RequestError("model.adapter", str(file), f"cannot be read: {one_line(error)[:300]}") from None
     tensors, metadata = parts[0], parts[-1] or None
     alphas = {name: float(x) for name, x in (parts[1] or {}).items()} if len(parts) == 3 else None
-    if model.lora_alpha is not None:
-        alphas = {f"{name.partition('.')[0]}.all.alpha": model.lora_alpha for name in tensors}
+    alpha = model.lora_alpha
+    if not alphas and not metadata and _KOHYA in header:
+        alpha = _number(model, file, header[_KOHYA])
+    if alpha is not None:
+        alphas = {f"{name.partition('.')[0]}.all.alpha": alpha for name in tensors}
     return LoraFile(file, tensors, alphas or None, metadata, header, told or model.lora_alpha is not None)
+
+
+def _number(model: ModelConfig, file: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        problem = f"its header says that {_KOHYA} is {printable(text, 40)}"
+        raise RequestError("model.adapter", str(file), problem) from None
 
 
 def lora_file(model: ModelConfig, place: str) -> Path:

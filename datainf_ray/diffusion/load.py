@@ -37,7 +37,7 @@ def inspect_pipeline(model: ModelConfig, options: Options | None = None) -> tupl
     blocks = tuple(Block(n, kind_of(whole, p), tuple(p.shape)) for n, p in name_blocks(whole).items())
     widths = told.configs[family.denoiser].get("block_out_channels")
     hidden = max(widths) if widths else _width(told.configs[family.denoiser])
-    notes = tuple(filter(None, [lora.note]))
+    notes = (*filter(None, [lora.note]), *lora.trained_with)
     return ModelFacts(blocks=blocks, base_parameters=parameters, hidden_size=hidden, notes=notes), told
 
 
@@ -81,10 +81,6 @@ def _with_layers(model: ModelConfig, lora: LoraFile, told: PipelineConfig, parts
     whole = Parts(told.family, told, parts)
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    frozen = [n for n in whole.adapted if n != told.family.denoiser]
-    if frozen:
-        problem = f"has a LoRA of the {frozen[0]}, which is not attributed yet"
-        raise RequestError("model.adapter", model.adapter, problem, "use a LoRA of the denoiser alone")
     choose_blocks(whole, model)
     return whole
 

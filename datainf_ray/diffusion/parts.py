@@ -60,12 +60,17 @@ class Parts(nn.Module):
     @property
     def adapted(self) -> dict[str, nn.Module]:
         """The parts with layers of an adapter."""
-        return {name: part for name, part in self.named_children() if getattr(part, "peft_config", None)}
+        return {n: p for n, p in self.named_children() if any("lora_" in key for key, _ in p.named_parameters())}
+
+    @cached_property
+    def trains_texts(self) -> bool:
+        """Whether a text encoder has a LoRA."""
+        return any(name != self.family.denoiser for name in self.adapted)
 
     @property
     def peft_config(self) -> Any:
         """As a model of PEFT's has it."""
-        return next((part.peft_config for part in self.adapted.values()), {})
+        return next((part.peft_config for part in self.adapted.values() if hasattr(part, "peft_config")), {})
 
     @property
     def dtype(self) -> torch.dtype:

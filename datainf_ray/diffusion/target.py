@@ -19,6 +19,7 @@ from datainf_ray.diffusion.noise import noise
 from datainf_ray.diffusion.parts import Parts, PipelineConfig
 from datainf_ray.model.objective import Reduction, Values
 
+_TOKENS = "tokens_"  # and the number of the tokenizer
 _TARGETS = ("epsilon", "v_prediction", "sample")
 
 
@@ -32,21 +33,31 @@ def require_known_target(told: PipelineConfig) -> str | None:
 
 @torch.no_grad()
 def frozen(parts: Parts, values: Values) -> dict[str, Tensor]:
-    """What of b rows does not depend on the timestep: latents, prompt embeddings, noise keys; b × … each."""
+    """What of b rows does not depend on the timestep: latents, prompt embeddings, noise keys; b × … each.
+
+    Where a text encoder has a LoRA the tokens are left in the place of the embeddings.
+    """
     told = parts.told.configs["vae"]
     vae: Any = parts.vae
     pixels = values["pixels"].permute(0, 3, 1, 2).to(next(vae.parameters()).dtype) / 127.5 - 1
     latents = vae.encode(pixels).latent_dist.mode()
     latents = (latents - (told.get("shift_factor") or 0.0)) * (told.get("scaling_factor") or 1.0)
-    tokens = [values[f"tokens_{k}"] for k in range(len(parts.told.texts))]
-    given = parts.family.embed(parts, tokens)
+    given = {name: x for name, x in values.items() if name.startswith(_TOKENS)}
+    if not parts.trains_texts:
+        given = _embedded(parts, given)
     kind = parts.dtype
     return {
         "latents": latents.to(torch.promote_types(kind, torch.float32)),
         "keys": values["keys"],
         "sizes": values["sizes"],
-        **{name: x.to(kind) for name, x in given.items()},
+        **given,
     }
+
+
+def _embedded(parts: Parts, values: Values) -> dict[str, Tensor]:
+    """What the denoiser is conditioned on, of tokens."""
+    tokens = [values[f"{_TOKENS}{k}"] for k in range(len(parts.told.texts))]
+    return {name: x.to(parts.dtype) for name, x in parts.family.embed(parts, tokens).items()}
 
 
 def losses(parts: Parts, rows: Values, timesteps: Sequence[int], reduction: Reduction, seed: int) -> Tensor:
@@ -66,6 +77,8 @@ def losses(parts: Parts, rows: Values, timesteps: Sequence[int], reduction: Redu
         noisy = signal * x + rest * drawn
         kind = told.get("prediction_type", "epsilon")
         target = {"epsilon": drawn, "v_prediction": signal * drawn - rest * x, "sample": x}[kind]
+    if parts.trains_texts:  # for every pair anew, so that a text encoder's layers see the pairs, too
+        rows |= _embedded(parts, rows)
     said = parts.family.predict(parts, noisy.to(parts.dtype), at, rows)
     off = (said.to(target.dtype) - target).square().flatten(1)
     each = off.mean(1) if reduction == "mean" else off.sum(1)

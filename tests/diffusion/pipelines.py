@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
+from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -124,22 +125,27 @@ def part_of(family: str) -> str:
     return "unet" if family in ("sd", "sdxl") else "transformer"
 
 
-def make(folder: Path, family: str, targets: list[str] | None = None, **scheduler: Any) -> dict[str, Any]:
-    """Save a random pipeline, and a random LoRA as diffusers' trainers save it; the `model` part of a configuration."""
+def make(
+    folder: Path, family: str, targets: list[str] | None = None, texts: bool = False, **scheduler: Any
+) -> dict[str, Any]:
+    """Save a random pipeline, and a random LoRA as diffusers' trainers save it; the `model` part of a configuration.
+
+    With `texts` the first text encoder has a LoRA, too.
+    """
     torch.manual_seed(0)
     with quiet():
         pipe = MAKERS[family]()
         pipe.save_pretrained(folder / "base")
-        part = getattr(pipe, part_of(family))
-        part.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets or ATTENTION))
-        for name, parameter in part.named_parameters():
-            if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.2)
-        layers = get_peft_model_state_dict(part)
-        named = {f"{part_of(family)}_lora_layers": layers}
-        from diffusers.training_utils import _collate_lora_metadata
-
-        type(pipe).save_lora_weights(folder / "lora", **named, **_collate_lora_metadata({part_of(family): part}))
+        parts = {part_of(family): targets or ATTENTION} | ({"text_encoder": ["q_proj", "v_proj"]} if texts else {})
+        for name, layers in parts.items():
+            part = getattr(pipe, name)
+            part.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers))
+            for key, parameter in part.named_parameters():
+                if "lora_" in key:
+                    torch.nn.init.normal_(parameter, std=0.2)
+        named = {f"{name}_lora_layers": get_peft_model_state_dict(getattr(pipe, name)) for name in parts}
+        header = _collate_lora_metadata({name: getattr(pipe, name) for name in parts})
+        type(pipe).save_lora_weights(folder / "lora", **named, **header)
         type(pipe).save_lora_weights(folder / "silent", **named)
     file = folder / "base" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | scheduler))
@@ -195,9 +201,9 @@ class Trainer:
         with quiet():
             self.pipe = diffusers.DiffusionPipeline.from_pretrained(model["base"], torch_dtype=torch.float64)
             self.pipe.load_lora_weights(model["adapter"], adapter_name="default")
-        self.part = getattr(self.pipe, part_of(family))
-        self.part.double().eval()
-        self.named = {n: p for n, p in self.part.named_parameters() if "lora_" in n}
+        parts = {n: p for n, p in self.pipe.components.items() if isinstance(p, torch.nn.Module)}
+        named = [(f"{n}.{key}", p) for n, part in parts.items() for key, p in part.double().eval().named_parameters()]
+        self.named = {name.replace(".default", ""): p for name, p in named if "lora_" in name}
         for parameter in self.named.values():
             parameter.requires_grad_(True)
 
@@ -223,10 +229,9 @@ class Trainer:
             scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
             at = torch.tensor([t])
             noisy = scheduler.add_noise(x, drawn, at)
-            with torch.no_grad():
-                encoded = pipe.encode_prompt(
-                    prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-                )
+            encoded = pipe.encode_prompt(
+                prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
             beside = {}
             if self.family == "sdxl":
                 time_ids = torch.tensor([sizes], dtype=torch.float64)
@@ -237,8 +242,7 @@ class Trainer:
             return F.mse_loss(said, target, reduction="mean")
         sigma = t / pipe.scheduler.config.num_train_timesteps
         noisy, at = (1 - sigma) * x + sigma * drawn, torch.tensor([t])
-        with torch.no_grad():
-            encoded = pipe.encode_prompt(prompt, prompt, **({"prompt_3": prompt} if self.family == "sd3" else {}))
+        encoded = pipe.encode_prompt(prompt, prompt, **({"prompt_3": prompt} if self.family == "sd3" else {}))
         if self.family == "sd3":
             states, pooled = encoded[0], encoded[2]
             said = pipe.transformer(noisy, states, pooled, at, return_dict=False)[0]
@@ -261,9 +265,4 @@ class Trainer:
                 grads = torch.autograd.grad(self.loss(row, t, **how), list(self.named.values()))
                 for name, g in zip(self.named, grads, strict=True):
                     found[name][-1].append(g.flatten())
-        return {
-            f"{part_of(self.family)}.{name.replace('.default', '')}": torch.stack(
-                [torch.stack(each) for each in of_rows]
-            )
-            for name, of_rows in found.items()
-        }
+        return {name: torch.stack([torch.stack(each) for each in of_rows]) for name, of_rows in found.items()}

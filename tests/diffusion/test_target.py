@@ -45,10 +45,12 @@ def captured(job: Job, most_tokens: int, double: bool = True) -> tuple[dict[str,
     return got, losses, replica
 
 
-CASES = {
+#: A family, settings of its scheduler, and of the configuration's `diffusion`; "texts": a text encoder has a LoRA.
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sd": ("sd", {}, {}), "sd, v": ("sd", {"prediction_type": "v_prediction"}, {}), "sdxl": ("sdxl", {}, {}),
     "sd3": ("sd3", {}, {}), "flux": ("flux", {}, {}), "sd, the same noise": ("sd", {}, {"noise": "shared"}),
-    "flux, the mean": ("flux", {}, {"combine": "mean"}),
+    "flux, the mean": ("flux", {}, {"combine": "mean"}), "sd, texts too": ("sd", {"texts": True}, {}),
+    "sd3, texts too": ("sd3", {"texts": True}, {"combine": "mean"}),
 }  # fmt: skip
 
 
