@@ -31,23 +31,9 @@ def read_picture(data: bytes, side: int, crop: str) -> Picture:
     squeezed. As the trainers of diffusers do it. Raises ValueError where the bytes are no picture of `FORMATS`, are
     truncated, or have more than `MOST_PIXELS`; such a one is not decoded.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"image has {width:,} × {height:,} pixels, and {MOST_PIXELS:,} is the most")
-            if max(width, height) > _EXTREME * min(width, height):
-                raise ValueError(f"image has {width:,} × {height:,} pixels: a line, and no picture")
-            opened.load()
-            image = _rgb(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError:
-        raise ValueError(f"image is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image is not decoded: {one_line(error)}") from None
-    except (OSError, SyntaxError, EOFError, OverflowError, MemoryError) as error:  # as Pillow's decoders raise them
-        raise ValueError(f"image cannot be decoded: {one_line(error)[:200]}") from None
+    image = _decoded(data)
     width, height = image.size
     if crop == "none":
         sized, corner = image.resize((side, side), Image.Resampling.LANCZOS), (0, 0)
@@ -59,8 +45,31 @@ def read_picture(data: bytes, side: int, crop: str) -> Picture:
     return Picture(np.array(sized, dtype=np.uint8), (height, width), corner)
 
 
-def _rgb(image: Any) -> Any:
-    """In RGB as trainers convert it: what is transparent shows its color."""
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        raise ValueError(f"image has pixels of mode {image.mode}, not 8 bits a color")
-    return image.convert("RGB")
+def _decoded(data: bytes) -> Any:
+    """The picture, whole, in RGB as trainers convert it: what is transparent shows its color."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    wrong = None
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            wrong = _refused(*opened.size, opened.mode)
+            if wrong is None:
+                opened.load()
+                return ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError:
+        wrong = f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture"
+    except Image.DecompressionBombError as error:
+        wrong = f"is not decoded: {one_line(error)}"
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error and more, as Pillow's decoders have it
+        wrong = f"cannot be decoded: {one_line(error)[:200]}"
+    raise ValueError(f"image {wrong}")
+
+
+def _refused(width: int, height: int, mode: str) -> str | None:
+    """Why a picture of this size and mode is not decoded; None where it is."""
+    shown = f"has {width:,} × {height:,} pixels"
+    if width * height > MOST_PIXELS:
+        return f"{shown}, and {MOST_PIXELS:,} is the most"
+    if min(width, height) < 1 or max(width, height) > _EXTREME * min(width, height):
+        return f"{shown}: a line, and no picture"
+    return f"has pixels of mode {mode}, not 8 bits a color" if mode.startswith(("I", "F")) else None
