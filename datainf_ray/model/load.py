@@ -97,9 +97,6 @@ def _loaded_by_task(
     assert task.load is not None
     if devices > 1:
         raise RequestError("cluster.gpus_per_worker", devices, f"task {model.task} takes one GPU a worker", "use 1")
-    if model.quantization is not None:
-        problem = f"task {model.task} has no quantized base"
-        raise RequestError("model.quantization", model.quantization, problem, "use null")
     loaded = task.load(model, device, options)
     return (Replica if task.draws is None else DrawnReplica)(loaded, task, reduction, device)
 

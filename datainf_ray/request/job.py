@@ -272,7 +272,7 @@ def facts_for(config: RunConfig, task: Task) -> ModelFacts:
     if not method_named(config.method.name).states:
         return facts
     if task.draws is not None:
-        problem = f"{config.method.name} takes a hidden state at a row's last token, and {task.name} has none"
+        problem = f"takes a hidden state at a row's last token, and {task.name} has none"
         raise RequestError("method.name", config.method.name, problem, "use another method")
     if config.model.blocks is not None:
         problem = f"has no effect on {config.method.name}, which looks at no gradient"

@@ -70,6 +70,9 @@ def inspect(model: ModelConfig, options: Options | None = None, *, asked: Diffus
     from datainf_ray.diffusion.load import inspect_pipeline
     from datainf_ray.diffusion.target import require_known_target
 
+    if model.quantization is not None:
+        problem = "a pipeline's denoiser is not quantized here"
+        raise RequestError("model.quantization", model.quantization, problem, "use null, and model.dtype")
     facts, told = inspect_pipeline(model, options)
     if why := require_known_target(told):
         raise RequestError("model.base", model.base, why)
