@@ -27,7 +27,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Draws:
     """At which draws a task takes a row's loss.
 
-    `frozen(model, values)` makes of a batch what does not depend on the draw, b × … each; `losses(model, rows, draws,
+    `frozen(model, values)` makes of one row what does not depend on the draw, 1 × … each; rows with the same number in
+    the tensor `same` (b int64) have the same. `losses(model, rows, draws,
     reduction)` gives b × n losses of such rows at the draws with these numbers, in float32 or wider.
     """
 
@@ -35,6 +36,7 @@ class Draws:
     paired: bool
     frozen: Callable[[Any, Values], Values]
     losses: Callable[[Any, Values, Sequence[int], Reduction], Tensor]
+    same: str
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -45,9 +47,23 @@ class Draws:
             return tuple(blocks)
         return tuple(block.at(number) for number in self.numbers for block in blocks)
 
+    def of_rows(
+        self, model: nn.Module, values: Values, known: Callable[[int, Values], Values] | None = None
+    ) -> dict[str, Tensor]:
+        """What does not depend on the draw, of b rows: row by row, so that none's bits depend on the others.
+
+        `known(number, row)` gives it in place of `frozen`: it may have it already.
+        """
+        rest = {name: x for name, x in values.items() if name != self.same}
+        found = []
+        for k, number in enumerate(values[self.same].tolist()):
+            row = {name: x[k : k + 1] for name, x in rest.items()}
+            found.append(self.frozen(model, row) if known is None else known(number, row))
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
     def mean(self, model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
         """The b losses of a batch, each the mean over its draws; one draw after the other."""
-        rows = self.frozen(model, values)
+        rows = self.of_rows(model, values)
         return torch.cat([self.losses(model, rows, [k], reduction) for k in range(len(self))], 1).mean(1)
 
 

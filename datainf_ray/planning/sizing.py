@@ -25,6 +25,7 @@ from datainf_ray.planning.estimate import (
     half_precision,
     index_row_bytes,
     mean_tokens,
+    pass_tokens,
     row_gradient_bytes,
     score_bytes,
     token_bytes,
@@ -182,15 +183,15 @@ def expected_batch_tokens(job: Job, room: Room) -> int:
     if room.device_bytes is None:
         left = room.worker_bytes - weight_bytes(job, on_gpu=False)
         tokens = CPU_BATCH_TOKENS
-        while left > 0 and tokens > mean_tokens(job) and activation_bytes(job, tokens, on_gpu=False) > left:
+        while left > 0 and tokens > pass_tokens(job) and activation_bytes(job, tokens, on_gpu=False) > left:
             tokens //= 2
         return tokens
     # several GPUs are filled alike, with weights and with what the weights' forward pass leaves
     memory = room.device_bytes * max(room.gpus_per_worker, 1)
     free = 0.9 * memory - weight_bytes(job, on_gpu=True) - held_bytes(job, room.device_bytes)
-    each = token_bytes(job.facts, half_precision(job, on_gpu=True)) + row_gradient_bytes(job) / mean_tokens(job)
+    each = token_bytes(job.facts, half_precision(job, on_gpu=True)) + row_gradient_bytes(job) / pass_tokens(job)
     fit = free / (GPU_GAPS * each)
-    return int(min(2 ** int(math.log2(max(fit, mean_tokens(job)))), MOST))
+    return int(min(2 ** int(math.log2(max(fit, pass_tokens(job)))), MOST))
 
 
 def flops_per_second(job: Job, gpus: int) -> float:
