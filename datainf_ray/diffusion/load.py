@@ -19,7 +19,9 @@ from datainf_ray.model.blocks import choose_blocks, kind_of, name_blocks
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.model.quiet import quiet
+from datainf_ray.model.weights import require_sound_base
 
+_VARIANT = "fp16"  # some pipelines are saved with files of this kind alone
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -27,6 +29,8 @@ def inspect_pipeline(model: ModelConfig, options: Options | None = None) -> tupl
     """What is known of base and LoRA without loading the base's weights. Raises `RequestError`."""
     told = pipeline_config(model, options)
     family = told.family
+    for part in _needed(told):
+        require_sound_base(model, options, part, (_stem(told, part), f"{_stem(told, part)}.{_VARIANT}"))
     lora = _lora(model, told, options)
     parts: dict[str, nn.Module] = {family.denoiser: told.on_meta(family.denoiser)}
     for _, encoder, _ in told.texts:
@@ -54,6 +58,11 @@ def load_pipeline(model: ModelConfig, device: torch.device, options: Options | N
         if "lora_" in name:
             parameter.data = parameter.data.float()  # as PEFT trains it, whatever the base computes in
     return whole.to(device).eval()
+
+
+def _stem(told: PipelineConfig, part: str) -> str:
+    """What the names of a part's weight files begin with."""
+    return "model" if told.classes[part][0] == "transformers" else "diffusion_pytorch_model"
 
 
 def _needed(told: PipelineConfig) -> list[str]:
@@ -91,12 +100,15 @@ def _part(model: ModelConfig, told: PipelineConfig, name: str, dtype: torch.dtyp
 
     library, kind = told.classes[name]
     asked = torch.float32 if name == "vae" else dtype
+    files = [each.name for each in (Path(told.folder) / name).glob("*.safetensors")]
+    alone = bool(files) and all(f".{_VARIANT}" in file for file in files)
     try:
         with quiet():
             found: nn.Module = getattr(importlib.import_module(library), kind).from_pretrained(
                 told.folder,
                 subfolder=name,
                 use_safetensors=True,  # a pickle is not trusted
+                variant=_VARIANT if alone else None,
                 **{"torch_dtype" if library == "diffusers" else "dtype": asked},
             )
     except Exception as error:  # no common type: what files, torch, safetensors and the libraries raise

@@ -19,6 +19,7 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.diffusion.load import load_pipeline
 from datainf_ray.diffusion.parts import Parts
 from datainf_ray.model.inspect import ModelFacts, inspect_model
+from datainf_ray.model.quiet import quiet
 from datainf_ray.tasks.register import task_of
 from tests.diffusion import pipelines
 from tests.diffusion.pipelines import ALPHA, ATTENTION, RANK
@@ -170,6 +171,46 @@ def test_a_family_that_is_not_known_is_named(made: Path, tmp_path: Path) -> None
         facts(model)
     with pytest.raises(RequestError, match=r"no model_index.json there, which a pipeline of diffusers has"):
         facts(model.model_copy(update={"base": str(made)}))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickled": (lambda f: f.rename(f.with_suffix(".bin")), "its weights are pickled (diffusion_pytorch_model.bin)"),
+    "cut off": (lambda f: f.write_bytes(f.read_bytes()[:-100]), "diffusion_pytorch_model.safetensors is truncated"),
+    "absent": (lambda f: f.unlink(), "there is no diffusion_pytorch_model.safetensors; copy all of the model"),
+    "no folder": (lambda f: shutil.rmtree(f.parent), "no unet/config.json there, which a pipeline of diffusers has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_base_that_cannot_be_loaded_is_seen_before_a_worker_starts(made: Path, tmp_path: Path, case: str) -> None:
+    shutil.copytree(made / "base", tmp_path / "base")
+    change, said = BROKEN[case]
+    change(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(RequestError) as caught:
+        facts(ModelConfig(base=str(tmp_path / "base"), adapter=str(made / "lora"), task="text-to-image"))
+    assert str(caught.value).startswith("model.base: ")
+    assert said in str(caught.value)
+
+
+def test_halves_alone_and_a_store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline that was saved as fp16 alone, and both of base and LoRA in an archive."""
+    with quiet():
+        pipe = diffusers.DiffusionPipeline.from_pretrained(made / "base", torch_dtype=torch.float16)
+        pipe.save_pretrained(tmp_path / "whole" / "base", variant="fp16")
+    shutil.copy(made / "kohya" / "style.safetensors", tmp_path / "whole")
+    shutil.make_archive(str(tmp_path / "all"), "zip", tmp_path / "whole")
+    monkeypatch.setenv("DATAINF_CACHE", str(tmp_path / "cache"))
+    here = asked(tmp_path / "whole", tmp_path / "whole" / "style.safetensors")
+    url = "zip://{}::" + str(tmp_path / "all.zip")
+    there = here.model_copy(update={"base": url.format("base"), "adapter": url.format("style.safetensors")})
+    assert facts(there) == facts(here)
+    for model in (here, there):
+        parts = loaded(model)
+        assert scales(parts) == {0.5}
+        assert (parts.dtype, next(parts.vae.parameters()).dtype) == (torch.float32, torch.float32)
+    half = loaded(here.model_copy(update={"dtype": "float16"}))
+    assert {p.dtype for n, p in half.unet.named_parameters() if "lora_" not in n} == {torch.float16}
+    assert {p.dtype for p in values(half).values()} == {torch.float32}
 
 
 def test_the_base_alone_computes_without_the_adapter(made: Path) -> None:
