@@ -141,6 +141,8 @@ class Tokenizers:
         self.each = each
 
     def __getattr__(self, name: str) -> Any:
+        if name == "each":  # before it is there, as while it is unpickled
+            raise AttributeError(name)
         return getattr(self.each[0], name)
 
 

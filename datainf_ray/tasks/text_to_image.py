@@ -135,7 +135,9 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
             "sizes": [*picture.original, *picture.corner, side, side],
             "keys": key_of(fields["id"]) if asked.noise == "row" else (0, 0),
         }
-        values["content"] = _digest(values)
+        first = spec.tokenizer.each[0]
+        values["input_ids"] = first(fields["prompt"], truncation=True, max_length=first.model_max_length)["input_ids"]
+        values["content"] = (_digest(values),)
         cut = max(whole - len(tokens[-1]), 0)
         return Encoded(values, (positions,) * count, tokens_cut=cut, rule="the picture's noise, at every timestep")
 
@@ -152,7 +154,7 @@ def collate(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tenso
         found[name] = torch.tensor([list(value[name]) for value in values], dtype=torch.int64)
     for k in range(len(values[0]["tokens"])):
         found[f"tokens_{k}"] = torch.tensor([value["tokens"][k] for value in values], dtype=torch.int64)
-    found["content"] = torch.tensor([value["content"] for value in values], dtype=torch.int64)
+    found["content"] = torch.tensor([value["content"][0] for value in values], dtype=torch.int64)
     return found
 
 
