@@ -20,7 +20,7 @@ from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.limits import traces
 from datainf_ray.request.encoding import first_rows
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.job import Job, Source, check_extent, facts_for
+from datainf_ray.request.job import Job, Source, check_extent, facts_for, let_go
 from datainf_ray.request.places import check_places, model_places
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute, begun, index_directory
@@ -146,6 +146,8 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     config = with_day(config, tokenizer, {"queries": queries}, directory)
     task.check(queries, facts.task, "queries")
     examples = {"queries": first_rows(config, "queries", queries, facts, tokenizer)}
+    if task.draws is not None:
+        let_go(examples)
     groups, names = query_groups(config, queries)
     job = IndexJob(
         config,

@@ -230,6 +230,15 @@ def rows_to_compare(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(usable[k] for k in sorted(chosen) if 0 <= k <= last)
 
 
+def let_go(examples: dict[str, list[Example]]) -> None:
+    """Drop the values of all rows but those that are compared: 128 pictures may be some hundred megabytes."""
+    every = [example for some in examples.values() for example in some]
+    kept = {id(example) for example in rows_to_compare(every)}
+    for example in every:
+        if id(example) not in kept:
+            example.values = {}
+
+
 def doubt_of(job: Job, loss: StartLoss | None) -> str | None:
     """What the loss at the start says against the adapter's belonging to base and rows; None where nothing."""
     return None if loss is None else loss.doubt(chance(job.facts.vocabulary, job.facts.task.get("num_labels")))
@@ -259,6 +268,8 @@ def complete(request: Request, writable: bool = True) -> Job:
     groups, names = query_groups(config, corpora["queries"])
     usable = next(example for example in examples["train"] if example.status == OK)
     row = seen(usable, tokenizer, "train")
+    if task.draws is not None:
+        let_go(examples)
     job = Job(config, request.directory, facts, corpora, examples, groups, names, traces=limits, row=row)
     check_extent(job)
     if writable:
