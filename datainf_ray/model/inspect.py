@@ -39,6 +39,7 @@ class ModelFacts:
     vocabulary: int = 0
     rotary: bool = False  # its positions are rotary: rows may be longer than max_length
     token_types: int | None = None  # None where the model does not say
+    row_bytes: int = 0  # of a row's values in memory, where they are more than some tokens
     notes: tuple[str, ...] = ()  # what a user should know of base and adapter
 
     @property

@@ -46,6 +46,7 @@ _ALIKE_ROWS, _ALIKE_SECONDS = 128, 3  # among so many rows there are some of lik
 _SPREAD = 64  # chunks that a small corpus is cut into, for workers to share
 _INDEX_BYTES = 256 * 10**6  # of a chunk's part of the index
 _SCORE_BYTES = 128 * 10**6  # of a chunk's scores
+_VALUES_BYTES = 256 * 10**6  # of a chunk's rows, as pictures are; the next chunk's are read meanwhile
 _QUERY_BYTES = 256 * 10**6  # of the gradients of a chunk of queries
 _KEPT_BYTES = 2**30  # of a chunk's gradients in the object store
 _ON_DEVICE = HELD  # of a GPU's memory, for queries and sums; where a worker has several, of the first one's
@@ -80,8 +81,9 @@ def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
 
     1/64 of the corpus or what takes 30 s, whichever is less; but at least one full batch (or 32768 tokens), 128 rows or
     3 s, and enough that the statistics' transport is under 5 % of the computing. Within fixed bounds: 600 s, 256 MB of
-    the index, 128 MB of scores, 1 GiB of gradients that must be kept, and, before all others, 16 to 16384 rows. Where
-    that leaves room, chunks are of equal size and even in number. Those of an index stay what they were.
+    the index, 128 MB of scores, 256 MB of pictures, 1 GiB of gradients that must be kept, and, before all others, 16 to
+    16384 rows. Where that leaves room, chunks are of equal size and even in number. Those of an index stay what they
+    were.
     """
     config, facts, rows = job.config, job.facts, job.rows
     if job.chunk_rows is not None:
@@ -93,6 +95,8 @@ def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
     most = [MOST_ROWS, LONGEST_SECONDS / seconds, _SCORE_BYTES / score_bytes(job)]
     if config.index:
         most.append(_INDEX_BYTES / index_row_bytes(job))
+    if facts.row_bytes:
+        most.append(_VALUES_BYTES / facts.row_bytes)
     if config.gradients == "keep":
         most.append(_KEPT_BYTES / (4 * facts.parameters))
     chunk_rows = max(int(min(max(few, alike, least), *most)), FEWEST_ROWS)

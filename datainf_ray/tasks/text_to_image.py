@@ -89,6 +89,7 @@ def inspect(model: ModelConfig, options: Options | None = None, *, asked: Diffus
     return replace(
         facts,
         blocks=draws(asked, 0).blocks(facts.blocks),
+        row_bytes=3 * side * side,
         task={"family": told.family.name, "side": side, "positions": positions},
     )
 

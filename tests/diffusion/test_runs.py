@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
 from datainf_ray.corpus.chunks import plan_corpus
 from datainf_ray.curate.target import _is_folder
+from datainf_ray.planning.sizing import choose_chunk_rows
+from datainf_ray.request.job import prepare
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.tasks.text_to_image import TASK
 from tests import reference
@@ -104,6 +107,16 @@ def test_the_plan_counts_draws(tmp_path: Path) -> None:
     assert plans[1].tokens == 4 * plans[0].tokens
     assert plans[1].blocks == 4 * plans[0].blocks
     assert plans[1].flops > 3 * plans[0].flops
+
+
+def test_the_plan_reckons_with_pictures_in_memory(tmp_path: Path) -> None:
+    config = prepared(tmp_path, "sd")
+    config["cluster"] = {"max_workers": 1, "chunk_rows": ROWS}
+    small, large = (datainf_ray.plan(config, **{"diffusion.resolution": side}) for side in (16, 2048))
+    assert large.worker_bytes - small.worker_bytes > 2 * ROWS * 3 * (2048**2 - 16**2)
+    job = prepare(load_config(config, **{"diffusion.resolution": 2048, "cluster.chunk_rows": "auto"}))
+    many = {"train": replace(job.corpora["train"], rows=10**6), "queries": job.corpora["queries"]}
+    assert choose_chunk_rows(replace(job, corpora=many), 1, 32768) == 256 * 10**6 // (3 * 2048**2)
 
 
 VAIN = {
