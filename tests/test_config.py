@@ -37,9 +37,13 @@ OTHER: dict[str, Any] = {
     "index_dtype": "bfloat16", "method.curvature_rows": 3, "results.top_k": 7, "results.scores": False,
     "results.blocks": True, "results.by": "source", "results.self_influence": True, "results.tokens": True, "seed": 7,
     "method.tolerance": 1e-4, "method.iterations": 7, "method.scale": 2.5,
-    "model.adapter_weights": [2, 0.5],
+    "model.adapter_weights": [2, 0.5], "model.lora_alpha": 4, "diffusion.timesteps": [25, 225],
+    "diffusion.noise": "shared", "diffusion.combine": "mean", "diffusion.resolution": 256, "diffusion.crop": "none",
 }  # fmt: skip
-NEEDS = {"index_projection": {"index": True}, "model.adapter_weights": {"model.adapter": ["a", "b"]}}
+PICTURES = {"model.task": "text-to-image"}
+NEEDS = {"index_projection": {"index": True}, "model.adapter_weights": {"model.adapter": ["a", "b"]}} | dict.fromkeys(
+    ("model.lora_alpha", *(key for key in OTHER if key.startswith("diffusion."))), PICTURES
+)
 
 
 def leaves(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,7 +110,7 @@ BAD: list[Any] = [
 JARGON = re.compile(r"nput should|tuple\[|list\[|dict\[|union|literal|Value error|validation|type=|\x1b|\u202e")
 
 
-@pytest.mark.parametrize("key", [*KEYS, "model", "train", "method", "cluster", "results"])
+@pytest.mark.parametrize("key", [*KEYS, "model", "train", "method", "diffusion", "cluster", "results"])
 def test_a_value_of_another_kind_is_one_line_that_says_what_is_possible(key: str) -> None:
     refused = 0
     for value in BAD:
@@ -143,6 +147,12 @@ SAID = {
     "method.damping=1e39": "method.damping: 1e+39: a number from 1e-12 to 1e+12",
     "seed=9007199254740993": "seed: 9007199254740993: is beyond 9,007,199,254,740,992",
     "storage_options={s3: AKIAIOSFODNN7EXAMPLE}": "storage_options.s3: a mapping of texts to values",
+    "diffusion.timesteps=0": "diffusion.timesteps: 0: a whole number from 1 to 1000, or a list of whole numbers",
+    "diffusion.timesteps=[25, -1]": "diffusion.timesteps.1: -1: a whole number of at least 0",
+    "diffusion.timesteps=[25, 225, 25]": "diffusion.timesteps: [25, 225, 25]: names 25 twice",
+    "diffusion.noise=none": "diffusion.noise: 'none': row or shared",
+    "diffusion.combine=mean": "diffusion.combine: mean: has no effect on model.task causal-lm; it belongs to ",
+    "model.lora_alpha=4": "model.lora_alpha: 4.0: has no effect on model.task causal-lm; it belongs to text-to-image",
     "cluster={min_workers: 5, max_workers: 2}": "cluster.min_workers: 5: is more than max_workers, 2",
     "index_projection=4": "index_projection: 4: there is no index; use index: true with it",
     "cluster={chunk_rows: [], seed: 1, gpus_per_worker: x}": "cluster.seed: unknown key; known are address, min_",

@@ -16,8 +16,8 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "datainf_ray"
 #: From the top. A room may import what stands below it, and its own modules.
 ROOMS = (
-    "cli", "demo", "session", "cluster", "planning", "evaluation", "request", "curate", "tasks", "runs", "corpus",
-    "model", "watch", "config", "influence", "common",
+    "cli", "demo", "session", "cluster", "planning", "evaluation", "request", "curate", "tasks", "diffusion", "runs",
+    "corpus", "model", "watch", "config", "influence", "common",
 )  # fmt: skip
 MOST_LINES = 400
 

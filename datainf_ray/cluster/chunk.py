@@ -143,6 +143,7 @@ def sweep_chunk(
     batches = [
         [usable[i] for i in batch] for batch in plan_batches([examples[k].lengths for k in usable], batch_tokens)
     ]
+    replica.most_tokens = batch_tokens
     spoilt: dict[int, tuple[str, str]] = {}  # status and detail
     apart: set[int] = set()  # numbers of batches
     while True:

@@ -67,7 +67,7 @@ from datainf_ray.request.encoding import encoder_for
 from datainf_ray.runs.index import read_part, write_part
 from datainf_ray.runs.schemas import CRASHED
 from datainf_ray.tasks.own import unpack
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for
 
 _TRIED = 8  # rows of each corpus that are read to see whether they can be
 _CRASHED = "every worker that computed it died"
@@ -133,14 +133,14 @@ class Worker:
         gpus = config.cluster.gpus_per_worker or 1
         if spec.task_code is not None:
             unpack(spec.task_code)
-        self.task = task_of(config.model)
+        self.task = task_for(config)
         states, loss = method_named(config.method.name).states, config.method.loss
         self.replica = load_replica(
             config.model, self.task, self.device, loss, devices=gpus, options=options, states=states
         )
         if self.replica.blocks != spec.facts.blocks:
             raise RunFailedError("the replica's blocks are not those that were planned; do driver and workers differ?")
-        self.tokenizer = load_tokenizer(config.model, options)
+        self.tokenizer = load_tokenizer(config.model, options, self.task)
         self.pad_id = padding(self.replica.model, self.tokenizer, spec.facts.vocabulary)
         self.readers = {name: RowReader(corpus) for name, corpus in spec.corpora.items()}
         self.encoders = {
@@ -331,7 +331,7 @@ class Worker:
         recorders: Sequence[Recorder],
     ) -> tuple[Swept, int | None]:
         """The chunk, in batches that the device has room for; and their size, where that is not as planned."""
-        longest = max((example.tokens for example in examples), default=0)
+        longest = max((self.replica.least_tokens(example.lengths) for example in examples), default=0)
         budget = batch_tokens
         while True:
             try:

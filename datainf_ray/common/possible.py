@@ -90,6 +90,7 @@ def _number(noun: str, metadata: Sequence[Any]) -> str:
 
 
 def _plural(annotation: Any) -> str:
-    kind = get_origin(annotation) or annotation
+    kind = next(kinds(annotation))
+    kind = get_origin(kind) or kind
     names = {str: "texts", int: "whole numbers", float: "numbers", dict: "mappings", list: "lists", tuple: "lists"}
     return names.get(kind, "values")

@@ -1,7 +1,9 @@
 """What can be asked for, from YAML, a dict or Python. A wrong key or value is a `RequestError` of one line."""
 
 from datainf_ray.config.keys import (
+    PICTURES,
     ClusterConfig,
+    DiffusionConfig,
     MethodConfig,
     ModelConfig,
     QueriesConfig,
@@ -12,7 +14,9 @@ from datainf_ray.config.keys import (
 from datainf_ray.config.load import load_config, options_among, parse_assignment
 
 __all__ = [
+    "PICTURES",
     "ClusterConfig",
+    "DiffusionConfig",
     "MethodConfig",
     "ModelConfig",
     "QueriesConfig",

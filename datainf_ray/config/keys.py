@@ -19,6 +19,8 @@ _STORES = ("s3", "gs", "az", "abfs", "https", "hdfs", "file")  # fsspec's protoc
 
 LEAST_WEIGHT, MOST_WEIGHT = 1e-30, 1e30  #: of a checkpoint: learning rates and more
 
+PICTURES = "text-to-image"  #: the task that `diffusion` belongs to
+
 _MOST = 2**53  # of a whole number: JSON's readers know no larger ones exactly
 _LONGEST = 1e9  # seconds, 32 years: a clock takes no more
 
@@ -77,6 +79,12 @@ class ModelConfig(_Part):
         None, description="bitsandbytes quantization of the base; needs a GPU"
     )
     trust_remote_code: bool = Field(False, description="run the Python code of the base model, or of a task of yours")
+    lora_alpha: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="text-to-image: where a LoRA file does not say it; null: the file's, or its rank",
+    )
     chat_template: str | None = Place(None, min_length=1, description="a file, or a text; null: the tokenizer's own")
     chat_template_kwargs: Keywords = Field(default_factory=dict, description="variables for it; date: what today is")
 
@@ -190,6 +198,34 @@ class MethodConfig(_Part):
         return value
 
 
+class DiffusionConfig(_Part):
+    """text-to-image: the draws at which a picture's loss is taken, and what of the picture the model sees."""
+
+    timesteps: Annotated[int, Field(ge=1, le=1000)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        6, description="how many, evenly spaced; or a list of them"
+    )
+    noise: Literal["row", "shared"] = Field(
+        "row", description="row: drawn by the row's id; shared: the same draws for every row"
+    )
+    combine: Literal["paired", "mean"] = Field(
+        "paired", description="paired: the draws' gradients side by side, equal timesteps meet; mean: their mean"
+    )
+    resolution: int | None = Field(None, ge=8, le=8192, description="pixels on each side; null: the pipeline's own")
+    crop: Literal["center", "none"] = Field(
+        "center", description="center: the middle of a picture; none: all of it, squeezed into a square"
+    )
+
+    @field_validator("timesteps")
+    @classmethod
+    def _some_timesteps(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if not isinstance(value, int):
+            if not value:
+                raise ValueError("name at least one timestep")
+            if twice := [one for one in value if value.count(one) > 1]:
+                raise ValueError(f"names {twice[0]} twice")
+        return value
+
+
 class ClusterConfig(_Part):
     """Where the work is done, and in what portions."""
 
@@ -257,6 +293,7 @@ class RunConfig(_Part):
     train: RowsConfig
     queries: QueriesConfig
     method: MethodConfig = Field(default_factory=MethodConfig)
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     gradients: Literal["auto", "recompute", "keep"] = Incidental("auto", description="what the second sweep reads")
     index: bool | str | None = Field(None, description="fsspec URL or true: write a gradient index for later queries")
@@ -289,6 +326,14 @@ class RunConfig(_Part):
             raise RequestError(
                 "index_projection", self.index_projection, "there is no index", "use index: true with it"
             )
+        if self.model.task != PICTURES and ":" not in self.model.task:  # a task of the user's own may read them
+            asked, usual = self.diffusion.model_dump(), DiffusionConfig().model_dump()
+            without = {f"diffusion.{key}": value for key, value in asked.items() if value != usual[key]}
+            if self.model.lora_alpha is not None:
+                without["model.lora_alpha"] = self.model.lora_alpha
+            for key, value in without.items():
+                problem = f"has no effect on model.task {self.model.task}"
+                raise RequestError(key, value, problem, f"it belongs to {PICTURES}")
         if isinstance(self.model.adapter, tuple):
             if isinstance(self.index, str):
                 raise RequestError("index", self.index, "is one place for several runs", "use index: true")

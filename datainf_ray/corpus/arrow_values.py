@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +13,13 @@ from datainf_ray.corpus.records import Parsed, decode
 _Convert = Callable[[Any], Any]
 
 
-def parse_batch(batch: pa.RecordBatch) -> Iterator[Parsed]:
-    """The rows of a record batch.
+def parse_batch(batch: pa.RecordBatch, raw: Collection[str] = ()) -> Iterator[Parsed]:
+    """The rows of a record batch. The bytes of columns `raw` are left as they are.
 
     Times are text; so are bytes, and those that are not UTF-8 come as lone surrogates. What the types arrow.json (Json
     in `datasets`) and arrow.uuid hold is what they mean, at any depth.
     """
-    columns = [_values(column) for column in batch.columns]
+    columns = [_values(x, name not in raw) for name, x in zip(batch.schema.names, batch.columns, strict=True)]
     for row in zip(*columns, strict=True):
         yield Parsed(dict(zip(batch.schema.names, row, strict=True)))
 
@@ -60,14 +60,14 @@ def _field(field: pa.Field) -> pa.Field:
     return field.with_type(_as_bytes(field.type))
 
 
-def _values(column: pa.Array) -> list[Any]:
+def _values(column: pa.Array, top: bool = True) -> list[Any]:
     if pa.types.is_temporal(column.type):  # as Python objects they would depend on whether pandas is there
         column = column.cast(pa.string())
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:
         values = [_value(value) for value in column]
-    convert = _converter(column.type)
+    convert = _converter(column.type, top)
     return values if convert is None else [None if value is None else convert(value) for value in values]
 
 

@@ -16,9 +16,10 @@ from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options, persistently
 from datainf_ray.config import QueriesConfig, RowsConfig
 from datainf_ray.corpus.columns import Takes, choose_columns, require_column
-from datainf_ray.corpus.files import SourceFile
+from datainf_ray.corpus.files import FOLDER, SourceFile
 from datainf_ray.corpus.find import find_files
 from datainf_ray.corpus.lookup import names_in
+from datainf_ray.corpus.pictures import PICTURE
 from datainf_ray.corpus.records import TEXT_FORMATS, survey_text
 from datainf_ray.corpus.tables import survey_table
 
@@ -120,7 +121,9 @@ def plan_corpus(rows: RowsConfig, task: Takes, key: str, options: Options | None
     `key` ("train" or "queries") is named in errors; `options` are what the files' stores are opened with. Raises
     `RequestError` where no file matches, a file cannot be read, there is no row, or a column that is needed is absent.
     """
-    found = [replace(file, quoting=rows.quoting) for file in find_files(rows.paths, f"{key}.path", options)]
+    pictures = any(kind.type_of(role) == PICTURE for kind in task.kinds for role in kind.roles)
+    listed = find_files(rows.paths, f"{key}.path", options, pictures)
+    found = [replace(file, quoting=rows.quoting) for file in listed]
     if rows.quoting != "standard" and not any(file.format == "csv" for file in found):
         raise RequestError(f"{key}.quoting", rows.quoting, "there is no CSV or TSV file")
     with ThreadPoolExecutor(min(_THREADS, len(found))) as pool:
@@ -147,6 +150,8 @@ def plan_corpus(rows: RowsConfig, task: Takes, key: str, options: Options | None
 
 
 def _survey(file: SourceFile, key: str) -> SourceFile:
+    if file.format == FOLDER:  # whose listing has told all
+        return file
     try:
         survey = survey_text if file.format in TEXT_FORMATS else survey_table
         return persistently(lambda: survey(file))

@@ -41,6 +41,9 @@ MISSING = {"text_pair": ""}
 TRAINERS_OWN = ("tools", "chat_template_kwargs")
 
 
+#: What pictures and their prompts are called in folders of `datasets`, and by those who write captions.
+PICTURES_OWN = {"image": ("file_name", "jpg", "png", "webp"), "prompt": ("text", "caption", "txt")}
+
 #: What a corpus usually is for that has columns of these roles; for messages. The first that is there counts.
 USUAL = (
     (("text", "label"), "sequence-classification"),
@@ -49,6 +52,7 @@ USUAL = (
     (("prompt", "completion"), "causal-lm"),
     (("input_ids",), "causal-lm"),
     (("text",), "causal-lm"),
+    (("prompt", "image"), "text-to-image"),
 )
 
 
@@ -63,7 +67,8 @@ SPAN = "span"
 class Combination:
     """A kind of row: the roles it must have, and those that it may have.
 
-    A role that is not in `ROLES` takes values of any type unless `types` says "text", "list" or "span".
+    A role that is not in `ROLES` takes values of any type unless `types` says "text", "list", "span" or "picture"; a
+    picture's value is its bytes, wherever they lie (see `corpus.pictures`).
     """
 
     kind: str
@@ -76,7 +81,7 @@ class Combination:
         return (*self.required, *self.optional)
 
     def type_of(self, role: str) -> str:
-        """What a value must be in this role: text, list, span or any."""
+        """What a value must be in this role: text, list, span, picture or any."""
         return self.types.get(role) or ROLES.get(role, "any")
 
     def __str__(self) -> str:
@@ -101,8 +106,8 @@ def choose_columns(
 
     `asked` is the request's `columns`: names of columns, of what lies within them or in the names of folders, or Jinja
     texts. Left empty, the columns that bear the roles' own names are taken; required roles that it leaves out are, too.
-    Where the task takes a label it may be called `label` or `labels`, and messages may be called `conversations`.
-    Raises `RequestError`.
+    Where the task takes a label it may be called `label` or `labels`, and messages may be called `conversations`;
+    pictures and their prompts may be called as `PICTURES_OWN` says. Raises `RequestError`.
     """
     asked = dict(asked)
     roles = _roles(task)
@@ -125,6 +130,10 @@ def choose_columns(
         known["messages"] = "conversations"  # as ShareGPT calls them
     elif "messages" in roles:
         known.pop("system", None)  # a column beside conversations; what else is called so is no message
+    for role, others in PICTURES_OWN.items() if "image" in roles else ():
+        found = next((name for name in others if name in known), None)
+        if role not in known and found is not None:
+            known[role] = found
     for combination in task.kinds:
         if not set(asked) <= set(combination.roles):
             continue

@@ -34,6 +34,7 @@ FORMATS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+FOLDER = "pictures"  #: the format of a folder of pictures with captions, which is one source of rows
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4"}
 
 _BLOCK = 1 << 20
@@ -46,7 +47,7 @@ class SourceFile:
 
     path: str  #: local path or full fsspec URL
     name: str  #: what row ids call it: relative to the entry's directory
-    format: str  #: parquet, jsonl, json (an array), csv or arrow
+    format: str  #: parquet, jsonl, json (an array), csv or arrow; or pictures, of a folder
     compression: str | None  #: gzip, bz2, xz, zstd, lz4 or None
     size: int  #: bytes, as stored
     identity: str  #: changes when the content does: a hash, the store's checksum, or the time of the last change

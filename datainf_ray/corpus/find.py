@@ -21,18 +21,22 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.redaction import redacted
 from datainf_ray.common.regular import local_path, nameable, regular, sought
 from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
-from datainf_ray.corpus.files import SourceFile, below, kind_of, known_kinds
+from datainf_ray.corpus.files import FOLDER, SourceFile, below, kind_of, known_kinds
 from datainf_ray.corpus.folders import ask_for_one, hidden, linked_folder, partition_of, parts_of, rows_among, rows_in
+from datainf_ray.corpus.pictures import folder_of_pictures
 
 _MAGIC = "*?["
 _LINK = "is a link to a folder, which is not followed"
 _HASHED = 8 << 20  # bytes up to which a local file is known by its content rather than by its time
 
 
-def find_files(entries: Sequence[str], key: str, options: Options | None = None) -> tuple[SourceFile, ...]:
+def find_files(
+    entries: Sequence[str], key: str, options: Options | None = None, pictures: bool = False
+) -> tuple[SourceFile, ...]:
     """The files that `entries` name, in order of first mention, sorted by path within a glob or directory.
 
-    Their stores are opened with `options`, now and whenever one of the files is.
+    Their stores are opened with `options`, now and whenever one of the files is. With `pictures` a folder that has no
+    data file, but pictures, is one source of rows.
 
     A file that is named twice is taken once. A file's name is its path below the entry's directory; files whose
     names would be the same are called by their full path. Raises `RequestError` naming `key` where nothing matches,
@@ -42,7 +46,7 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
     for entry in entries:
 
         def listed(entry: str = entry) -> list[SourceFile]:
-            return list(_expand(entry, key, options or {}))
+            return list(_expand(entry, key, options or {}, pictures))
 
         try:
             files = persistently(listed)
@@ -51,14 +55,15 @@ def find_files(entries: Sequence[str], key: str, options: Options | None = None)
         except Exception as error:  # every store raises errors of its own
             raise RequestError(key, entry, f"cannot be listed: {reason(error)}") from None
         if not files:
-            raise RequestError(key, entry, "no data file there", f"known are {known_kinds()}")
+            also = "; or pictures, with a .txt file of each one's name" if pictures else ""
+            raise RequestError(key, entry, "no data file there", f"known are {known_kinds()}{also}")
         for file in files:
             found.setdefault(file.path, file)
     uses = Counter(file.name for file in found.values())
     return tuple(file if uses[file.name] == 1 else replace(file, name=redacted(file.path)) for file in found.values())
 
 
-def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
+def _expand(entry: str, key: str, options: Options, pictures: bool = False) -> Iterator[SourceFile]:
     nameable(entry, key)  # before its path on this machine is looked at
     if (local := local_path(entry)) is not None:
         regular(local, key)  # before the store is opened: an archive's is by looking into it
@@ -71,6 +76,8 @@ def _expand(entry: str, key: str, options: Options) -> Iterator[SourceFile]:
         info = None
     if info is not None and info["type"] == "directory":
         infos, directory = _in_folder(fs, path, entry, key, options), path
+        if pictures and not infos and (known := folder_of_pictures(fs, path)) is not None:
+            yield SourceFile(_url(entry, fs, path, options), "", FOLDER, None, options=options, **known)
     elif info is not None:
         infos, directory = {path: info}, fs._parent(path)
     elif any(c in path for c in _MAGIC):

@@ -13,7 +13,9 @@ from datainf_ray.common.storage import persistently
 from datainf_ray.common.words import escaped
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.columns import MISSING, SPAN
+from datainf_ray.corpus.files import FOLDER, SourceFile
 from datainf_ray.corpus.lookup import Lookup
+from datainf_ray.corpus.pictures import PICTURE, PictureSource, picture_bytes
 from datainf_ray.corpus.records import TEXT_FORMATS, Parsed, TextSource
 from datainf_ray.corpus.tables import TableSource
 from datainf_ray.corpus.talks import without_nulls
@@ -45,8 +47,9 @@ class RowReader:
         self._corpus = corpus
         wanted = (*corpus.columns.values(), corpus.id_column, corpus.group_column)
         self._asked = list(dict.fromkeys(column for column in wanted if column is not None))
+        self._raw = frozenset(c for role, c in corpus.columns.items() if corpus.types.get(role) == PICTURE)
         self._starts = list(itertools.accumulate((file.rows for file in corpus.files), initial=0))[:-1]
-        self._open: tuple[int, TextSource | TableSource, Lookup] | None = None
+        self._open: tuple[int, TextSource | TableSource | PictureSource, Lookup] | None = None
 
     def read(self, chunk: Chunk) -> list[Row]:
         """The chunk's rows: exactly `chunk.rows`, in order, whatever is wrong with them.
@@ -66,7 +69,9 @@ class RowReader:
         try:
             source, lookup = self._source(index)
             for number, parsed in enumerate(source.read(start, stop), start):
-                row = self._row(self._starts[index] + number, f"{file.name}#{number}", parsed, lookup)
+                name = parsed.values["file_name"] if file.format == FOLDER else f"{file.name}#{number}"
+                row = self._row(self._starts[index] + number, name, parsed, lookup)
+                self._fetch(row, file)
                 if file.format in ("parquet", "arrow"):  # whose structs have null where a dict had nothing
                     row.fields |= {role: without_nulls(row.fields[role]) for role in _TALKS if role in row.fields}
                 yield row
@@ -74,13 +79,28 @@ class RowReader:
             self.close()  # a second attempt begins with a connection of its own
             raise
 
-    def _source(self, index: int) -> tuple[TextSource | TableSource, Lookup]:
+    def _fetch(self, row: Row, file: SourceFile) -> None:
+        """Put a picture's bytes in the place of what stands for it."""
+        for role, wanted in self._corpus.types.items():
+            if wanted == PICTURE and row.problem is None:
+                try:
+                    row.fields[role] = picture_bytes(row.fields[role], file)
+                except ValueError as error:
+                    row.problem = f"{role} {error}"
+
+    def _source(self, index: int) -> tuple[TextSource | TableSource | PictureSource, Lookup]:
         if self._open is None or self._open[0] != index:
             self.close()
             file = self._corpus.files[index]
             lookup = Lookup(file, self._asked)
-            text = file.format in TEXT_FORMATS
-            self._open = (index, TextSource(file) if text else TableSource(file, lookup.paths), lookup)
+            source: TextSource | TableSource | PictureSource
+            if file.format == FOLDER:
+                source = PictureSource(file)
+            elif file.format in TEXT_FORMATS:
+                source = TextSource(file)
+            else:
+                source = TableSource(file, lookup.paths, self._raw)
+            self._open = (index, source, lookup)
         return self._open[1:]
 
     def _row(self, number: int, default: str, parsed: Parsed, lookup: Lookup) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,10 +48,12 @@ def survey_table(file: SourceFile) -> SourceFile:
 class TableSource:
     """The rows of one Parquet or Arrow file. Keeps one decoded batch, and reads on from it where it can.
 
-    `paths` are the columns to read, and of which only a part is needed, the way to it.
+    `paths` are the columns to read, and of which only a part is needed, the way to it. The bytes of columns `raw` are
+    no text.
     """
 
-    def __init__(self, file: SourceFile, paths: Sequence[Path]) -> None:
+    def __init__(self, file: SourceFile, paths: Sequence[Path], raw: Collection[str] = ()) -> None:
+        self._raw = raw
         self._file, self._leaves = file, [".".join(path) for path in paths]
         self._columns = list(dict.fromkeys(path[0] for path in paths))
         self._source = open_seekable(file)
@@ -76,7 +78,7 @@ class TableSource:
                 start = end
                 continue
             piece = batch.slice(start - self._first, end - start)
-            yield from parse_batch(piece.select(self._columns))
+            yield from parse_batch(piece.select(self._columns), self._raw)
             start += piece.num_rows
 
     def close(self) -> None:

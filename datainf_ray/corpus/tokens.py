@@ -110,13 +110,16 @@ def require_known(spec: EncoderSpec, ids: Any, role: str) -> None:
 class Encoder:
     """Encodes the rows of one corpus, good and bad."""
 
-    def __init__(self, encode: Encode, says: Says, spec: EncoderSpec, preview: Preview | None = None) -> None:
+    def __init__(
+        self, encode: Encode, says: Says, spec: EncoderSpec, preview: Preview | None = None, takes_id: bool = False
+    ) -> None:
         self._encode, self._says, self._spec, self._preview = encode, says, spec, preview
+        self._takes_id = takes_id
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in order. A row that cannot be encoded gets a status; none raises."""
         good = [row for row in rows if row.problem is None]
-        found = iter(self._found([row.fields for row in good]))
+        found = iter(self._found([row.fields | {"id": row.id} if self._takes_id else row.fields for row in good]))
         examples = []
         for row in rows:
             made = self._known(next(found)) if row.problem is None else ValueError(row.problem)

@@ -23,7 +23,7 @@ import pyarrow as pa
 from datainf_ray.common.errors import RequestError, RunFailedError
 from datainf_ray.common.storage import Options, persistently, reason
 from datainf_ray.corpus.chunks import Corpus
-from datainf_ray.corpus.files import COMPRESSIONS, SourceFile, kind_of
+from datainf_ray.corpus.files import COMPRESSIONS, FOLDER, SourceFile, kind_of
 from datainf_ray.runs.directory import SCRATCH, RunDirectory, created
 from datainf_ray.runs.places import Place, clear_of_rows, not_inside_another, place_of
 
@@ -147,6 +147,9 @@ def _is_folder(place: RunDirectory, url: str, key: str, corpus: Corpus) -> bool:
 
     Raises `RequestError` where a name is of another format than the corpus, or of one file where the corpus is several.
     """
+    if any(file.format == FOLDER for file in corpus.files):
+        problem = "the corpus is a folder of pictures, and no pictures are copied"
+        raise RequestError(key, url, problem, "list them in a metadata.jsonl beside them")
     kind = None if url.endswith("/") else kind_of(place.fs, place.root)
     if kind is None:
         return True

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+
+_DRAW = re.compile(r"t\d+/")  # stands before a tensor's name: t25/NAME
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,15 @@ class Block:
     name: str
     kind: str
     shape: tuple[int, ...]
+
+    @property
+    def tensor(self) -> str:
+        """The tensor's name: that of the block, unless it is one of several draws of the tensor's gradient."""
+        return _DRAW.sub("", self.name, count=1) if _DRAW.match(self.name) else self.name
+
+    def at(self, draw: int) -> Block:
+        """The block of the tensor's gradient at a draw, such as a timestep, beside those of others."""
+        return replace(self, name=f"t{draw}/{self.name}")
 
     @property
     def size(self) -> int:

@@ -13,7 +13,7 @@ block count like any other. Such a block is left out: its λ is set to zero, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -56,8 +56,15 @@ def leave_out(block: Block, facts: Statistic, *, least: float) -> Statistic:
     return {**facts, "damping": torch.zeros_like(facts["damping"]), "left_out": torch.tensor(1.0)}
 
 
-def choose_nodes(block: Block, pilot: Statistic, *, c: float) -> Statistic:
+def share_damping(block: Block, facts: Statistic, *, dampings: Mapping[str, float]) -> Statistic:
+    """What is known of a block, with the damping of its tensor: of several draws, their mean."""
+    return {**facts, "damping": torch.full_like(facts["damping"], dampings[block.tensor])}
+
+
+def choose_nodes(block: Block, pilot: Statistic, *, c: float, pooled: Mapping[str, Tensor] | None = None) -> Statistic:
     """`nodes` (K float64, ascending) from the pilot's `sqnorms`; none where all of those are zero.
+
+    With `pooled` the guess is by every tensor's squared norms, the mean over its draws, which share a damping.
 
     They are Chebyshev's, in log λ, on an interval around the guess that is as wide as the guess is uncertain: three
     standard errors of the mean either way. K is the least from 2 to `MOST_NODES` whose error over that interval would
@@ -65,10 +72,11 @@ def choose_nodes(block: Block, pilot: Statistic, *, c: float) -> Statistic:
     some rows by heart needs more.
     """
     s = pilot["sqnorms"]
-    guess = c * s.mean() / block.size if len(s) else s.new_zeros(())
+    own = s if pooled is None else pooled[block.tensor]
+    guess = c * own.mean() / block.size if len(s) else s.new_zeros(())
     if guess == 0:
         return {"nodes": s.new_zeros(0)}
-    spread = s.std() / (s.mean() * len(s) ** 0.5) if len(s) > 1 else s.new_ones(())
+    spread = own.std() / (own.mean() * len(s) ** 0.5) if len(s) > 1 else s.new_ones(())
     width = float((3 * spread).clamp(0.05, 1.5))
     true = guess * torch.linspace(-width, width, 33, dtype=s.dtype).exp()
     for k in range(2, MOST_NODES + 1):

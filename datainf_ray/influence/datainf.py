@@ -8,7 +8,8 @@ influence    I(q,k) = − Σ_l r_ql · g_kl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from datainf_ray.influence.damping import (
     least_damping,
     leave_out,
     nodes_again,
+    share_damping,
 )
-from datainf_ray.influence.folds import TINY, Curvature, Moments, Norms, Scores, Statistic
+from datainf_ray.influence.folds import TINY, Curvature, Moments, Norms, Scores, Statistic, Statistics
 from datainf_ray.influence.method import Extent, Handle, Method, Over, PlannedSweep, Sample, Settings, Sweeps
 from datainf_ray.influence.sampled import HALVES, planned_over, sample_of
 from datainf_ray.influence.self_influence import (
@@ -89,7 +91,8 @@ def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str
     """Damping and iHVP from one sweep over all rows for the first group of queries; the others know the damping."""
 
     def chosen() -> dict[str, Handle]:
-        return {"nodes": sweeps.each_block(choose_nodes, sweeps.run("pilot", Norms, "pilot"), c=c)}
+        pilot = sweeps.run("pilot", Norms, "pilot")
+        return {"nodes": sweeps.each_block(choose_nodes, pilot, c=c, pooled=_pooled(sweeps.collect(pilot)))}
 
     nodes = sweeps.remember("nodes", chosen)["nodes"]
     first, *others = sweeps.groups
@@ -124,7 +127,7 @@ def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str,
     """Damping and iHVP from two halves of a sample, and from how they differ an estimate of the iHVP's error."""
     moments = [sweeps.run("moments", Moments, half) for half in HALVES]
     facts = damping_of(sweeps, sweeps.merged(Moments, *moments), c)
-    owns = [sweeps.each_block(_as_whole, sweeps.each_block(block_damping, m, c=c), facts) for m in moments]
+    owns = [sweeps.each_block(_as_whole, _dampings(sweeps, m, c), facts) for m in moments]
     nodes = sweeps.each_block(known_nodes, facts)
     vectors, errors = [], []
     for group in sweeps.groups:
@@ -145,7 +148,36 @@ def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str,
 
 def damping_of(sweeps: Sweeps[Handle], moments: Handle, c: float) -> Handle:
     """The damping of every block, without those whose gradient is rounding."""
-    return without_rounding(sweeps, sweeps.each_block(block_damping, moments, c=c))
+    return without_rounding(sweeps, _dampings(sweeps, moments, c))
+
+
+def _dampings(sweeps: Sweeps[Handle], moments: Handle, c: float) -> Handle:
+    """The damping of every block; where a tensor's draws are blocks of their own, one for all of them: the mean."""
+    facts = sweeps.each_block(block_damping, moments, c=c)
+    draws = _draws(known := sweeps.collect(facts))
+    if draws is None:
+        return facts
+    means = {
+        tensor: math.fsum(float(known[name]["damping"]) for name in names) / len(names)
+        for tensor, names in draws.items()
+    }
+    return sweeps.each_block(share_damping, facts, dampings=means)
+
+
+def _draws(blocks: Iterable[str]) -> dict[str, list[str]] | None:
+    """The blocks of each tensor; None where no tensor has draws."""
+    found: dict[str, list[str]] = {}
+    for name in blocks:
+        found.setdefault(Block(name, "", ()).tensor, []).append(name)
+    return found if any(names != [tensor] for tensor, names in found.items()) else None
+
+
+def _pooled(pilot: Statistics) -> dict[str, Tensor] | None:
+    """Every tensor's squared norms by row (float64), the mean over its draws; None where no tensor has draws."""
+    draws = _draws(pilot)
+    if draws is None:
+        return None
+    return {tensor: torch.stack([pilot[n]["sqnorms"] for n in names]).mean(0) for tensor, names in draws.items()}
 
 
 def without_rounding(sweeps: Sweeps[Handle], facts: Handle) -> Handle:

@@ -27,6 +27,7 @@ def check(replica: Replica, batch: BatchLike | None, most_tokens: int | None = N
     the device has no room, is left out. Without a batch nothing is compared, and the verdict is what was found when
     the replica was made. Raises `RunFailedError` where no row can be computed.
     """
+    replica.most_tokens = most_tokens or 0
     way = replica.shortcut
     quick = way is not None and (way.whole is None or way.unmasked)
     if batch is None or (replica.path == "one by one" and not quick):

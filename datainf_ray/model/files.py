@@ -19,7 +19,7 @@ from fsspec import AbstractFileSystem
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.regular import regular, sought
 from datainf_ray.common.storage import Options, open_store, persistently, reason
-from datainf_ray.config import ModelConfig
+from datainf_ray.config import PICTURES, ModelConfig
 
 ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
@@ -60,9 +60,16 @@ def local_folder(reference: str, key: str, weights: bool = True, options: Option
 
 
 def adapter_folder(model: ModelConfig, options: Options | None = None) -> str | None:
-    """The adapter's local directory, fetched where it is elsewhere; None where the model has none."""
+    """The adapter's local directory, fetched where it is elsewhere; None where the model has none.
+
+    Of text-to-image it may be a file, and its directory holds one or another kind of adapter.
+    """
     if model.one_adapter is None:
         return None
+    file = Path(model.one_adapter.removeprefix("file://")).expanduser()
+    if model.task == PICTURES and file.suffix == ".safetensors" and file.is_file():
+        regular(str(file), "model.adapter")
+        return str(file)
     folder = local_folder(model.one_adapter, "model.adapter", options=options)
     if not Path(folder).is_dir():  # a hub id
         from huggingface_hub import snapshot_download
@@ -74,6 +81,8 @@ def adapter_folder(model: ModelConfig, options: Options | None = None) -> str | 
         except Exception as error:  # the hub's errors have no common type; each means that there is nothing to read
             problem = f"is no folder, and cannot be fetched from a hub: {one_line(error)}"
             raise RequestError("model.adapter", model.one_adapter, problem, sought(folder)) from None
+    if model.task == PICTURES and any(Path(folder).glob("*.safetensors")):
+        return folder  # `diffusion.adapters` says which of them
     if not (Path(folder) / ADAPTER_SETTINGS).is_file():
         raise RequestError("model.adapter", model.adapter, f"no {ADAPTER_SETTINGS} there", _elsewhere(Path(folder)))
     if not any((Path(folder) / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE)):
@@ -146,7 +155,7 @@ def _fetch(fs: AbstractFileSystem, root: str, paths: Sequence[str], target: Path
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
     try:
         for path in paths:
-            local = scratch / path.removeprefix(root).lstrip("/")
+            local = scratch / (path.removeprefix(root).lstrip("/") or Path(path).name)  # a file's own address
             local.parent.mkdir(parents=True, exist_ok=True)
             persistently(functools.partial(fs.get_file, path, str(local)))
         scratch.rename(target)

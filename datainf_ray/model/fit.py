@@ -38,10 +38,10 @@ def largest_batch(replica: Replica, trial: Callable[[int, int], BatchLike], long
     """
     if replica.device.type != "cuda":
         return CPU_BATCH_TOKENS
-    found = search(lambda budget: _fits(replica, trial(budget, longest), hold))
+    found = search(lambda budget: _fits(replica, trial(budget, longest), budget, hold))
     fewer = FIRST // 2
     while found is None and 2 * fewer > longest:
-        found = fewer if _fits(replica, trial(max(fewer, longest), longest), hold) else None
+        found = fewer if _fits(replica, trial(max(fewer, longest), longest), fewer, hold) else None
         fewer //= 2
     if found is None:
         raise RequestError(
@@ -54,7 +54,7 @@ def largest_batch(replica: Replica, trial: Callable[[int, int], BatchLike], long
     return found
 
 
-def _fits(replica: Replica, batch: BatchLike, hold: int) -> bool:
+def _fits(replica: Replica, batch: BatchLike, tokens: int, hold: int) -> bool:
     torch.cuda.empty_cache()
     rooms: dict[torch.device, float] = {}
     for device in replica.devices:
@@ -62,6 +62,7 @@ def _fits(replica: Replica, batch: BatchLike, hold: int) -> bool:
         # what is free, and what this process has already: other processes' share of the GPU is not ours
         rooms[device] = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     rooms[replica.device] -= hold / _SHARE
+    replica.most_tokens = tokens
     try:
         replica.gradients(batch, lambda block, gradients, rows: None)
     except torch.cuda.OutOfMemoryError:

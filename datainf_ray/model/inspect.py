@@ -39,6 +39,7 @@ class ModelFacts:
     vocabulary: int = 0
     rotary: bool = False  # its positions are rotary: rows may be longer than max_length
     token_types: int | None = None  # None where the model does not say
+    row_bytes: int = 0  # of a row's values in memory, where they are more than some tokens
     notes: tuple[str, ...] = ()  # what a user should know of base and adapter
 
     @property
@@ -53,6 +54,9 @@ def inspect_model(model: ModelConfig, task: Objective, options: Options | None =
     Weights are looked at as far as `weights` says: those that cannot be used are a `RequestError`, too.
     Here as in the functions below, `options` are what a store is opened with.
     """
+    if task.inspect is not None:
+        known: ModelFacts = task.inspect(model, options)
+        return known
     checkpoint = require_sound_base(model, options)
     found = assemble(model, task, options)
     if checkpoint is not None:
@@ -92,11 +96,14 @@ def _last(place: str) -> str:
     return place.rstrip("/").rpartition("/")[2].lower()
 
 
-def load_tokenizer(model: ModelConfig, options: Options | None = None) -> Any:
-    """The adapter's tokenizer where it brings one (chat templates and added tokens are saved there), else the base's.
+def load_tokenizer(model: ModelConfig, options: Options | None = None, task: Objective | None = None) -> Any:
+    """The `task`'s own tokenizer where it loads one; else the adapter's where it brings one, else the base's.
 
-    None where neither has one, which is fine for rows of token ids.
+    Chat templates and added tokens are saved with an adapter. None where neither has a tokenizer, which is fine for
+    rows of token ids.
     """
+    if task is not None and task.tokenizer is not None:
+        return task.tokenizer(model, options)
     from transformers import AutoTokenizer
 
     adapter = adapter_folder(model, options)

@@ -16,6 +16,7 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.model.adapter import Adapter
 from datainf_ray.model.assemble import Assembly, UnusableBaseError, assemble
 from datainf_ray.model.blocks import ADAPTER_NAME, choose_blocks
+from datainf_ray.model.draws import DrawnReplica
 from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.objective import Objective, Reduction
 from datainf_ray.model.quiet import quiet
@@ -54,6 +55,8 @@ def load_replica(
             f"torch sees {counted(seen, 'GPU')} in the worker",
             "use no more than its node has",
         )
+    if task.load is not None:
+        return _loaded_by_task(model, task, device, reduction, devices, options)
     found = assemble(model, task, options, weights=True)
     dtype: Any = getattr(torch, model.dtype) if model.dtype != "auto" else "auto"
     if model.dtype == "auto" and device.type == "cpu":
@@ -80,6 +83,22 @@ def load_replica(
     if model.quantization is None and device_map is None:
         loaded = loaded.to(device)
     return (StateReplica if states else Replica)(loaded, task, reduction, device)
+
+
+def _loaded_by_task(
+    model: ModelConfig,
+    task: Objective,
+    device: torch.device,
+    reduction: Reduction,
+    devices: int,
+    options: Options | None,
+) -> Replica:
+    """A replica of a model that is no transformers model, on one device."""
+    assert task.load is not None
+    if devices > 1:
+        raise RequestError("cluster.gpus_per_worker", devices, f"task {model.task} takes one GPU a worker", "use 1")
+    loaded = task.load(model, device, options)
+    return (Replica if task.draws is None else DrawnReplica)(loaded, task, reduction, device)
 
 
 def _quantized(model: ModelConfig, device: torch.device) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from datainf_ray.common.storage import Options
 from datainf_ray.config import ModelConfig
+from datainf_ray.influence.block import Block
 
 Reduction = Literal["mean", "sum"]
 
@@ -20,6 +23,50 @@ Losses = Callable[[nn.Module, Values, Reduction], Tensor]
 TokenLosses = Callable[[nn.Module, Values], Tensor]
 #: {name in the adapter's file: shape}
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """At which draws a task takes a row's loss.
+
+    `frozen(model, values)` makes of one row what does not depend on the draw, 1 × … each; rows with the same number in
+    the tensor `same` (b int64) have the same. `losses(model, rows, draws,
+    reduction)` gives b × n losses of such rows at the draws with these numbers, in float32 or wider.
+    """
+
+    numbers: tuple[int, ...]
+    paired: bool
+    frozen: Callable[[Any, Values], Values]
+    losses: Callable[[Any, Values, Sequence[int], Reduction], Tensor]
+    same: str
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+        """The blocks of a run, of those of one draw."""
+        if not self.paired:
+            return tuple(blocks)
+        return tuple(block.at(number) for number in self.numbers for block in blocks)
+
+    def of_rows(
+        self, model: nn.Module, values: Values, known: Callable[[int, Values], Values] | None = None
+    ) -> dict[str, Tensor]:
+        """What does not depend on the draw, of b rows: row by row, so that none's bits depend on the others.
+
+        `known(number, row)` gives it in place of `frozen`: it may have it already.
+        """
+        rest = {name: x for name, x in values.items() if name != self.same}
+        found = []
+        for k, number in enumerate(values[self.same].tolist()):
+            row = {name: x[k : k + 1] for name, x in rest.items()}
+            found.append(self.frozen(model, row) if known is None else known(number, row))
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    def mean(self, model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
+        """The b losses of a batch, each the mean over its draws; one draw after the other."""
+        rows = self.of_rows(model, values)
+        return torch.cat([self.losses(model, rows, [k], reduction) for k in range(len(self))], 1).mean(1)
 
 
 class Shortcut(Protocol):
@@ -52,6 +99,22 @@ class Objective(Protocol):
 
     @property
     def losses(self) -> Losses: ...
+
+    @property
+    def inspect(self) -> Callable[[ModelConfig, Options | None], Any] | None:
+        """The `ModelFacts` of a model that is no transformers model with a PEFT adapter; None: it is one."""
+
+    @property
+    def load(self) -> Callable[[ModelConfig, torch.device, Options | None], nn.Module] | None:
+        """Loads such a model; what takes a gradient are its blocks."""
+
+    @property
+    def tokenizer(self) -> Callable[[ModelConfig, Options | None], Any] | None:
+        """Loads the tokenizer of such a model."""
+
+    @property
+    def draws(self) -> Draws | None:
+        """At which draws a row's loss is taken; None: it has one loss."""
 
     @property
     def shortcut(self) -> Callable[[nn.Module, Mapping[str, nn.Parameter], torch.device], Shortcut] | None:

@@ -1,4 +1,4 @@
-"""Keeping transformers' and PEFT's advice out of our output."""
+"""Keeping transformers', PEFT's and diffusers' advice out of our output."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ def _silenced() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    peft = logging.getLogger("peft")
-    before = peft.level
+    others = [logging.getLogger(name) for name in ("peft", "diffusers")]
+    before = [logger.level for logger in others]
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    peft.setLevel(logging.ERROR)
+    for logger in others:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # between the libraries: nothing that a user could mend
             yield
     finally:
         transformers_logging.set_verbosity(level)
-        peft.setLevel(before)
+        for logger, usual in zip(others, before, strict=True):
+            logger.setLevel(usual)
         if bars:
             transformers_logging.enable_progress_bar()

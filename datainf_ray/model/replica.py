@@ -74,6 +74,8 @@ class Replica:
     first, and then the others that hold a part of the model. Not given, it is that of the first block.
     """
 
+    most_tokens = 0  #: that a pass should have at most, where a replica can take a row in several
+
     def __init__(
         self, model: nn.Module, task: Objective, reduction: Reduction = "mean", device: torch.device | None = None
     ) -> None:
@@ -110,6 +112,10 @@ class Replica:
         if self.reason is None:
             return "hooks"
         return "vmap" if self.maps else "one by one"
+
+    def least_tokens(self, lengths: Sequence[int]) -> int:
+        """How many tokens a pass must have room for, of a row with sequences of these lengths."""
+        return sum(lengths)
 
     @property
     def device_name(self) -> str:

@@ -24,7 +24,7 @@ from datainf_ray.config import ModelConfig
 from datainf_ray.model.adapter import read_pickled
 from datainf_ray.model.files import ADAPTER_WEIGHTS, is_remote, listing, local_folder
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"  # in the order in which transformers looks
+_STEM = "model"  # of transformers' files: model.safetensors first, then the model.safetensors.index.json of shards
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LONGEST_HEADER = 100 * 2**20  # as safetensors has it
 _THREADS = 16  # headers read at a time: mostly waiting for the store
@@ -68,23 +68,31 @@ class _Files:
     local: bool
 
 
-def require_sound_base(model: ModelConfig, options: Options | None = None) -> dict[str, tuple[int, ...]] | None:
+def require_sound_base(
+    model: ModelConfig, options: Options | None = None, part: str = "", stems: Sequence[str] = (_STEM,)
+) -> dict[str, tuple[int, ...]] | None:
     """Raises `RequestError` naming model.base where its weights are pickled, not all there, truncated or NaN.
+
+    With `part` they are those of a folder in the base's, as a pipeline has them. The files' names begin with one of
+    `stems`, the first of which there are any.
 
     Returns the names and shapes of its tensors; None where they are not here to be seen: a hub id is left to the
     worker, which fetches it.
     """
-    files = _files_of(model.base, options or {})
+    files = _files_of(model.base, options or {}, part)
     if files is None:
         return None
     try:
-        shards = _shards(files)
+        wholes = [f"{stem}.safetensors" for stem in stems]
+        there = (name for name in wholes if {name, f"{name}.index.json"} & files.sizes.keys())
+        whole = next(there, wholes[0])
+        shards = _shards(files, whole)
         with ThreadPoolExecutor(_THREADS) as pool:
             headers = list(pool.map(lambda name: _header(files, name), shards))
         for (name, expected), header in zip(shards.items(), headers, strict=True):
             wanting = next((key for key in expected if key not in header), None)
             if wanting is not None:
-                raise ValueError(f"{_INDEX} says that {name} has {wanting}, and it has not")
+                raise ValueError(f"{whole}.index.json says that {name} has {wanting}, and it has not")
         if files.local:
             _must_not_be_nan(files, dict(zip(shards, headers, strict=True)))
     except _Wrong as error:
@@ -155,11 +163,12 @@ class _Wrong(Exception):
     """A problem and its remedy."""
 
 
-def _files_of(base: str, options: Options) -> _Files | None:
-    """The base's files; None where they are not here to be seen."""
+def _files_of(base: str, options: Options, part: str) -> _Files | None:
+    """The files of the base, or of the folder `part` in it; None where they are not here to be seen."""
     if is_remote(base):
         fs, root, found = listing(base, "model.base", options)
-        names = {path.removeprefix(root).lstrip("/"): path for path in found}
+        below = f"{root.rstrip('/')}/{part}".rstrip("/") + "/"
+        names = {path.removeprefix(below): path for path in found if path.startswith(below)}
         sizes = {name: int(found[path].get("size") or 0) for name, path in names.items() if "/" not in name}
 
         def read(name: str, start: int, stop: int) -> bytes:
@@ -170,25 +179,29 @@ def _files_of(base: str, options: Options) -> _Files | None:
     folder = Path(local_folder(base, "model.base"))
     if not folder.is_dir():  # a hub id
         return None
+    folder /= part
+    if not folder.is_dir():
+        raise RequestError("model.base", base, f"has no folder {part}", "copy all of the model")
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     return _Files(sizes, lambda name, start, stop: _read_local(folder / name, start, stop), local=True)
 
 
-def _shards(files: _Files) -> dict[str, list[str]]:
+def _shards(files: _Files, whole: str) -> dict[str, list[str]]:
     """The files that the weights lie in, and the tensors that the index, if there is one, says each of them has."""
-    if _WHOLE in files.sizes:
-        return {_WHOLE: []}
-    if _INDEX in files.sizes:
+    index = f"{whole}.index.json"
+    if whole in files.sizes:
+        return {whole: []}
+    if index in files.sizes:
         try:
-            places = json.loads(files.read(_INDEX, 0, files.sizes[_INDEX]))["weight_map"].items()
+            places = json.loads(files.read(index, 0, files.sizes[index]))["weight_map"].items()
             shards: dict[str, list[str]] = {}
             for tensor, name in places:
                 shards.setdefault(str(name), []).append(tensor)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{_INDEX} is no index: it has no weight_map") from None
+            raise ValueError(f"{index} is no index: it has no weight_map") from None
         missing = sorted(shards.keys() - files.sizes.keys())
         if missing:
-            more = f" and {len(missing) - 1} more that {_INDEX} names" if missing[1:] else f", which {_INDEX} names"
+            more = f" and {len(missing) - 1} more that {index} names" if missing[1:] else f", which {index} names"
             raise _Wrong(f"there is no {missing[0]}{more}", "copy all of the model")
         return shards
     pickled = sorted(name for name in files.sizes if name.endswith(_PICKLES))
@@ -198,7 +211,7 @@ def _shards(files: _Files) -> dict[str, list[str]]:
             "save it again with safe_serialization=True",
         )
     if not any(name.endswith(".safetensors") for name in files.sizes):
-        raise _Wrong("it has no weights: there is no model.safetensors", "copy all of the model")
+        raise _Wrong(f"it has no weights: there is no {whole}", "copy all of the model")
     return {}  # under a name that its configuration says: the worker's loader tells
 
 

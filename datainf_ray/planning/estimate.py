@@ -23,6 +23,11 @@ def mean_tokens(job: Job, corpus: str = "train") -> float:
     return max(sum(e.tokens for e in examples if e.status == OK) / max(len(examples), 1), 1.0)
 
 
+def pass_tokens(job: Job) -> float:
+    """Tokens that a pass through the model has at least: those of a row, or of one of its draws."""
+    return max(mean_tokens(job) / (1 if job.task.draws is None else len(job.task.draws)), 1.0)
+
+
 def text_bytes(job: Job) -> int:
     """A row's id, preview and text, compressed to about a half."""
     examples = job.examples["train"]
@@ -81,8 +86,8 @@ def row_gradient_bytes(job: Job) -> int:
 
 def activation_bytes(job: Job, batch_tokens: int, on_gpu: bool) -> int:
     """Peak memory of a batch's forward and backward pass beyond the weights: activations, logits, gradients."""
-    facts, tokens = job.facts, max(batch_tokens, mean_tokens(job))
+    facts, tokens = job.facts, max(batch_tokens, pass_tokens(job))
     used = tokens * token_bytes(facts, half_precision(job, on_gpu))
     used += job.task.cost(tokens, facts.vocabulary, on_gpu)
-    used += tokens / mean_tokens(job) * row_gradient_bytes(job)
+    used += tokens / pass_tokens(job) * row_gradient_bytes(job)
     return int((GPU_GAPS if on_gpu else CPU_GAPS) * used)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datainf_ray.common.words import byte_size
 from datainf_ray.influence.block import Block
 from datainf_ray.influence.datainf import NODES
-from datainf_ray.planning.estimate import PROCESS_BYTES, half_precision, mean_tokens, token_bytes, weight_bytes
+from datainf_ray.planning.estimate import PROCESS_BYTES, half_precision, pass_tokens, token_bytes, weight_bytes
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import nodes_of
 from datainf_ray.request.job import Job
@@ -39,7 +39,7 @@ def too_large(job: Job, room: Room) -> str | None:
 def _least(job: Job, on_gpu: bool) -> tuple[int, int, int]:
     """Bytes of the weights with a row's way through them, of a row's gradients in the largest block, of the sums."""
     facts = job.facts
-    row = mean_tokens(job) * token_bytes(facts, half_precision(job, on_gpu))
+    row = pass_tokens(job) * token_bytes(facts, half_precision(job, on_gpu))
     vectors = 1 + (NODES if nodes_of(job) else 0)
     return (
         int(weight_bytes(job, on_gpu) + row),

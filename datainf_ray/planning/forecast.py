@@ -298,6 +298,7 @@ def _memory(job: Job, sizes: Sizes, room: Room, calibration: Calibration | None)
     if sizes.gradients == "keep":
         host += 2 * 4 * job.facts.parameters * sizes.chunk_rows
     host += state_bytes(job)  # of a chunk, or what every worker holds of self-influence
+    host += 2 * job.facts.row_bytes * sizes.chunk_rows  # and the next chunk's, which are read meanwhile
     if job.config.index:
         host += 4 * index_row_bytes(job) * sizes.chunk_rows
     if not (on_gpu and sizes.resident):

@@ -25,6 +25,7 @@ from datainf_ray.planning.estimate import (
     half_precision,
     index_row_bytes,
     mean_tokens,
+    pass_tokens,
     row_gradient_bytes,
     score_bytes,
     token_bytes,
@@ -45,6 +46,7 @@ _ALIKE_ROWS, _ALIKE_SECONDS = 128, 3  # among so many rows there are some of lik
 _SPREAD = 64  # chunks that a small corpus is cut into, for workers to share
 _INDEX_BYTES = 256 * 10**6  # of a chunk's part of the index
 _SCORE_BYTES = 128 * 10**6  # of a chunk's scores
+_VALUES_BYTES = 256 * 10**6  # of a chunk's rows, as pictures are; the next chunk's are read meanwhile
 _QUERY_BYTES = 256 * 10**6  # of the gradients of a chunk of queries
 _KEPT_BYTES = 2**30  # of a chunk's gradients in the object store
 _ON_DEVICE = HELD  # of a GPU's memory, for queries and sums; where a worker has several, of the first one's
@@ -79,8 +81,9 @@ def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
 
     1/64 of the corpus or what takes 30 s, whichever is less; but at least one full batch (or 32768 tokens), 128 rows or
     3 s, and enough that the statistics' transport is under 5 % of the computing. Within fixed bounds: 600 s, 256 MB of
-    the index, 128 MB of scores, 1 GiB of gradients that must be kept, and, before all others, 16 to 16384 rows. Where
-    that leaves room, chunks are of equal size and even in number. Those of an index stay what they were.
+    the index, 128 MB of scores, 256 MB of pictures, 1 GiB of gradients that must be kept, and, before all others, 16 to
+    16384 rows. Where that leaves room, chunks are of equal size and even in number. Those of an index stay what they
+    were.
     """
     config, facts, rows = job.config, job.facts, job.rows
     if job.chunk_rows is not None:
@@ -92,6 +95,8 @@ def choose_chunk_rows(job: Job, gpus: int, batch_tokens: int) -> int:
     most = [MOST_ROWS, LONGEST_SECONDS / seconds, _SCORE_BYTES / score_bytes(job)]
     if config.index:
         most.append(_INDEX_BYTES / index_row_bytes(job))
+    if facts.row_bytes:
+        most.append(_VALUES_BYTES / facts.row_bytes)
     if config.gradients == "keep":
         most.append(_KEPT_BYTES / (4 * facts.parameters))
     chunk_rows = max(int(min(max(few, alike, least), *most)), FEWEST_ROWS)
@@ -182,15 +187,15 @@ def expected_batch_tokens(job: Job, room: Room) -> int:
     if room.device_bytes is None:
         left = room.worker_bytes - weight_bytes(job, on_gpu=False)
         tokens = CPU_BATCH_TOKENS
-        while left > 0 and tokens > mean_tokens(job) and activation_bytes(job, tokens, on_gpu=False) > left:
+        while left > 0 and tokens > pass_tokens(job) and activation_bytes(job, tokens, on_gpu=False) > left:
             tokens //= 2
         return tokens
     # several GPUs are filled alike, with weights and with what the weights' forward pass leaves
     memory = room.device_bytes * max(room.gpus_per_worker, 1)
     free = 0.9 * memory - weight_bytes(job, on_gpu=True) - held_bytes(job, room.device_bytes)
-    each = token_bytes(job.facts, half_precision(job, on_gpu=True)) + row_gradient_bytes(job) / mean_tokens(job)
+    each = token_bytes(job.facts, half_precision(job, on_gpu=True)) + row_gradient_bytes(job) / pass_tokens(job)
     fit = free / (GPU_GAPS * each)
-    return int(min(2 ** int(math.log2(max(fit, mean_tokens(job)))), MOST))
+    return int(min(2 ** int(math.log2(max(fit, pass_tokens(job)))), MOST))
 
 
 def flops_per_second(job: Job, gpus: int) -> float:

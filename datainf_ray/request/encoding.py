@@ -11,7 +11,7 @@ from datainf_ray.corpus.tokens import Encoder, EncoderSpec, Example
 from datainf_ray.model.inspect import ModelFacts
 from datainf_ray.request.cuts import limit_of
 from datainf_ray.request.sampled import first_examples
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for
 
 
 def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> Encoder:
@@ -32,7 +32,7 @@ def encoder_for(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts,
         chat_template=config.model.chat_template,
         chat_keywords=config.model.chat_template_kwargs,
     )
-    return task_of(config.model).encoder_for(spec)
+    return task_for(config).encoder_for(spec)
 
 
 def first_rows(config: RunConfig, name: str, corpus: Corpus, facts: ModelFacts, tokenizer: Any) -> list[Example]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ def adapter_digest(folder: str | None) -> str | None:
     """The digest of an adapter's files; None where there is no adapter."""
     if folder is None:
         return None
+    if Path(folder).is_file():
+        return _digest_of_files([Path(folder)], Path(folder).parent)
     pickled = () if (Path(folder) / ADAPTER_WEIGHTS).is_file() else (ADAPTER_PICKLE,)
     return folder_digest(folder, pickled)
 
@@ -82,8 +84,12 @@ def folder_digest(folder: str, also: tuple[str, ...] = ()) -> str:
     root = Path(folder)
     if not root.is_dir():
         return folder  # a hub id
+    return _digest_of_files(sorted(p for p in root.rglob("*") if p.is_file() and _counts(p, also)), root)
+
+
+def _digest_of_files(paths: Sequence[Path], root: Path) -> str:
     total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and _counts(p, also)):
+    for path in paths:
         size = path.stat().st_size
         total.update(f"{path.relative_to(root)} {size}\n".encode())
         with path.open("rb") as file:

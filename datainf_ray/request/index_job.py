@@ -20,7 +20,7 @@ from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.limits import traces
 from datainf_ray.request.encoding import first_rows
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.job import Job, Source, check_extent, facts_for
+from datainf_ray.request.job import Job, Source, check_extent, facts_for, let_go
 from datainf_ray.request.places import check_places, model_places
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute, begun, index_directory
@@ -28,7 +28,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
 from datainf_ray.runs.places import place_of
 from datainf_ray.runs.results import Run
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         raise RequestError("method.name", method, f"the index of {run.url} holds {held}, of {made_with}")
     directory = RunDirectory(config.output, options=options)
     config = with_template(absolute(config))
-    task = task_of(config.model)
+    task = task_for(config)
     queries = plan_corpus(config.queries, task, "queries", options)
     read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
     rows = {"queries": (config.queries.paths, queries)}
@@ -144,11 +144,13 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     facts = facts_for(config, task)
     if facts.blocks != index.blocks:
         raise RequestError("model.adapter", config.model.adapter, f"is not the one that {run.url} was made with")
-    tokenizer = load_tokenizer(config.model, options)
-    limits = traces(adapter_folder(config.model, options), tokenizer)
+    tokenizer = load_tokenizer(config.model, options, task)
+    limits = traces(adapter_folder(config.model, options), tokenizer) if task.inspect is None else ()
     config = with_day(config, tokenizer, {"queries": queries}, directory)
     task.check(queries, facts.task, "queries")
     examples = {"queries": first_rows(config, "queries", queries, facts, tokenizer)}
+    if task.draws is not None:
+        let_go(examples)
     groups, names = query_groups(config, queries)
     job = IndexJob(
         config,

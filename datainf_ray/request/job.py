@@ -41,7 +41,7 @@ from datainf_ray.request.understand import Request, index_directory, understand
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.schemas import OK
 from datainf_ray.tasks import own
-from datainf_ray.tasks.register import own_code, task_of
+from datainf_ray.tasks.register import own_code, task_for
 from datainf_ray.tasks.task import Task
 
 Source = Literal["backward", "index"]  #: where the gradients of training rows come from
@@ -79,7 +79,7 @@ class Job:
     @cached_property
     def task(self) -> Task:
         """What the model is trained for."""
-        return task_of(self.config.model)
+        return task_for(self.config)
 
     @cached_property
     def task_code(self) -> own.TaskCode | None:
@@ -230,6 +230,15 @@ def rows_to_compare(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(usable[k] for k in sorted(chosen) if 0 <= k <= last)
 
 
+def let_go(examples: dict[str, list[Example]]) -> None:
+    """Drop the values of all rows but those that are compared: 128 pictures may be some hundred megabytes."""
+    every = [example for some in examples.values() for example in some]
+    kept = {id(example) for example in rows_to_compare(every)}
+    for example in every:
+        if id(example) not in kept:
+            example.values = {}
+
+
 def doubt_of(job: Job, loss: StartLoss | None) -> str | None:
     """What the loss at the start says against the adapter's belonging to base and rows; None where nothing."""
     return None if loss is None else loss.doubt(chance(job.facts.vocabulary, job.facts.task.get("num_labels")))
@@ -247,10 +256,10 @@ def complete(request: Request, writable: bool = True) -> Job:
     """The slower part of `prepare`, which loads libraries and looks at the model and at some rows."""
     config, corpora = with_template(request.config), request.corpora
     check_method(config)
-    task = task_of(config.model)
+    task = task_for(config)
     facts = facts_for(config, task)
-    tokenizer = load_tokenizer(config.model, config.storage_options)
-    limits = traces(adapter_folder(config.model, config.storage_options), tokenizer)
+    tokenizer = load_tokenizer(config.model, config.storage_options, task)
+    limits = traces(adapter_folder(config.model, config.storage_options), tokenizer) if task.inspect is None else ()
     config = with_day(config, tokenizer, corpora, request.directory)
     examples = {}
     for name, corpus in corpora.items():
@@ -259,6 +268,8 @@ def complete(request: Request, writable: bool = True) -> Job:
     groups, names = query_groups(config, corpora["queries"])
     usable = next(example for example in examples["train"] if example.status == OK)
     row = seen(usable, tokenizer, "train")
+    if task.draws is not None:
+        let_go(examples)
     job = Job(config, request.directory, facts, corpora, examples, groups, names, traces=limits, row=row)
     check_extent(job)
     if writable:
@@ -271,6 +282,9 @@ def facts_for(config: RunConfig, task: Task) -> ModelFacts:
     facts = inspect_model(config.model, task, config.storage_options)
     if not method_named(config.method.name).states:
         return facts
+    if task.draws is not None:
+        problem = f"takes a hidden state at a row's last token, and {task.name} has none"
+        raise RequestError("method.name", config.method.name, problem, "use another method")
     if config.model.blocks is not None:
         problem = f"has no effect on {config.method.name}, which looks at no gradient"
         raise RequestError("model.blocks", config.model.blocks, problem, "use null")
@@ -303,7 +317,7 @@ def check_tokens(config: RunConfig) -> None:
         those = " or ".join(name for name in NAMES if method_named(name).additive)
         problem = f"{config.method.name} divides by the row's own norm: its influence is no sum over tokens"
         raise RequestError("results.tokens", "true", problem, f"use {those}")
-    task = task_of(config.model)
+    task = task_for(config)
     if task.token_losses is None:
         problem = f"task {task.name} has a loss for each row, and none for each token"
         raise RequestError("results.tokens", "true", problem, "leave it out; it is for causal-lm and seq2seq-lm")

@@ -105,7 +105,7 @@ def absolute(config: RunConfig) -> RunConfig:
 
     def resolved(reference: str) -> str:
         path = Path(reference).expanduser()
-        return str(path.resolve()) if "://" not in reference and path.is_dir() else reference
+        return str(path.resolve()) if "://" not in reference and path.exists() else reference
 
     model, adapter = config.model, config.model.adapter
     several = tuple(map(resolved, adapter)) if isinstance(adapter, tuple) else None

@@ -21,7 +21,7 @@ from datainf_ray.request.seen import SeenRow, SeenRows, seen
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for
 
 FIRST = 3  #: rows that are shown where none is asked for
 
@@ -46,7 +46,7 @@ def tokens(
     """
     asked = with_template(absolute(first_of(load_config(config, **overrides))))
     name = "queries" if queries else "train"
-    task, options = task_of(asked.model), asked.storage_options
+    task, options = task_for(asked), asked.storage_options
     corpus = plan_corpus(rows_of(asked, name), task, name, options)
     numbers = list(range(min(FIRST, corpus.rows)) if rows is None else dict.fromkeys(rows))
     for number in numbers:
@@ -56,7 +56,7 @@ def tokens(
             there = f"{name} has {counted(corpus.rows, 'row')}"
             raise RequestError("--row", number, there, f"give one from 0 to {corpus.rows - 1}")
     facts = inspect_model(asked.model, task, options)
-    tokenizer = load_tokenizer(asked.model, options)
+    tokenizer = load_tokenizer(asked.model, options, task)
     asked = with_day(asked, tokenizer, {name: corpus}, RunDirectory(asked.output, options=options))
     task.check(corpus, facts.task, name)
     encoder = encoder_for(asked, name, corpus, facts, tokenizer)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import meant
-from datainf_ray.config import ModelConfig
+from datainf_ray.config import ModelConfig, RunConfig
 from datainf_ray.tasks.own import TaskCode, code_of, load_task
 from datainf_ray.tasks.task import Task
 
@@ -15,6 +16,7 @@ MODULES = {
     "causal-lm": "datainf_ray.tasks.causal_lm",
     "sequence-classification": "datainf_ray.tasks.sequence_classification",
     "seq2seq-lm": "datainf_ray.tasks.seq2seq_lm",
+    "text-to-image": "datainf_ray.tasks.text_to_image",
 }
 #: What others call them: peft's task types, and transformers' pipelines.
 OTHERS = {
@@ -31,8 +33,10 @@ OTHERS = {
     "text2text-generation": "seq2seq-lm",
     "summarization": "seq2seq-lm",
     "translation": "seq2seq-lm",
+    "diffusion": "text-to-image",
+    "text2image": "text-to-image",
+    "stable-diffusion": "text-to-image",
 }
-LATER = ("text-to-image",)  # what the contract names and this version does not do yet
 
 
 def task_of(model: ModelConfig) -> Task:
@@ -43,16 +47,23 @@ def task_of(model: ModelConfig) -> Task:
     name = model.task
     if ":" in name:
         return load_task(name, model.trust_remote_code)
-    if name in LATER:
-        choice = " or ".join(map(repr, MODULES))
-        raise RequestError("model.task", name, "is not available in this version", f"use {choice}")
     if name not in MODULES:
         plain = name.lower().replace("_", "-")
         other = plain if plain in MODULES else OTHERS.get(plain)
         remedy = f"it is called {other} here" if other else f"{meant(name, MODULES)}, or package.module:TASK"
         raise RequestError("model.task", name, "there is no such task", remedy)
     task: Task = importlib.import_module(MODULES[name]).TASK
+    missing = [package for module, package in task.needs.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        problem = f"needs {' and '.join(missing)}, not installed here"
+        raise RequestError("model.task", name, problem, f"pip install 'datainf-ray[{task.extra}]'")
     return task
+
+
+def task_for(config: RunConfig) -> Task:
+    """The task of a run, as its whole configuration asks for it. Raises `RequestError`."""
+    task = task_of(config.model)
+    return task.configured(task, config)
 
 
 def own_code(model: ModelConfig) -> TaskCode | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from datainf_ray.config import ModelConfig
+from datainf_ray.common.storage import Options
+from datainf_ray.config import ModelConfig, RunConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.passages import Passage
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from datainf_ray.corpus.batches import Batch, Collate
-    from datainf_ray.model.objective import Losses, Shapes, Shortcut, TokenLosses
+    from datainf_ray.model.objective import Draws, Losses, Shapes, Shortcut, TokenLosses
 
 
 def _all_texts(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
@@ -69,13 +70,28 @@ class Task:
     #: `token_losses(model, tensors)`: the losses of a batch's tokens, b × s as its `labels` are (-100: no target), zero
     #: where there is no target; a row's loss is their sum or their mean. None: a loss is not a sum over tokens.
     token_losses: TokenLosses | None = None
+    #: `inspect(model, options)`: the `model.inspect.ModelFacts` of a model that is no transformers model; with it
+    #: `load(model, device, options)`, the model on that device, of which what takes a gradient are the blocks, and
+    #: `tokenizer(model, options)`. `model_class`, `configure`, `facts` and `complete` are not asked then.
+    inspect: Callable[[ModelConfig, Options | None], Any] | None = None
+    load: Callable[[ModelConfig, torch.device, Options | None], nn.Module] | None = None
+    tokenizer: Callable[[ModelConfig, Options | None], Any] | None = None
+    #: At which draws a row's loss is taken, as a picture's at several timesteps; `losses` gives the mean over them.
+    draws: Draws | None = None
+    #: Whether the encoder finds the row's id among its fields, as `id`.
+    takes_id: bool = False
+    #: What must be installed beside what we always need, {module: package}, and the extra that brings it.
+    needs: Mapping[str, str] = field(default_factory=dict)
+    extra: str = ""
+    #: `configured(task, config)`: the task as a run's whole configuration asks for it.
+    configured: Callable[[Task, RunConfig], Task] = lambda task, config: task
     #: `cost(tokens, vocabulary, on_gpu)`: bytes that a batch takes beyond what its layers do.
     cost: Callable[[float, int, bool], float] = lambda tokens, vocabulary, on_gpu: 0.0
 
     def encoder_for(self, spec: EncoderSpec) -> Encoder:
         """What encodes the rows of a corpus. Raises `RequestError` where that cannot be."""
         preview = None if self.preview is None else functools.partial(self.preview, spec)
-        return Encoder(self.encoder(spec), functools.partial(self.says, spec), spec, preview)
+        return Encoder(self.encoder(spec), functools.partial(self.says, spec), spec, preview, self.takes_id)
 
     def batch(self, examples: Sequence[Example], positions: Sequence[int], pad_id: int) -> Batch:
         """The examples at `positions`, all of them ok, as a batch."""

@@ -152,9 +152,9 @@ def test_the_code_travels_to_workers_that_do_not_have_it(
         (
             "poetry",
             False,
-            r"poetry: there is no such task; known are causal-lm, .*, seq2seq-lm, or package.module:TASK",
+            r"poetry: there is no such task; known are causal-lm, .*, text-to-image, or package.module:TASK",
         ),
-        ("text-to-image", False, r"text-to-image: is not available in this version; use 'causal-lm' or 'sequence"),
+        ("stable-diffusion", False, r"stable-diffusion: there is no such task; it is called text-to-image here"),
     ],
 )
 def test_what_is_no_task_is_refused_in_a_line(

@@ -1,0 +1,139 @@
+"""Pictures among rows: what stands in a row for one, and a folder of pictures with captions as rows.
+
+A row has a picture's bytes, what `datasets` writes ({bytes, path}), or the name of a file beside the rows. In a folder
+of pictures each is a row, whose `text` is that of the .txt (or .caption) file of its name, as trainers have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from datainf_ray.common.storage import store_of
+from datainf_ray.common.words import byte_size, escaped
+from datainf_ray.corpus.files import FOLDER, SourceFile, below, changed
+from datainf_ray.corpus.folders import hidden
+from datainf_ray.corpus.records import Parsed
+
+PICTURE = "picture"  #: the type of a role that has one
+COLUMNS = ("file_name", "image", "text")  #: of a folder of pictures
+MOST_BYTES = 256 * 2**20  #: of a picture's file
+
+#: Those that are no PNG, JPEG or WebP are rows all the same: they get a status, and are not passed over in silence.
+_SUFFIXES = frozenset((
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jxl",
+))  # fmt: skip
+_CAPTIONS = (".txt", ".caption")
+_LONGEST = 2**16  # bytes of a caption
+_HASHED = 64 * 2**20  # bytes; a local folder up to this size is known by its files' content
+
+
+def picture_bytes(value: Any, file: SourceFile) -> bytes:
+    """The bytes of the picture that `value` is, in a row of `file`: bytes, {bytes, path}, or a path.
+
+    A path is that of a file in the same folder, or below it: rows may be anybody's, and are not to read other files.
+    Raises ValueError, to stand behind the role's name, where there is none; and OSError where a store fails.
+    """
+    if isinstance(value, dict) and {*value} & {"bytes", "path"}:
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str):
+        return _beside(value, file)
+    if not isinstance(value, bytes):
+        raise ValueError(f"is of type {type(value).__name__}, and neither bytes nor the name of a file")
+    return value
+
+
+def _beside(name: str, file: SourceFile) -> bytes:
+    shown = escaped(name, 120)
+    parts = name.replace("\\", "/").split("/")
+    if not name or "://" in name or name.startswith(("/", "~")) or ".." in parts or ":" in parts[0]:
+        raise ValueError(f"is {shown}, and only files in the folder of {file.name or 'the rows'} are read")
+    fs, path = store_of(file.path, file.options)
+    return _read(fs, f"{_folder(fs, path, file)}/{name}", shown, MOST_BYTES)
+
+
+def _folder(fs: AbstractFileSystem, path: str, file: SourceFile) -> str:
+    return (path if file.format == FOLDER else str(fs._parent(path))).rstrip("/")
+
+
+def _read(fs: AbstractFileSystem, path: str, shown: str, most: int) -> bytes:
+    if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"is {shown}, which is no file")  # a pipe would be waited for
+    try:
+        size = int(fs.info(path).get("size") or 0)
+        if size > most:
+            raise ValueError(f"is {shown}, of {byte_size(size)}: {byte_size(most)} is the most")
+        data: bytes = fs.cat_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"is {shown}, and there is no such file") from None
+    return data
+
+
+def folder_of_pictures(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """What a `SourceFile` is to know of a folder of pictures: rows, size and identity; None where it has none."""
+    found = _listed(fs, path)
+    names = [name for name in found if _is_picture(name)]
+    if not names:
+        return None
+    size = sum(int(info.get("size") or 0) for info in found.values())
+    total = hashlib.sha256()
+    for name, info in found.items():
+        if isinstance(fs, LocalFileSystem) and size <= _HASHED:
+            mark = hashlib.sha256(fs.cat_file(info["name"])).hexdigest()
+        else:
+            mark = str(next((info[key] for key in ("ETag", "etag", "md5Hash", "mtime") if info.get(key)), ""))
+        total.update(f"{name} {info.get('size')} {mark}\n".encode("utf-8", "surrogateescape"))
+    return {"rows": len(names), "columns": COLUMNS, "size": size, "identity": total.hexdigest()}
+
+
+def _listed(fs: AbstractFileSystem, path: str) -> dict[str, Mapping[str, Any]]:
+    """The pictures and captions below a folder, by their names there, in order."""
+    found = {below(p, path): info for p, info in fs.find(path, detail=True).items() if info.get("type") != "directory"}
+    kept = {name: info for name, info in found.items() if not hidden(name)}
+    if isinstance(fs, LocalFileSystem):
+        kept = {name: info for name, info in kept.items() if os.path.isfile(info["name"])}
+    return {name: kept[name] for name in sorted(kept) if _is_picture(name) or name.endswith(_CAPTIONS)}
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name.lower()).suffix in _SUFFIXES
+
+
+class PictureSource:
+    """The rows of a folder of pictures: the name of each, and its caption."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._fs, self._path = store_of(file.path, file.options)
+        self._found = _listed(self._fs, self._path)
+        self._names = [name for name in self._found if _is_picture(name)]
+        if len(self._names) != file.rows:
+            raise changed(file, f"{len(self._names)} pictures instead of {file.rows}")
+
+    def read(self, start: int, stop: int) -> Iterator[Parsed]:
+        """Rows start..stop-1; one without a caption says so."""
+        for name in self._names[start:stop]:
+            values = {"file_name": name, "image": name}
+            try:
+                yield Parsed({**values, "text": self._caption(name)})
+            except ValueError as error:
+                yield Parsed(values, f"its caption {error}")
+
+    def close(self) -> None:
+        self._found = {}
+
+    def _caption(self, name: str) -> str:
+        stem = name.rpartition(".")[0]
+        caption = next((stem + suffix for suffix in _CAPTIONS if stem + suffix in self._found), None)
+        if caption is None:
+            raise ValueError(f"is not there: no {escaped(PurePosixPath(stem).name, 60)}.txt")
+        data = _read(self._fs, f"{self._path.rstrip('/')}/{caption}", escaped(caption, 120), _LONGEST)
+        try:
+            return data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise ValueError("is not UTF-8") from None
