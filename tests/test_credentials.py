@@ -247,6 +247,7 @@ def test_two_runs_with_different_credentials_at_once(scene: Scene, local_ray: No
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.fresh_workers  # a driver that is elsewhere knows nothing of those that wait here, and needs their CPUs
 def test_every_door_opens_with_the_options(scene: Scene, local_ray: None) -> None:
     config = scene.configuration("mine", "doors", index=True, index_projection=8)
     with settled():

@@ -135,6 +135,7 @@ def test_the_command_does_it_and_others_take_the_first(
     assert torch.allclose(torch.from_numpy(matrix(both.scores()["influence"])), want, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.fresh_workers  # a driver that is elsewhere knows nothing of those that wait here, and needs their CPUs
 def test_in_the_background_it_is_one_run_that_can_be_waited_for(
     tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_readmes_example_runs_and_is_right(example: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.fresh_workers  # a driver that is elsewhere knows nothing of those that wait here, and needs their CPUs
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("block", [True, False])
 def test_the_code_travels_to_workers_that_do_not_have_it(
