@@ -18,6 +18,7 @@ import typer
 
 from datainf_ray.cli.by import add_by
 from datainf_ray.cli.curate import add_curate
+from datainf_ray.cli.options import Assignments, Config, Moved, Progress, RunPath
 from datainf_ray.cli.rows import add_rows
 from datainf_ray.cli.show import Format, show_findings, show_rows
 from datainf_ray.common.errors import RequestError, RunFailedError, StoppedError
@@ -30,15 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file: a path or any fsspec URL.")]
-Assignments = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in --set cluster.max_workers=2.")
-]
-Progress = Annotated[
-    str, typer.Option(metavar="HOW", help="How progress is shown: auto, bars, lines, json (on stdout) or none.")
-]
-RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")]
 
 _INTERRUPTED = "interrupted; run the same command again to go on"
 
@@ -193,12 +185,7 @@ def evaluate(
         str | None, typer.Option(metavar="PATH", help="Draw it, too: a path or fsspec URL in .svg, .png or .pdf.")
     ] = None,
     output_format: Annotated[Format, typer.Option("--format", help="How the figures are written.")] = Format.table,
-    assignments: Annotated[
-        list[str],
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Replace a key: --set train.path=… where the corpus was moved."
-        ),
-    ] = [],  # noqa: B006
+    assignments: Moved = [],  # noqa: B006
 ) -> None:
     """How well the scores find rows of which a column knows: AUC, average precision, MRR, recall; with intervals."""
     from datainf_ray.evaluation.compare import evaluate as compare

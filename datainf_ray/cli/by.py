@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from datainf_ray.cli.options import Moved, RunPath
 from datainf_ray.cli.show import Format
 from datainf_ray.common.words import counted, json_text, percent, printable, visible
 
@@ -22,7 +23,7 @@ def add_by(app: typer.Typer, terminable: Any, overrides: Any) -> None:
 
     @app.command()
     def by(
-        run: Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")],
+        run: RunPath,
         column: Annotated[
             str, typer.Option(metavar="COLUMN", help="A column of the training rows, one within it (a.b), or file.")
         ],
@@ -34,12 +35,7 @@ def add_by(app: typer.Typer, terminable: Any, overrides: Any) -> None:
         to: Annotated[
             str | None, typer.Option(metavar="PATH", help="Write all of it to a new Parquet file: a path or URL.")
         ] = None,
-        assignments: Annotated[
-            list[str],
-            typer.Option(
-                "--set", metavar="KEY=VALUE", help="Replace a key: --set train.path=… where the corpus was moved."
-            ),
-        ] = [],  # noqa: B006
+        assignments: Moved = [],  # noqa: B006
     ) -> None:
         """Influence summed and averaged by a column of the corpus: which file, source, label or annotator did it?"""
         from datainf_ray.curate.by import by as influence_by

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datainf_ray.cli.options import Moved
 from datainf_ray.common.words import escaped, json_text
 
 
@@ -83,12 +84,7 @@ def add_curate(app: typer.Typer, terminable: Any, overrides: Any) -> None:
             Shape | None, typer.Option("--format", help="A folder with what another tool reads beside the rows.")
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON, for programs.")] = False,
-        assignments: Annotated[
-            list[str],
-            typer.Option(
-                "--set", metavar="KEY=VALUE", help="Replace a key: --set train.path=… where the corpus was moved."
-            ),
-        ] = [],  # noqa: B006
+        assignments: Moved = [],  # noqa: B006
     ) -> None:
         """Write the corpus again without its worst rows, or selected, weighted, with scores. The original stays.
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datainf_ray.cli.options import Moved, RunPath
 from datainf_ray.cli.show import Format, show_tokens, show_top
 from datainf_ray.common.words import json_text, visible
 
@@ -30,7 +31,7 @@ def add_rows(app: typer.Typer, terminable: Any, overrides: Any) -> None:
 
     @app.command()
     def top(
-        run: Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")],
+        run: RunPath,
         query: Annotated[str, typer.Option(help="The query's number or id; all: all queries together.")] = "0",
         k: Annotated[int, typer.Option("-k", min=1, help="How many rows.")] = 10,
         harmful: Annotated[bool, typer.Option("--harmful", help="The rows that raise the query's loss.")] = False,
@@ -39,12 +40,7 @@ def add_rows(app: typer.Typer, terminable: Any, overrides: Any) -> None:
         ] = Text.preview,
         output_format: Annotated[Format, typer.Option("--format", help="How they are written.")] = Format.table,
         tokens: Annotated[bool, typer.Option("--tokens", help="Each of them token by token (results.tokens).")] = False,
-        assignments: Annotated[
-            list[str],
-            typer.Option(
-                "--set", metavar="KEY=VALUE", help="Replace a key: --set train.path=… where the corpus was moved."
-            ),
-        ] = [],  # noqa: B006
+        assignments: Moved = [],  # noqa: B006
     ) -> None:
         """The rows that helped a query most, or with --harmful those that harmed it."""
         from datainf_ray.curate.top import top as strongest
@@ -75,7 +71,7 @@ def add_rows(app: typer.Typer, terminable: Any, overrides: Any) -> None:
 
     @app.command()
     def show(
-        run: Annotated[str, typer.Argument(metavar="RUN", help="The run directory: a path or fsspec URL.")],
+        run: RunPath,
         row: Annotated[str, typer.Argument(metavar="ROW", help="The row's id, or its number from 0.")],
         neighbours: Annotated[
             bool, typer.Option("--neighbours/--no-neighbours", help="Look for rows of nearly the same text.")
@@ -83,12 +79,7 @@ def add_rows(app: typer.Typer, terminable: Any, overrides: Any) -> None:
         output_format: Annotated[
             Shown, typer.Option("--format", help="How it is written: as text or as JSON.")
         ] = Shown.text,
-        assignments: Annotated[
-            list[str],
-            typer.Option(
-                "--set", metavar="KEY=VALUE", help="Replace a key: --set train.path=… where the corpus was moved."
-            ),
-        ] = [],  # noqa: B006
+        assignments: Moved = [],  # noqa: B006
     ) -> None:
         """One training row, whole: its text, its loss, its influence on every query, and rows that are nearly alike."""
         from datainf_ray.curate.shown import show as look
