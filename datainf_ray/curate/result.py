@@ -76,7 +76,9 @@ class Curated:
         if self.without_score:
             total = sum(self.without_score.values())
             by = ", ".join(f"{count:,} {escaped(status)}" for status, count in sorted(self.without_score.items()))
-            lines.append(f"{counted(total, 'row')} without a score ({by}): {self.without_score_kept:,} of them stay")
+            lines.append(
+                f"{counted(total, 'row')} without a score ({by}), of which {self.without_score_kept:,} {would}stay"
+            )
         lines += self.notes
         lines += _table(self.first)
         lines += [f"{what}: {place}" for what, place in (("rows", self.to), ("rejected", self.rejected)) if place]

@@ -97,7 +97,8 @@ def show(run: str | Run, row: int | str, neighbours: bool = True, **overrides: A
             try:
                 near = alike(corpus, read)
             except RequestError as error:
-                notes.append(f"nearly alike rows are not looked for: {error.remedy}")
+                why = "; ".join(part for part in (error.problem, error.remedy) if part)
+                notes.append(f"nearly alike rows are not looked for: it {why}")
         return ShownRow(
             opened.url, number, name, known, read.problem, parts_of(read), _others(corpus, number), places,
             None if near is None else near[:_NEIGHBOURS], len(near or ()), notes,

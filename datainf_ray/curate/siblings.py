@@ -10,6 +10,7 @@ import numpy as np
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.corpus.chunks import Corpus
+from datainf_ray.corpus.pictures import PICTURE
 from datainf_ray.corpus.rows import Row
 from datainf_ray.curate.content import some_rows
 from datainf_ray.curate.rules import GOES, SIBLING, Decided
@@ -32,12 +33,20 @@ def require_minhash() -> Any:
     return rensa
 
 
+def _require_texts(corpus: Corpus) -> None:
+    """Raises `RequestError` where rows are pictures: many may have one caption, and not be alike at all."""
+    if PICTURE in corpus.types.values():
+        problem = "compares texts, and pictures of the same caption need not be alike"
+        raise RequestError("--near-duplicates", None, problem)
+
+
 def add_siblings(decided: Decided, corpus: Corpus) -> None:
     """Let the near-duplicates of the rows that go by the rule go with them, and note of which row each is one.
 
-    Two passes over the corpus; memory for the rows that go by the rule.
+    Two passes over the corpus; memory for the rows that go by the rule. Raises `RequestError` where rows are pictures.
     """
     rensa = require_minhash()
+    _require_texts(corpus)
     index = rensa.RMinHashLSH(threshold=ALIKE, num_perm=_PERMUTATIONS, num_bands=_BANDS)
     known: dict[int, Any] = {}
     for row in some_rows(corpus, np.flatnonzero(decided.fate == GOES)):
@@ -60,9 +69,10 @@ def add_siblings(decided: Decided, corpus: Corpus) -> None:
 def alike(corpus: Corpus, row: Row) -> list[dict[str, Any]]:
     """The other rows of nearly the same text: row, id, and `alike`, the estimated share, the most alike first.
 
-    A pass over the corpus. Raises `RequestError` where the library is not installed.
+    A pass over the corpus. Raises `RequestError` where the library is not installed, or rows are pictures.
     """
     rensa = require_minhash()
+    _require_texts(corpus)
     pieces = _pieces(row.fields)
     if not pieces:
         return []

@@ -125,7 +125,10 @@ def test_without_the_library_it_says_so(run: datainf_ray.Run, monkeypatch: pytes
     monkeypatch.setattr(builtins, "__import__", without)
     shown = run.row(17)
     assert shown.neighbours is None
-    assert shown.lines()[-1] == "nearly alike rows are not looked for: pip install 'datainf-ray[curate]'"
+    assert shown.lines()[-1] == (
+        "nearly alike rows are not looked for: it needs a package that is not installed; "
+        "pip install 'datainf-ray[curate]'"
+    )
 
 
 def test_a_run_without_scores_shows_the_rest(make: Make, tmp_path: Path) -> None:

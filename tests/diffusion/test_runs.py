@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,13 @@ def by_hand(config: dict[str, Any], family: str, c: float = 0.1) -> Tensor:
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("family", "combine"), [("sd", "paired"), ("flux", "mean")])
-def test_a_run_is_the_float64_loop(family: str, combine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_the_float64_loop(
+    family: str,
+    combine: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = prepared(tmp_path, family, combine=combine)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     assert status_of(monkeypatch, "run", tmp_path / "run.yaml") == 0
@@ -99,6 +106,23 @@ def test_a_run_is_the_float64_loop(family: str, combine: str, tmp_path: Path, mo
     assert run.record.capture.path == "hooks"
     two = attribute(config | {"output": str(tmp_path / "two"), "cluster": {"max_workers": 2, "chunk_rows": 3}})
     assert tables(two) == tables(run)
+    _is_read(run, monkeypatch, capsys)
+
+
+def _is_read(run: datainf_ray.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands that show rows say how large a picture is, and none of its bytes."""
+    for words in (["show", run.url, 1], ["show", run.url, 1, "--format", "json"], ["top", run.url, "--text", "full"]):
+        capsys.readouterr()
+        assert status_of(monkeypatch, *words) == 0
+        told = capsys.readouterr().out
+        assert re.search(r"\([\d.]+ kB\)", told)
+        assert "a dog no 1" in told or words[0] == "top"
+        assert "PNG" not in told
+    asked = ["curate", run.url, "--because", "helpful", "--drop", 1, "--dry-run"]
+    assert status_of(monkeypatch, *asked, "--near-duplicates") == 2
+    said = capsys.readouterr().err
+    assert "--near-duplicates: compares texts, and pictures of the same caption need not be alike" in said
+    assert status_of(monkeypatch, *asked) == 0
 
 
 def test_the_plan_counts_draws(tmp_path: Path) -> None:
