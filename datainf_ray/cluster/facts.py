@@ -11,6 +11,7 @@ from ray.actor import ActorHandle
 
 from datainf_ray.cluster.private import wrong_selector
 from datainf_ray.common.errors import RequestError, one_line
+from datainf_ray.common.words import byte_size, counted
 from datainf_ray.config import ClusterConfig
 from datainf_ray.planning.room import Room
 
@@ -23,6 +24,7 @@ class ClusterFacts:
 
     local: bool  # started by us, on this machine
     room: Room  # as far as it is known before a worker is up
+    grows: bool = False  # nodes must come before all workers have room
     # workers without a model, on their way; taken from here
     actors: deque[ActorHandle[Any]] = field(default_factory=deque)
 
@@ -70,7 +72,8 @@ def cluster_facts(config: ClusterConfig, local: bool) -> ClusterFacts:
     ]
     return ClusterFacts(
         local,
-        Room(
+        grows=fit < workers,
+        room=Room(
             workers=workers,
             gpus_per_worker=gpus,
             store_bytes=int(total.get("object_store_memory", 0)),
@@ -92,15 +95,16 @@ def has_labels(labels: dict[str, str], selector: dict[str, str]) -> bool:
     return all(fits(key, wanted) for key, wanted in selector.items())
 
 
-def wants(config: ClusterConfig, gpus_per_worker: int) -> str:
-    """What a worker takes, in words."""
-    labels = describe_labels(config.label_selector)
+def wants(config: ClusterConfig, gpus_per_worker: int, memory: int = 0, labels: dict[str, str] | None = None) -> str:
+    """What a worker takes, in words; `labels` in place of those that are asked for first."""
+    labels = config.label_selector if labels is None else labels
     cpus = config.cpus_per_worker
-    return (
-        f"{cpus} CPU{'s' * (cpus != 1)}"
-        + (f" and {gpus_per_worker} GPU{'s' * (gpus_per_worker != 1)}" if gpus_per_worker else "")
-        + (f" on a node with {labels}" if config.label_selector else "")
-    )
+    parts = [counted(cpus, "CPU")]
+    if gpus_per_worker:
+        parts.append(counted(gpus_per_worker, "GPU"))
+    if memory:
+        parts.append(f"{byte_size(memory)} of memory")
+    return " and ".join(parts) + (f" on a node with {describe_labels(labels)}" if labels else "")
 
 
 def describe_labels(selector: dict[str, str]) -> str:

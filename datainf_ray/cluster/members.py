@@ -62,6 +62,7 @@ class Members:
         limit: int,
         minimum: int,
         gpus_per_worker: int,
+        memory: int,
         actors: deque[ActorHandle[Worker]],
         hire: Hire,
         starts: Starts,
@@ -70,7 +71,8 @@ class Members:
         metrics: DriverMetrics,
         weights: dict[str, str],
     ) -> None:
-        self.spec, self.limit, self.minimum, self.gpus_per_worker = spec, limit, minimum, gpus_per_worker
+        self.spec, self.limit, self.minimum = spec, limit, minimum
+        self.gpus_per_worker, self.memory = gpus_per_worker, memory
         self.hire, self.starts, self.say, self.log, self.metrics = hire, starts, say, log, metrics
         self.weights = weights  # digests by device and dtype
         self.all: list[Member] = []
@@ -89,6 +91,13 @@ class Members:
     def ready(self) -> int:
         """How many are up."""
         return sum(m.info is not None for m in self.all)
+
+    @property
+    def wanted(self) -> str:
+        """What is asked for now, in words."""
+        config = self.spec.config.cluster
+        first = all(member.first_choice for member in self.all if member.info is None)
+        return wants(config, self.gpus_per_worker, self.memory, None if first else config.fallback_selector)
 
     def start(self, chunks: int) -> None:
         """Ask for as many workers as `chunks` chunks can occupy; they come up while the driver does other things."""
@@ -129,7 +138,7 @@ class Members:
             why = f": {self.starts.reason}" if self.starts.reason else ""
             raise RunFailedError(
                 f"no worker could be started within {limit:g} s (cluster.start_timeout){why}; "
-                f"a worker takes {wants(self.spec.config.cluster, self.gpus_per_worker)}, "
+                f"a worker takes {self.wanted}, "
                 f"and the cluster has {describe_resources()}"
             )
 

@@ -16,7 +16,6 @@ from ray.exceptions import RayError
 from datainf_ray.cluster.actors import method
 from datainf_ray.cluster.backlog import HALVINGS, Backlog, Work, describe_chunk
 from datainf_ray.cluster.chunk import ChunkReport
-from datainf_ray.cluster.facts import wants
 from datainf_ray.cluster.failures import STARTS, Failure, Fault, Starts, classify, final_error
 from datainf_ray.cluster.hiring import IN_FLIGHT, hire, worker_name
 from datainf_ray.cluster.members import Member, Members, who
@@ -98,12 +97,12 @@ class Pool:
         self.numbers = itertools.count()  # of sweeps; workers know them by it
         self.begun: list[float] = []  # when each sweep's first chunk was handed out, by time.perf_counter
         self._flying: dict[Any, _Call] = {}  # second starts may be in flight when their sweep is over
-        self._wants = wants(spec.config.cluster, gpus_per_worker)
         self._members = Members(
             spec,
             limit,
             minimum,
             gpus_per_worker,
+            memory,
             deque() if actors is None else actors,
             lambda name, labels: hire(
                 spec.config.cluster,
@@ -146,7 +145,7 @@ class Pool:
                 self._wait(_TICK)
                 if time.monotonic() - told > _SILENCE:
                     told = time.monotonic()
-                    self.say(f"waiting for a worker of {self._wants}, for {told - began:.0f} s")
+                    self.say(f"waiting for a worker of {members.wanted}, for {told - began:.0f} s")
                 continue
             try:
                 return ray.get(getattr(member.actor, method).remote(*values))

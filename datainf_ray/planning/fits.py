@@ -51,7 +51,8 @@ def _least(job: Job, on_gpu: bool) -> tuple[int, int, int]:
 def least_memory(job: Job, room: Room) -> int:
     """Bytes of a machine that a worker cannot do without, however the run is cut; its share of a machine at most.
 
-    Ray puts no worker on a node that has less left, and an autoscaler brings one that has as much.
+    Ray puts no worker on a node that has less left. It is not asked for where nodes must come first: an autoscaler
+    whose file does not say what memory its nodes have would bring none, and Ray would wait for them for ever.
     """
     on_gpu = room.gpus_per_worker > 0
     model, largest, sums = _least(job, on_gpu)

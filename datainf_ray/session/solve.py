@@ -71,7 +71,7 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
         cluster.room.gpus_per_worker,
         cluster.actors,
         grows=not cluster.local,
-        memory=0 if cluster.local else least_memory(job, cluster.room),
+        memory=0 if cluster.local or cluster.grows else least_memory(job, cluster.room),
         say=attempt.watcher.say,
         crashed=record.crashed,
         found=attempt.keep,

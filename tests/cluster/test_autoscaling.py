@@ -32,7 +32,6 @@ def test_nodes_of_our_cluster_come_for_a_run_by_label_and_go_after_it(
     for labels in nodes:
         assert demand.items() <= labels.items()
     said = (tmp_path / "log").read_text()
-    assert "waiting for a worker of 1 CPU and 1 GPU on a node with ray.io/market-type=spot, " in said
     assert "within 8 s; asking for ray.io/market-type=on-demand, datainf/role=worker" in said
 
 
@@ -73,5 +72,5 @@ def nodes_of_a_run(kinds: dict[str, Any], folder: Path, model: dict[str, Any], *
             time.sleep(0.5)
     document = json.loads((folder / "run" / "run.json").read_text())
     assert document["sweeps"][-1]["workers"] == 2
-    assert len(parquet_files(folder / "run")) == 4
+    assert {"blocks.parquet", "queries.parquet", "top.parquet"} < parquet_files(folder / "run").keys()
     return list(seen.values())

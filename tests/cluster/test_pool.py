@@ -43,7 +43,7 @@ def config(tmp_path: Path, tiny_llama: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_waits_for_a_worker_only_so_long(config: dict[str, Any]) -> None:
     config["cluster"] |= {"cpus_per_worker": 10**6, "start_timeout": 1}
-    want = r"no worker could be started within 1 s .*a worker takes 1000000 CPUs, and the cluster has 2 CPUs, 0 GPUs"
+    want = r"no worker could be started within 1 s .*a worker takes 1,000,000 CPUs, and the cluster has 2 CPUs, 0 GPUs"
     with pytest.raises(RunFailedError, match=want):
         attribute(config)
 
