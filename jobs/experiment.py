@@ -7,11 +7,12 @@ influential     how well each method finds the rows of the class of a query, by 
 mislabelled     how well each method finds rows with a wrong label, by epoch
 retrain         whether taking rows out does what the scores say
 shortcuts       what cheaper ways to the influences cost
+text-to-image   how well each method finds the pictures of the style of a query, and foresees fine-tunes on halves
 
-Each is a folder in jobs/experiments: its config.yaml says what is done, its README shows what came of it. It runs in
-Ray's tasks, on this machine or on the cluster that RAY_ADDRESS names. What is done is kept in DIRECTORY (any fsspec
-URL), and the same command goes on where it was cut off; results.parquet, table.md and figure.svg are written there at
-the end. Needs `pip install -e ".[experiments]"`.
+Each is a folder in jobs/experiments (a hyphen is _ there): its config.yaml says what is done, its README shows what
+came of it. It runs in Ray's tasks, on this machine or on the cluster that RAY_ADDRESS names. What is done is kept in
+DIRECTORY (any fsspec URL), and the same command goes on where it was cut off; results.parquet, table.md and figure.svg
+are written there at the end. Needs `pip install -e ".[experiments]"`; text-to-image also the extra `diffusion`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from datainf_ray.common.plain_yaml import read_yaml
 from datainf_ray.config import parse_assignment
 from datainf_ray.runs.directory import RunDirectory
 
-EXPERIMENTS = ("approximation", "influential", "mislabelled", "retrain", "shortcuts")
+EXPERIMENTS = ("approximation", "influential", "mislabelled", "retrain", "shortcuts", "text-to-image")
 _HERE = Path(__file__).parent / "experiments"
 
 
@@ -42,9 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", help="default: experiments/NAME")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args(arguments)
-    config = _config(asked.config or str(_HERE / asked.name / "config.yaml"), asked.set)
+    folder = asked.name.replace("-", "_")
+    config = _config(asked.config or str(_HERE / folder / "config.yaml"), asked.set)
     directory = RunDirectory(asked.output or f"experiments/{asked.name}")
-    program = importlib.import_module(f"experiments.{asked.name}.program")
+    program = importlib.import_module(f"experiments.{folder}.program")
     for name, value in program.run(config, directory).items():
         directory.write(name, _data(value))
         print(directory.path(name), flush=True)

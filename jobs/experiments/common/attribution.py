@@ -160,7 +160,7 @@ def _replica(job: Job, states: bool = False) -> Replica:
 
 
 def _make_batch(job: Job, replica: Replica) -> Callable[[Sequence[Example], Sequence[int]], Batch]:
-    tokenizer = load_tokenizer(job.config.model, job.config.storage_options)
+    tokenizer = load_tokenizer(job.config.model, job.config.storage_options, job.task)
     pad = padding(replica.model, tokenizer, job.facts.vocabulary)
     return lambda examples, positions: job.task.batch(examples, positions, pad)
 

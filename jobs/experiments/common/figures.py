@@ -19,6 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "cosine": {"color": "#cc79a7"},
     "representation": {"color": "#009e73", "linestyle": "--"},
     "bm25": {"color": "#56b4e9", "linestyle": "--"},
+    "pixels": {"color": "#56b4e9", "linestyle": "--"},
     "loss": {"color": "#777777", "linestyle": "--"},
     "norm": {"color": "#bbbbbb", "linestyle": "--"},
     "self-influence": {"color": "#882255", "linestyle": "--"},

@@ -61,7 +61,7 @@ def examples_of(job: Job, name: str) -> list[Example]:
     from datainf_ray.model.inspect import load_tokenizer
 
     corpus = job.corpora[name]
-    tokenizer = load_tokenizer(job.config.model, job.config.storage_options)
+    tokenizer = load_tokenizer(job.config.model, job.config.storage_options, job.task)
     encoder = encoder_for(job.config, name, corpus, job.facts, tokenizer)
     reader = RowReader(corpus)
     return [example for chunk in corpus.chunks(corpus.rows) for example in encoder.encode(reader.read(chunk))]
