@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,28 +50,6 @@ def styled(pixels: np.ndarray, style: str) -> np.ndarray:
     raise ValueError(f"there is no style {style!r}")
 
 
-def rows(url: str, styles: Sequence[str], counts: Sequence[int], seed: int) -> list[pa.Table]:
-    """Tables with so many rows of each style, in random order; no digit is in two of them, or in two styles."""
-    with fsspec.open(url, "rb") as file:
-        table = pq.read_table(file)
-    draw = np.random.default_rng(seed)
-    pixels = np.array(table["pixels"].to_pylist()).reshape(-1, _SIDE, _SIDE)
-    labels, order, begin = table["label"].to_numpy(), draw.permutation(len(pixels)), 0
-    found = []
-    for count in counts:
-        parts = []
-        for style in styles:
-            some = order[begin : begin + count]
-            begin += count
-            drawn = styled(pixels[some], style).reshape(count, -1)
-            parts.append(pa.table({"pixels": drawn.tolist(), "label": labels[some], "class": [style] * count}))
-        whole = pa.concat_tables(parts)
-        found.append(whole.take(draw.permutation(whole.num_rows)))
-    if begin > len(pixels):
-        raise ValueError(f"{begin} digits are wanted, and there are {len(pixels)}")
-    return found
-
-
 def images(table: pa.Table) -> Tensor:
     """n × 1 × 8 × 8, from −1 to 1, as the base was trained."""
     pixels = torch.tensor(np.array(table["pixels"].to_pylist()), dtype=torch.float32)
@@ -108,56 +86,91 @@ class Model(torch.nn.Module):
         return (said - drawn).square().flatten(1).mean(1)
 
 
-def request(base: str, train: str, queries: str, adapter: str, folder: Path, diffusion: Mapping[str, Any]) -> Any:
-    """A configuration for `datainf run`: every row of `queries` is a query."""
-    columns = {"columns": {"pixels": "pixels", "label": "label"}}
-    return {
-        "model": {"base": base, "adapter": adapter, "task": f"{__name__}:TASK", "trust_remote_code": True},
-        "train": {"path": train, **columns},
-        "queries": {"path": queries, **columns},
-        "diffusion": dict(diffusion),
-        "output": str(folder / "run"),
-    }
+@dataclass(frozen=True)
+class Digits:
+    """What is fine-tuned, on what, for `program`; files go to `folder`."""
 
+    values: Mapping[str, Any]  #: the configuration's, with a seed
+    folder: Path
 
-def fine_tune(base: str, table: pa.Table, recipe: Mapping[str, Any], seed: int, folder: Path) -> list[Path]:
-    """Train an adapter on the rows, with a timestep and noise drawn anew for each row and step; the folders of those
-    kept after the epochs `recipe["epochs"]`. What is there from an earlier attempt is not trained again."""
-    from peft import LoraConfig
+    def rows(self) -> tuple[pa.Table, pa.Table]:
+        """The rows to train on and the queries, in random order; no digit is in both, or in two styles."""
+        asked = self.values
+        with fsspec.open(asked["data"], "rb") as file:
+            table = pq.read_table(file)
+        draw = np.random.default_rng(asked["seed"])
+        pixels = np.array(table["pixels"].to_pylist()).reshape(-1, _SIDE, _SIDE)
+        labels, order, begin = table["label"].to_numpy(), draw.permutation(len(pixels)), 0
+        found = []
+        for count in (asked["each"], asked["queries_each"]):
+            parts = []
+            for style in asked["styles"]:
+                some = order[begin : begin + count]
+                begin += count
+                drawn = styled(pixels[some], style).reshape(count, -1)
+                parts.append(pa.table({"pixels": drawn.tolist(), "label": labels[some], "class": [style] * count}))
+            whole = pa.concat_tables(parts)
+            found.append(whole.take(draw.permutation(whole.num_rows)))
+        if begin > len(pixels):
+            raise ValueError(f"{begin} digits are wanted, and there are {len(pixels)}")
+        return found[0], found[1]
 
-    folders = [folder / f"epoch-{epoch:02d}" for epoch in recipe["epochs"]]
-    if all((one / "adapter_model.safetensors").is_file() for one in folders):
+    def request(self, train: str, queries: str, adapter: str, setting: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration for `datainf run`: every row of `queries` is a query."""
+        columns = {"columns": {"pixels": "pixels", "label": "label"}}
+        base = self.values["model"]
+        return {
+            "model": {"base": base, "adapter": adapter, "task": f"{__name__}:TASK", "trust_remote_code": True},
+            "train": {"path": train, **columns},
+            "queries": {"path": queries, **columns},
+            "diffusion": dict(setting),
+            "output": str(self.folder / "run"),
+        }
+
+    def fine_tune(self, table: pa.Table, seed: int, adapters: Path, epochs: list[int]) -> list[Path]:
+        """Train an adapter on the rows, with a timestep and noise drawn anew for each row and step; the folders of
+        those kept after `epochs`. What is there from an earlier attempt is not trained again."""
+        from peft import LoraConfig
+
+        folders = [adapters / f"epoch-{epoch:02d}" for epoch in epochs]
+        if all((one / "adapter_model.safetensors").is_file() for one in folders):
+            return folders
+        recipe = self.values["recipe"]
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=recipe["rank"], lora_alpha=recipe["alpha"], target_modules=list(LAYERS))
+        model = Model(self.values["model"], lora)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=recipe["learning_rate"], weight_decay=0.0)
+        x, labels = images(table), torch.tensor(table["label"].to_numpy())
+        draw = torch.Generator().manual_seed(seed)
+        for epoch in range(1, max(epochs) + 1):
+            for some in torch.randperm(len(x), generator=draw).split(recipe["batch"]):
+                timesteps = torch.randint(0, len(model.kept), (len(some),), generator=draw)
+                drawn = torch.randn(x[some].shape, generator=draw)
+                loss = model.errors(x[some], labels[some], timesteps, drawn).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if epoch in epochs:
+                model.unet.save_pretrained(folders[epochs.index(epoch)])
         return folders
-    torch.manual_seed(seed)
-    lora = LoraConfig(r=recipe["rank"], lora_alpha=recipe["alpha"], target_modules=list(LAYERS))
-    model = Model(base, lora)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe["learning_rate"], weight_decay=0.0)
-    x, labels = images(table), torch.tensor(table["label"].to_numpy())
-    draw = torch.Generator().manual_seed(seed)
-    for epoch in range(1, max(recipe["epochs"]) + 1):
-        for some in torch.randperm(len(x), generator=draw).split(recipe["batch"]):
-            timesteps = torch.randint(0, len(model.kept), (len(some),), generator=draw)
-            drawn = torch.randn(x[some].shape, generator=draw)
-            loss = model.errors(x[some], labels[some], timesteps, drawn).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        if epoch in recipe["epochs"]:
-            model.unet.save_pretrained(folders[recipe["epochs"].index(epoch)])
-    return folders
 
+    @torch.no_grad()
+    def losses_of(self, adapter: Path, table: pa.Table, timesteps: int = 20) -> np.ndarray:
+        """The rows' losses (n), a mean over evenly spaced timesteps; their noise is none that an attribution draws."""
+        model, x = Model(self.values["model"], str(adapter)).eval(), images(table)
+        labels, draw = torch.tensor(table["label"].to_numpy()), torch.Generator().manual_seed(2**31)
+        found = torch.zeros(len(x), dtype=torch.float64)
+        for k in range(timesteps):
+            at = torch.full((len(x),), (2 * k + 1) * len(model.kept) // (2 * timesteps))
+            found += model.errors(x, labels, at, torch.randn(x.shape, generator=draw)).double() / timesteps
+        return found.numpy()
 
-@torch.no_grad()
-def losses_of(base: str, adapter: Path, table: pa.Table, timesteps: int = 20) -> np.ndarray:
-    """The rows' losses (n), a mean over evenly spaced timesteps; their noise is none that an attribution draws."""
-    model, x = Model(base, str(adapter)).eval(), images(table)
-    labels, draw = torch.tensor(table["label"].to_numpy()), torch.Generator().manual_seed(2**31)
-    found = torch.zeros(len(x), dtype=torch.float64)
-    for k in range(timesteps):
-        at = torch.full((len(x),), (2 * k + 1) * len(model.kept) // (2 * timesteps))
-        found += model.errors(x, labels, at, torch.randn(x.shape, generator=draw)).double() / timesteps
-    return found.numpy()
+    def alike(self, adapter: Path, train: pa.Table, queries: pa.Table) -> dict[str, np.ndarray]:
+        """n × m likenesses that know no LoRA: cosines of pixels, from −1 to 1 each."""
+        x, y = (images(table).flatten(1).double().numpy() for table in (train, queries))
+        x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
+        return {"pixels": np.asarray(x @ y.T)}
 
 
 def _draws(asked: DiffusionConfig, seed: int) -> Draws:

@@ -27,19 +27,21 @@ from experiments.common.cells import Kept, compute
 from experiments.common.figures import STYLES, axes, save
 from experiments.common.statistics import auc, bootstrap, recall, spearman
 from experiments.common.tables import markdown
-from experiments.text_to_image import digits
+from experiments.text_to_image.digits import Digits
+from experiments.text_to_image.pipeline import Pictures
 
 METHODS = ("datainf", "exact", "hessian-free", "cosine")
-OTHERS = ("pixels", "loss", "random")  #: what looks at no gradient
+ALIKE = ("pixels", "latents")
+OTHERS = (*ALIKE, "loss", "random")  #: what looks at no gradient
 SETTING = ("combine", "noise", "timesteps")
 _NONE = {"combine": "", "noise": "", "timesteps": 0}
-_ALL = ("model", "data", "styles", "each", "queries_each", "recipe", *SETTING)
+_ALL = ("model", "data", "styles", "pictures", "each", "queries_each", "recipe", *SETTING)
 
 
 def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any]:
     """The experiment's files, by name: its records, two tables, the figure."""
     where = config["cpus"], config["gpus"]
-    common = {key: config[key] for key in _ALL}
+    common = {key: config[key] for key in _ALL if key in config}
     seeds = {f"seed{seed}": {"seed": seed} for seed in range(config["seeds"])}
     scores = compute(directory, scored, seeds, common, *where)
     halves = {f"half{k:03d}": {"half": k} for k in range(config["half"])}
@@ -47,37 +49,43 @@ def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any]:
     files: dict[str, Any] = {"table.md": styles_table(found)}
     if halves:
         after = compute(directory, halved, halves, {**common, "seed": 0}, *where)
-        models = datamodeling(scores, after, common)
+        models = datamodeling(scores, after)
         files |= {"halves.md": models_table(models), "figure.svg": figure(models), "datamodeling.parquet": models}
     return {"results.parquet": found, **files}
 
 
+def subject(values: Mapping[str, Any], folder: Path) -> Digits | Pictures:
+    """What is fine-tuned: a pipeline where the configuration has `pictures`, and else the UNet of digits."""
+    return (Pictures if "pictures" in values else Digits)(values, folder)
+
+
 def scored(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
-    """By epoch, setting, method and query: AUC and recall of the rows of the query's style; and the influences."""
+    """By epoch, setting, method and query: AUC and recall of the rows of the query's class; and the influences."""
     with kept.workspace() as folder:
-        train, queries = _rows(values)
+        model = subject(values, folder)
+        train, queries = model.rows()
         files = [folder / "train.parquet", folder / "queries.parquet"]
         for table, file in zip((train, queries), files, strict=True):
             pq.write_table(table, file)
-        recipe, seed = values["recipe"], values["seed"]
-        adapters = digits.fine_tune(values["model"], train, recipe, seed, folder / "adapters")
+        epochs = values["recipe"]["epochs"]
+        adapters = model.fine_tune(train, values["seed"], folder / "adapters", epochs)
         kept.keep(folder)
         own, asked = (table["class"].to_numpy(zero_copy_only=False) for table in (train, queries))
         found = []
-        for epoch, adapter in zip(recipe["epochs"], adapters, strict=True):
+        for epoch, adapter in zip(epochs, adapters, strict=True):
             seen = {
                 "epoch": epoch,
-                "query_loss": float(digits.losses_of(values["model"], adapter, queries).mean()),
-                "last": epoch == recipe["epochs"][-1],
+                "query_loss": float(model.losses_of(adapter, queries).mean()),
+                "last": epoch == epochs[-1],
             }
             for setting in _settings(values):
                 places = str(files[0]), str(files[1]), str(adapter)
-                attribution = Attribution(digits.request(values["model"], *places, folder, setting))
+                attribution = Attribution(model.request(*places, setting))
                 for method in METHODS:
                     by = attribution.by(method)
                     seconds = {"seconds": by.seconds, "gradient_seconds": attribution.train.seconds}
                     found += _found(method, by.influence, own, asked, {**setting, **seen, **seconds})
-            for method, influence in _others(values["model"], adapter, train, queries, seed).items():
+            for method, influence in _others(model, adapter, train, queries).items():
                 seconds = {"seconds": 0.0, "gradient_seconds": 0.0}
                 found += _found(method, influence, own, asked, {**_NONE, **seen, **seconds})
         return found
@@ -86,11 +94,12 @@ def scored(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
 def halved(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
     """The queries' losses after a fine-tune on a half of the rows."""
     with kept.workspace() as folder:
-        train, queries = _rows(values)
+        model = subject(values, folder)
+        train, queries = model.rows()
         some = train.take(half_of(train.num_rows, values["half"]))
-        recipe = {**values["recipe"], "epochs": values["recipe"]["epochs"][-1:]}
-        (adapter,) = digits.fine_tune(values["model"], some, recipe, values["seed"], folder / "adapters")
-        return [{"losses": digits.losses_of(values["model"], adapter, queries).tolist()}]
+        epochs = values["recipe"]["epochs"][-1:]
+        (adapter,) = model.fine_tune(some, values["seed"], folder / "adapters", epochs)
+        return [{"losses": model.losses_of(adapter, queries).tolist()}]
 
 
 def half_of(rows: int, number: int) -> list[int]:
@@ -99,25 +108,18 @@ def half_of(rows: int, number: int) -> list[int]:
     return sorted(drawn)
 
 
-def datamodeling(scores: pa.Table, after: pa.Table, values: Mapping[str, Any]) -> pa.Table:
+def datamodeling(scores: pa.Table, after: pa.Table) -> pa.Table:
     """By setting, method and query of the first seed, after its last epoch: Spearman's correlation over halves."""
-    rows = len(values["styles"]) * values["each"]
-    halves = [half_of(rows, k) for k in after["half"].to_pylist()]
     losses = np.array(after["losses"].to_pylist())  # halves × queries
     records = []
     for r in scores.to_pylist():
         if r["influence"] is None or not r["last"] or r["seed"] != 0:
             continue
         influence = np.array(r["influence"])
-        said = [influence[half].sum() for half in halves]
+        said = [influence[half_of(len(influence), k)].sum() for k in after["half"].to_pylist()]
         named = {key: r[key] for key in ("method", "query", "class", *SETTING)}
         records.append({**named, "score": spearman(np.array(said), losses[:, r["query"]])})
     return pa.Table.from_pylist(records)
-
-
-def _rows(values: Mapping[str, Any]) -> list[pa.Table]:
-    counts = (values["each"], values["queries_each"])
-    return digits.rows(values["data"], values["styles"], counts, values["seed"])
 
 
 def _settings(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -125,16 +127,14 @@ def _settings(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(zip(SETTING, one, strict=True))
 
 
-def _others(base: str, adapter: Path, train: pa.Table, queries: pa.Table, seed: int) -> dict[str, np.ndarray]:
-    """Orders that need no gradient, as influences (n × m): alike in pixels, of a high loss, random."""
-    x, y = (digits.images(table).flatten(1).double().numpy() for table in (train, queries))
-    x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
-    losses = digits.losses_of(base, adapter, train)
-    shape = len(x), len(y)
+def _others(model: Digits | Pictures, adapter: Path, train: pa.Table, queries: pa.Table) -> dict[str, np.ndarray]:
+    """Orders that need no gradient, as influences (n × m): alike in pixels or latents, of a high loss, random."""
+    losses = model.losses_of(adapter, train)
+    shape = train.num_rows, queries.num_rows
     return {
-        "pixels": -x @ y.T,
+        **{name: -likeness for name, likeness in model.alike(adapter, train, queries).items()},
         "loss": np.broadcast_to(losses[:, None], shape),
-        "random": np.random.default_rng(seed).standard_normal(shape),
+        "random": np.random.default_rng(model.values["seed"]).standard_normal(shape),
     }
 
 
@@ -171,8 +171,10 @@ def styles_table(records: pa.Table) -> str:
             continue
         others = [r for r in records.to_pylist() if r["epoch"] == epoch and r["combine"] == ""]
         line: dict[str, Any] = {"epoch": epoch, **dict(zip(SETTING, setting, strict=True))}
-        for method in (*METHODS, "pixels"):
+        for method in (*METHODS, *ALIKE):
             own = [r for r in [*some, *others] if r["method"] == method]
+            if not own:
+                continue
             area, low, high = bootstrap(np.array([r["auc"] for r in own]))
             line[method] = f"{area:.3f} ({(high - low) / 2:.3f}), {np.mean([r['recall'] for r in own]):.2f}"
         lines.append(line)
@@ -186,7 +188,8 @@ def models_table(records: pa.Table) -> str:
     lines = []
     for setting, some in groups.items():
         line: dict[str, Any] = dict(zip(SETTING, setting, strict=True))
-        for method in (*METHODS, *OTHERS):
+        there = {r["method"] for r in [*some, *beside]}
+        for method in [m for m in (*METHODS, *OTHERS) if m in there]:
             mean, low, high = _interval([*some, *beside], method)
             line[method] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
         lines.append(line)
