@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from datainf_ray.influence.register import NAMES
 from datainf_ray.runs.directory import RunDirectory
 from tests import reference, tiny
+from tests.experiments.running import run_experiment
 from tests.runs_of import attribute, scores
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
@@ -158,14 +159,6 @@ def language_rows(folder: Path) -> None:
         for row in rows:
             row["text"] = f"{row['prompt']} {tiny.words(draw, 3)}</s>"
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-
-
-def run_experiment(name: str, output: Path, **changed: Any) -> dict[str, pa.Table]:
-    import experiment
-
-    assignments = [f"--set={key}={json.dumps(value)}" for key, value in changed.items()]
-    experiment.main([name, "--output", str(output), *assignments])
-    return {path.stem: pq.read_table(path) for path in output.glob("*.parquet")}
 
 
 @pytest.mark.slow
