@@ -61,6 +61,7 @@ def make_run(
     missing: np.ndarray | None = None,
     selves: np.ndarray | None = None,
     ids: list[str] | None = None,
+    predicted: list[str] | None = None,
     chunk: int = 64,
     state: str = "done",
     results: dict[str, Any] | None = None,
@@ -72,7 +73,8 @@ def make_run(
 ) -> Made:
     """A run directory at `url` as the main job leaves it; every tenth row has no score, or those that are `missing`.
 
-    `selves` are the rows' influences on themselves, which have a tenth of that as their error. A run that is done has a
+    `selves` are the rows' influences on themselves, which have a tenth of that as their error, and `predicted` what
+    the model predicts for each row. A run that is done has a
     part for every chunk, another the chunks' files. `document` are more keys of run.json.
     """
     config = load_config(
@@ -114,6 +116,8 @@ def make_run(
             own = -draw.uniform(1, 9, len(row)) if selves is None else selves[part]
             columns["self_influence"] = pa.array(own, pa.float32(), mask=missing[part])
             columns["self_influence_error"] = pa.array(np.abs(own) / 10, pa.float32(), mask=missing[part])
+        said_of = predicted or [None] * rows
+        columns["predicted"] = pa.array(said_of[part], pa.string(), mask=missing[part])
         schema = examples_schema(queries, config.results.scores, selves=config.results.self_influence)
         schema = schema.with_metadata({"datainf.moments": f"{number}"})
         table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
