@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Facts:
     cut: int | None
     own: float | None  #: influence on itself
     net: float | None  #: the mean over the queries of its influence, each in units of the query's root mean square
+    predicted: str | None = None  #: by the model itself
 
 
 @dataclass
@@ -56,6 +58,39 @@ class Listed:
         """The label that a row was given."""
         return next((one.text for one in self.rows.get(row, ()) if one.role == "label"), None)
 
+    def predicted(self, row: int) -> str | None:
+        """The label that the model predicts for a row."""
+        return self.facts[row].predicted if row in self.facts else None
+
+    @functools.cached_property
+    def numbers(self) -> bool:
+        """Whether labels are the numbers of a regression: all have a point, and the model predicts others than those.
+
+        A class has a name or a whole number, and one that is predicted is among those that rows are given.
+        """
+        given = {label for row in self.rows if (label := self.label(row)) is not None}
+        predicted = {label for row in self.facts if (label := self.predicted(row)) is not None}
+        return bool(given) and all(map(_has_point, given | predicted)) and not predicted <= given
+
+    def differs(self, row: int) -> bool | None:
+        """Whether the model predicts another class than a row was given; None where that is not known, or no class."""
+        given, predicted = self.label(row), self.predicted(row)
+        return None if given is None or predicted is None or self.numbers else given != predicted
+
+    def labels(self, row: int) -> dict[str, Any] | None:
+        """The label that a row was given and the one that the model predicts, where any is known."""
+        given, predicted = self.label(row), self.predicted(row)
+        if given is None and predicted is None:
+            return None
+        return {"given": given, "predicted": predicted, "differs": self.differs(row)}
+
+
+def _has_point(text: str) -> bool:
+    try:
+        return "." in text and float(text) is not None
+    except ValueError:
+        return False
+
 
 def facts_of(run: Run, rows: Collection[int]) -> dict[int, Facts]:
     """The facts of some rows of a finished run, by number; none where the run has very many rows."""
@@ -64,7 +99,7 @@ def facts_of(run: Run, rows: Collection[int]) -> dict[int, Facts]:
         return {}
     whole = run.has_scores and counts.rows * counts.queries <= _MOST_VALUES
     own = ["self_influence"] if run.config["results"].get("self_influence") else []
-    columns = ["row", "loss", "tokens", "tokens_cut", *own, *(["influence"] if whole else [])]
+    columns = ["row", "loss", "tokens", "tokens_cut", "predicted", *own, *(["influence"] if whole else [])]
     wanted, found = pa.array(sorted(rows), pa.int64()), []
     usable = [k for k, status in enumerate(run.queries()["status"].to_pylist()) if status == OK]
     squares, scored = np.zeros(len(usable)), 0
@@ -83,6 +118,7 @@ def facts_of(run: Run, rows: Collection[int]) -> dict[int, Facts]:
         *(table[name].to_pylist() for name in ("row", "loss", "tokens", "tokens_cut")),
         table[own[0]].to_pylist() if own else [None] * len(table),
         net,
+        table["predicted"].to_pylist(),
         strict=True,
     )
     return {row: Facts(*rest) for row, *rest in each}
