@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from datainf_ray.config import load_config
-from datainf_ray.corpus.passages import as_json, pair
+from datainf_ray.corpus.passages import Passage, as_json, pair
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.checksums import stored, table_file
 from datainf_ray.runs.directory import RunDirectory
@@ -61,7 +61,8 @@ def make_run(
     missing: np.ndarray | None = None,
     selves: np.ndarray | None = None,
     ids: list[str] | None = None,
-    predicted: list[str] | None = None,
+    predicted: list[str | None] | None = None,
+    passages: list[list[Passage]] | None = None,
     chunk: int = 64,
     state: str = "done",
     results: dict[str, Any] | None = None,
@@ -73,9 +74,9 @@ def make_run(
 ) -> Made:
     """A run directory at `url` as the main job leaves it; every tenth row has no score, or those that are `missing`.
 
-    `selves` are the rows' influences on themselves, which have a tenth of that as their error, and `predicted` what
-    the model predicts for each row. A run that is done has a
-    part for every chunk, another the chunks' files. `document` are more keys of run.json.
+    `selves` are the rows' influences on themselves, which have a tenth of that as their error, `predicted` what the
+    model predicts for each row, and `passages` what each says where that is not in the preview. A run that is done has
+    a part for every chunk, another the chunks' files. `document` are more keys of run.json.
     """
     config = load_config(
         {
@@ -125,6 +126,8 @@ def make_run(
         if state == "done":
             files[part_name(number)] = consolidate(directory, number, range(number, number + 1), FINGERPRINT)
         said = [as_json(pair(*line.split(" ⟶ "))) if " ⟶ " in line else None for line in previews[part]]
+        if passages is not None:
+            said = [as_json(each) for each in passages[part]]
         texts = pa.table({"row": row, "id": ids[part], "preview": previews[part], "text": pa.array(said, pa.string())})
         top = select_top(influence[part], row, texts, config.results.top_k)
         best = top if best is None else merge_top(best, top)
