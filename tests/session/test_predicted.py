@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import datainf_ray
+from datainf_ray.common.words import escaped
 from datainf_ray.config import load_config
 from datainf_ray.corpus.passages import from_json
 from datainf_ray.request.job import prepare
@@ -77,10 +80,27 @@ def test_classes_by_their_names_whatever_the_gradients_come_from(
     assert bare.examples()["predicted"].to_pylist() == want
     both = datainf_ray.combine([run, again], str(tmp_path / "sum"), progress=False)
     assert both.examples()["predicted"].to_pylist() == want
-    assert status_of(monkeypatch, "show", run.url, "2", "--no-neighbours") == 0
+    listed = run.top(0, 1)["row"][0].as_py()
+    assert status_of(monkeypatch, "show", run.url, listed, "--no-neighbours") == 0
     shown = capsys.readouterr().out
-    assert "predicted " in shown
+    said = [escaped(name, 300) for name in (want[listed], NAMES[rows[listed]["label"]])]
+    assert f", predicted {said[0]}, given {said[1]}\n" in shown
     assert "\u202e" not in shown
+    cell = run._repr_html_()
+    for row in run.top(0, 5).to_pylist():
+        given, predicted = NAMES[rows[row["row"]]["label"]], want[row["row"]]
+        near = html.unescape(re.sub(r"<[^>]*>", "", cell.partition(f">{row['id']}<")[2].partition("</td>")[0]))
+        text = f"label {given}, as predicted" if given == predicted else f"given: {given}, predicted: {predicted}"
+        assert text.replace("\u202e", "") in " ".join(near.split())
+    page = (Path(run.url) / "report.html").read_text(encoding="utf-8")
+    assert "given: <bdi>" in page
+    assert '<select id="label">' in page
+    assert "<b>great" not in page + cell
+    to = tmp_path / "annotated.jsonl"
+    run.curate(to=str(to), annotate=True)
+    lines = [json.loads(line) for line in to.read_text(encoding="utf-8").splitlines()]
+    assert [line["predicted"] for line in lines] == want
+    assert [line["label"] for line in lines] == [row["label"] for row in rows]
 
 
 def test_a_run_that_is_cut_off_goes_on_with_the_same_bytes(tmp_path: Path) -> None:

@@ -40,16 +40,16 @@ class Beside:
             values = stored_values(run) if column is not None else {}
         except DamagedError as error:
             problem = f"Rows cannot be chosen by it: {one_line(error)}."
-        given = {row: label for row in listed.rows if (label := listed.label(row)) is not None}
+        labels = listed.labels
         rows, of_rows = sorted(shown), texts.filter(pc.equal(texts["kind"], ROW))
         return cls(
-            None if listed.numbers else choices("Label", given, rows),
+            None if labels.numbers else choices("Label", labels.given, rows),
             choices(str(column), values, rows),
-            sum(listed.differs(row) is True for row in rows),
+            sum(labels.differs(row) is True for row in rows),
             near_among(listed.rows, shown, run.config),
             problem,
             dict(zip(of_rows["number"].to_pylist(), of_rows["id"].to_pylist(), strict=True)),
-            given,
+            labels.given,
             shown,
         )
 

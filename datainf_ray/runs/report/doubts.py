@@ -51,8 +51,9 @@ def of_first(rows: Sequence[dict[str, Any]], listed: Listed, losses: np.ndarray,
 
 def _of_predictions(rows: Sequence[dict[str, Any]], listed: Listed) -> list[str]:
     """Whether the first rows have other labels than the model predicts, unlike most rows that are listed."""
-    first = [listed.differs(row["row"]) for row in rows]
-    every = [differs for row in listed.facts if (differs := listed.differs(row)) is not None]
+    differs = listed.labels.differs
+    first = [differs(row["row"]) for row in rows]
+    every = [one for row in listed.facts if (one := differs(row)) is not None]
     count = sum(map(bool, first))
     if None in first or count < _NEARLY * len(first) or sum(every) > _USUAL * len(every):
         return []

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from datainf_ray.common.words import visible
 from datainf_ray.corpus.common_words import Phrases, Rarity
 from datainf_ray.corpus.passages import Passage, shortened
+from datainf_ray.runs.labels import Labels
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
 
@@ -54,42 +55,16 @@ class Listed:
         """What a query says, to look for it in others."""
         return Phrases("\n".join(passage.text for passage in self.queries.get(query, ())))
 
+    @functools.cached_property
+    def labels(self) -> Labels:
+        """Those that the rows were given, and those that the model predicts."""
+        given = {row: one.text for row, said in self.rows.items() for one in said if one.role == "label"}
+        predicted = {row: one.predicted for row, one in self.facts.items() if one.predicted is not None}
+        return Labels(given, predicted)
+
     def label(self, row: int) -> str | None:
         """The label that a row was given."""
-        return next((one.text for one in self.rows.get(row, ()) if one.role == "label"), None)
-
-    def predicted(self, row: int) -> str | None:
-        """The label that the model predicts for a row."""
-        return self.facts[row].predicted if row in self.facts else None
-
-    @functools.cached_property
-    def numbers(self) -> bool:
-        """Whether labels are the numbers of a regression: all have a point, and the model predicts others than those.
-
-        A class has a name or a whole number, and one that is predicted is among those that rows are given.
-        """
-        given = {label for row in self.rows if (label := self.label(row)) is not None}
-        predicted = {label for row in self.facts if (label := self.predicted(row)) is not None}
-        return bool(given) and all(map(_has_point, given | predicted)) and not predicted <= given
-
-    def differs(self, row: int) -> bool | None:
-        """Whether the model predicts another class than a row was given; None where that is not known, or no class."""
-        given, predicted = self.label(row), self.predicted(row)
-        return None if given is None or predicted is None or self.numbers else given != predicted
-
-    def labels(self, row: int) -> dict[str, Any] | None:
-        """The label that a row was given and the one that the model predicts, where any is known."""
-        given, predicted = self.label(row), self.predicted(row)
-        if given is None and predicted is None:
-            return None
-        return {"given": given, "predicted": predicted, "differs": self.differs(row)}
-
-
-def _has_point(text: str) -> bool:
-    try:
-        return "." in text and float(text) is not None
-    except ValueError:
-        return False
+        return self.labels.given.get(row)
 
 
 def facts_of(run: Run, rows: Collection[int]) -> dict[int, Facts]:

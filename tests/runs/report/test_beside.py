@@ -125,14 +125,14 @@ def test_labels_that_usually_differ_are_no_news_and_numbers_are_no_classes() -> 
     some = listed(wrong[0] + rest[0], [None, *wrong[1][1:], *rest[1]])
     assert of_first(rows, some, none, none) == []
     numbers = listed(["3.5", "1.0"], ["3.4718", "1.0021"])
-    assert (numbers.numbers, numbers.differs(0)) == (True, None)
-    assert numbers.labels(0) == {"given": "3.5", "predicted": "3.4718", "differs": None}
+    assert (numbers.labels.numbers, numbers.labels.differs(0)) == (True, None)
+    assert numbers.labels.of(0) == {"given": "3.5", "predicted": "3.4718", "differs": None}
     for given, predicted in (
         (["1.0", "2.0"], ["2.0", "2.0"]),
         (["1", "2"], ["2", "3"]),
         (["v1.0", "2.5"], ["2.5", "1.5"]),
     ):
-        assert listed(given, [*predicted]).differs(0) is True
+        assert listed(given, [*predicted]).labels.differs(0) is True
 
 
 def test_near_duplicates_are_named_linked_and_told_apart_by_their_labels(made: Made, written: str) -> None:
