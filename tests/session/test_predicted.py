@@ -87,9 +87,10 @@ def test_classes_by_their_names_whatever_the_gradients_come_from(
     assert f", predicted {said[0]}, given {said[1]}\n" in shown
     assert "\u202e" not in shown
     cell = run._repr_html_()
+    helpful = cell.partition("Most helpful")[2].partition("Most harmful")[0]
     for row in run.top(0, 5).to_pylist():
         given, predicted = NAMES[rows[row["row"]]["label"]], want[row["row"]]
-        near = html.unescape(re.sub(r"<[^>]*>", "", cell.partition(f">{row['id']}<")[2].partition("</td>")[0]))
+        near = html.unescape(re.sub(r"<[^>]*>", "", helpful.partition(f">{row['id']}<")[2].partition("</td>")[0]))
         text = f"label {given}, as predicted" if given == predicted else f"given: {given}, predicted: {predicted}"
         assert text.replace("\u202e", "") in " ".join(near.split())
     page = (Path(run.url) / "report.html").read_text(encoding="utf-8")
