@@ -192,6 +192,11 @@ def test_near_duplicates_are_those_that_curate_and_show_take(tmp_path: Path) -> 
     assert near_among(said, [0], {"model": {"task": "text-to-image"}}).rows == {}  # captions
 
 
+def test_rows_of_one_text_and_other_labels_are_near_duplicates() -> None:
+    said = {row: [Passage("label", str(row)), Passage("text", "A fine film!")] for row in range(3)}
+    assert near_among(said, [1], {"model": {"task": "x"}}).rows == {1: [0, 2]}
+
+
 def test_very_many_near_duplicates_and_long_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     same = {row: [Passage("text", "one two three four five six")] for row in range(1000)}
     found = near_among(same, range(1000), {"model": {"task": "x"}})
