@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,9 @@ from datainf_ray.runs.schemas import FAILED, OK
 from datainf_ray.runs.texts import with_less_text
 
 NONFINITE = "nonfinite"
+
+#: A row's prediction in words, of its plain values: see `Task.predicted`.
+Predicted = Callable[[Any], str | None]
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,11 @@ def sweep_chunk(
     make_batch: Callable[[Sequence[Example], Sequence[int]], Batch],
     recorders: Sequence[Recorder] = (),
     transform: Transform | None = None,
+    predicted: Predicted | None = None,
 ) -> Swept:
     """Feed the gradients of a chunk's usable examples, as `transform` makes them, to a fold and to the recorders.
+
+    `predicted` says in words what the model predicts for a row, which comes from the same pass.
 
     Batches follow from the examples' lengths alone, and are padded on the right whatever side the tokenizer is set to
     for generating: a causal model never sees what comes after, and an encoder's first token stays the first. A row
@@ -152,6 +158,7 @@ def sweep_chunk(
             recorder.restart()
         losses = torch.full((len(examples),), torch.nan, dtype=torch.float64, device=replica.device)
         fine = torch.ones(len(examples), dtype=torch.bool, device=replica.device)
+        outputs: list[tuple[Tensor, Tensor]] = []  # rows, and what is predicted for them
         again = False
         for number, planned in enumerate(batches):
             positions = [k for k in planned if k not in spoilt]
@@ -167,8 +174,11 @@ def sweep_chunk(
                 for recorder in recorders:
                     recorder.take(block, taken, here, sqnorms)
 
+            def see(values: Tensor, at: Tensor, rows: Tensor = rows, outputs: list[Any] = outputs) -> None:
+                outputs.append((rows[at], values))
+
             try:
-                batch_losses = replica.gradients(batch, consume, one_by_one=number in apart)
+                batch_losses = replica.gradients(batch, consume, number in apart, see)
             except Exception as error:
                 if number in apart or not is_of_rows(error):
                     raise
@@ -189,7 +199,29 @@ def sweep_chunk(
         for k, example in enumerate(examples)
     ]
     status = [example.status for example in ended]
-    return Swept(fold, facts_of(ended, losses.cpu().numpy(), status), np.array([s == OK for s in status]))
+    said = _said(outputs, status, predicted)
+    return Swept(fold, facts_of(ended, losses.cpu().numpy(), status, said), np.array([s == OK for s in status]))
+
+
+def _said(
+    outputs: Sequence[tuple[Tensor, Tensor]], status: Sequence[str], predicted: Predicted | None
+) -> list[str | None]:
+    """For each row of a chunk what the model predicts, in words; None where that is not known."""
+    found: list[str | None] = [None] * len(status)
+    if predicted is None:
+        return found
+    for rows, values in outputs:
+        for row, value in zip(rows.tolist(), values.tolist(), strict=True):
+            if status[row] != OK:
+                continue
+            try:
+                one = predicted(value)
+            except Exception as error:  # a task of the user's own: anything
+                raise RunFailedError(f"model.task: predicted raised {told(error)}") from None
+            if not isinstance(one, str | None):
+                raise RunFailedError(f"model.task: predicted gives {type(one).__name__}, not a text or None")
+            found[row] = one
+    return found
 
 
 def _failing(replica: Replica, batch: Batch) -> dict[int, str]:

@@ -64,6 +64,7 @@ def commit_scores(
         columns.append(pa.chunked_array([pa.array(own.float().cpu().numpy(), pa.float32(), mask=missing)]))
     state = fold.result()
     moments = {name: statistic["moments"].tolist() for name, statistic in state.items()}
+    columns.append(pc.if_else(pa.array(missing), pa.scalar(None, pa.string()), facts["predicted"]))
     schema = examples_schema(influence.shape[1], keep, by_block, selves is not None)
     schema = schema.with_metadata({MOMENTS: json.dumps(moments).encode()})
     name = chunk_name(chunk.number)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datainf_ray.corpus.passages import ROW_BYTES, as_json, shortened
+from datainf_ray.corpus.passages import ROW_BYTES, as_json, encodable, shortened
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.runs.index import facts_schema
 from datainf_ray.runs.schemas import OK
@@ -28,12 +28,18 @@ FACTS = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
         pa.field("preview", pa.string()),
         pa.field("text", pa.large_string()),  # as in texts.parquet; null where an index of an earlier version is read
+        pa.field("predicted", pa.string()),
     ]
 )
 
 
-def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[str]) -> pa.Table:
-    """The `FACTS` of a chunk's examples."""
+def facts_of(
+    examples: Sequence[Example],
+    losses: np.ndarray,
+    status: Sequence[str],
+    predicted: Sequence[str | None] | None = None,
+) -> pa.Table:
+    """The `FACTS` of a chunk's examples; `predicted` is what the model predicts for each, where that is known."""
     return pa.table(
         [
             [e.row for e in examples],
@@ -45,6 +51,7 @@ def facts_of(examples: Sequence[Example], losses: np.ndarray, status: Sequence[s
             [_ADDRESS.sub("0x…", e.detail) for e in examples],
             [e.preview for e in examples],
             [as_json(shortened(e.passages, ROW_BYTES)) for e in examples],
+            [None if one is None else encodable(one) for one in predicted or [None] * len(examples)],
         ],
         schema=FACTS,
     )

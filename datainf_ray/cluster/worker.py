@@ -166,6 +166,9 @@ class Worker:
             seconds=time.perf_counter() - began,
         )
 
+    def _predicted(self, value: Any) -> str | None:
+        return self.task.predicted(self.spec.facts.task, value)
+
     def _batch(self, examples: Sequence[Example], positions: Sequence[int]) -> Batch:
         return self.task.batch(examples, positions, self.pad_id)
 
@@ -335,7 +338,9 @@ class Worker:
         budget = batch_tokens
         while True:
             try:
-                swept = sweep_chunk(self.replica, examples, make_fold, budget, self._batch, recorders, self._transform)
+                swept = sweep_chunk(
+                    self.replica, examples, make_fold, budget, self._batch, recorders, self._transform, self._predicted
+                )
                 return swept, budget if budget < batch_tokens else None
             except torch.OutOfMemoryError as error:
                 if budget <= longest:

@@ -71,10 +71,11 @@ def _shortened(passage: Passage, most: int) -> Passage:
 
 def clean(passages: Iterable[Passage]) -> list[Passage]:
     """The passages as they can be written: halves of surrogate pairs, which UTF-8 has not, as question marks."""
-    return [one._replace(role=_encodable(one.role), text=_encodable(one.text)) for one in passages]
+    return [one._replace(role=encodable(one.role), text=encodable(one.text)) for one in passages]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """A text as UTF-8 can have it: a question mark in place of each half of a surrogate pair."""
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 

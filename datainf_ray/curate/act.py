@@ -14,6 +14,7 @@ from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.common.redaction import redacted
 from datainf_ray.common.storage import Options, failing
 from datainf_ray.config import options_among
+from datainf_ray.corpus.alike import require_minhash
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import open_file, open_seekable
 from datainf_ray.corpus.records import TEXT_FORMATS
@@ -22,7 +23,7 @@ from datainf_ray.curate.formats import Format, finish, format_of
 from datainf_ray.curate.lines import Stays, copy_text
 from datainf_ray.curate.result import Curated, Suggested
 from datainf_ray.curate.rules import AUTO, GOES, SIBLING, STAYS, Decided, Rule, decide, rule_of, side_of
-from datainf_ray.curate.siblings import add_siblings, require_minhash
+from datainf_ray.curate.siblings import add_siblings
 from datainf_ray.curate.source import Source, require_same, source_of, values_of
 from datainf_ray.curate.tables import copy_table
 from datainf_ray.curate.target import Target

@@ -19,7 +19,7 @@ from datainf_ray.corpus.columns import require_column
 from datainf_ray.corpus.lookup import has_column
 from datainf_ray.corpus.rows import called
 from datainf_ray.curate.source import source_of, values_of
-from datainf_ray.runs.by import BY_FILE, INTERVAL, Groups, by_schema
+from datainf_ray.runs.by import BY_FILE, BY_ROWS_FILE, INTERVAL, Groups, by_rows_schema, by_schema
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.schemas import table_bytes
 from datainf_ray.runs.scores import Scores
@@ -45,7 +45,7 @@ def by(run: str | Run, column: str, query: int | str | None = None, **overrides:
         number = None if query is None or query == "all" else opened.query_number(query)
         scores = Scores([opened], "harmful")
         corpus = source_of(opened, **overrides).corpus("train")
-        names, groups = _grouped(scores, corpus, column)
+        names, groups, _ = _grouped(scores, corpus, column, np.empty(0, np.int64))
         table = _table(scores, column, names, groups)
     if query is None:
         return table
@@ -62,7 +62,8 @@ def require_by(column: str, corpus: Corpus, key: str) -> None:
 
 
 def write_by(run: Run, say: Callable[[str], None]) -> None:
-    """by.parquet in the directory of a run of which the configuration has `results.by`, where it is not there yet.
+    """by.parquet in the directory of a run of which the configuration has `results.by`, where it is not there yet; and
+    by_rows.parquet, for the rows that the run lists.
 
     A run whose rows cannot be read again, or that cannot be grouped, is done all the same: `say` receives a line.
     """
@@ -70,7 +71,13 @@ def write_by(run: Run, say: Callable[[str], None]) -> None:
     if column is None or run.directory.exists(BY_FILE):
         return
     try:
-        run.directory.write(BY_FILE, table_bytes(by(run, column)))
+        with failing():
+            scores, corpus = Scores([run], "harmful"), source_of(run).corpus("train")
+            listed = np.unique(run.tops()["row"].to_numpy())
+            names, groups, chosen = _grouped(scores, corpus, column, listed)
+            each = pa.table([pa.array(listed), pa.array(chosen, pa.string())], schema=by_rows_schema())
+            run.directory.write(BY_ROWS_FILE, table_bytes(each))
+            run.directory.write(BY_FILE, table_bytes(_table(scores, column, names, groups)))
     except (RequestError, RunFailedError) as error:
         say(f"{BY_FILE} is left out: {error}")
 
@@ -89,21 +96,25 @@ def save(table: pa.Table, url: str, overrides: dict[str, Any]) -> None:
         raise RequestError("--to", url, f"cannot be written: {reason(error)}") from None
 
 
-def _grouped(scores: Scores, corpus: Corpus, column: str) -> tuple[list[str | None], Groups]:
-    """The values of the column, in the order in which they come, and what is summed for each."""
+def _grouped(
+    scores: Scores, corpus: Corpus, column: str, rows: np.ndarray
+) -> tuple[list[str | None], Groups, list[str | None]]:
+    """The values of the column, in the order in which they come, what is summed for each, and those of some `rows`."""
     several = len(scores.queries) > 1
     numbers: dict[str | None, int] = {}
     groups = Groups(len(scores.queries) + several)
-    values = _values(corpus, column)
+    values, chosen = _values(corpus, column), [np.empty(0, np.int64)]
     for portion in scores.portions():
         some = itertools.islice(values, len(portion))
         own = np.fromiter((numbers.setdefault(value, len(numbers)) for value in some), np.int64, len(portion))
         _require_few(len(numbers), groups.sums.shape[1], column)
+        chosen.append(own[rows[(rows >= portion.first) & (rows < portion.first + len(portion))] - portion.first])
         influence = portion.influence.astype(np.float64)
         if several:
             influence = np.concatenate([scores.blame(influence).mean(axis=1, keepdims=True), influence], axis=1)
         groups.add(own, influence)
-    return list(numbers), groups
+    names = list(numbers)
+    return names, groups, [names[number] for number in np.concatenate(chosen)]
 
 
 def _values(corpus: Corpus, column: str) -> Iterator[str | None]:

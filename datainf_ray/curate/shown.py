@@ -15,6 +15,7 @@ from datainf_ray.corpus.lookup import names_in
 from datainf_ray.curate.content import file_of, parts_of, some_rows
 from datainf_ray.curate.siblings import alike
 from datainf_ray.curate.source import source_of
+from datainf_ray.runs.labels import given_in
 from datainf_ray.runs.results import Run, open_run
 from datainf_ray.runs.scores import in_order
 from datainf_ray.runs.together import Standing, standings
@@ -39,6 +40,7 @@ class ShownRow:
     neighbours: list[dict[str, Any]] | None  #: row, id and share of the most alike; None where nobody looked
     alike: int  #: how many rows are nearly alike in all
     notes: list[str] = field(default_factory=list)
+    given: str | None = None  #: its label in the words of `known["predicted"]`, where the run lists the row
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -50,6 +52,7 @@ class ShownRow:
     def lines(self) -> list[str]:
         """It as a person reads it: nothing in it moves a terminal's cursor."""
         known = ", ".join(f"{name} {_value(value)}" for name, value in self.known.items() if value is not None)
+        known += f", given {escaped(self.given, 300)}" if self.given is not None else ""
         lines = [f"row {self.row:,} · {escaped(self.id, 200)}", known]
         if self.problem:
             lines.append(f"cannot be used: {escaped(self.problem, 500)}")
@@ -92,6 +95,7 @@ def show(run: str | Run, row: int | str, neighbours: bool = True, **overrides: A
             places = standings(opened, number)
         else:
             notes.append("the run stored no scores (results.scores: false): datainf top has the rows that it listed")
+        given = given_in(opened.texts(), [number]).get(number) if known.get("predicted") else None
         near: list[dict[str, Any]] | None = None
         if neighbours:
             try:
@@ -101,7 +105,7 @@ def show(run: str | Run, row: int | str, neighbours: bool = True, **overrides: A
                 notes.append(f"nearly alike rows are not looked for: it {why}")
         return ShownRow(
             opened.url, number, name, known, read.problem, parts_of(read), _others(corpus, number), places,
-            None if near is None else near[:_NEIGHBOURS], len(near or ()), notes,
+            None if near is None else near[:_NEIGHBOURS], len(near or ()), notes, given,
         )  # fmt: skip
 
 

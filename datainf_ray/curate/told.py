@@ -28,10 +28,11 @@ WEIGHT = pa.schema([("weight", pa.float32())])
 
 
 def annotated_schema(scores: Scores) -> pa.Schema:
-    """The columns of a corpus with scores; `self_influence` where the first run has it."""
+    """The columns of a corpus with scores; `self_influence` where the first run has it, `predicted` where it may."""
     fields = [("row", pa.int64()), ("id", pa.string()), ("status", pa.string()), ("loss", pa.float32())]
     numbers = ["influence", "influence_mean", "influence_min", "influence_max", *_own(scores)]
-    return pa.schema([*fields, *((name, pa.float32()) for name in numbers)])
+    said = [("predicted", pa.string())] if _predicts(scores) else []
+    return pa.schema([*fields, *((name, pa.float32()) for name in numbers), *said])
 
 
 def annotated(scores: Scores, decided: Decided) -> Extra:
@@ -41,7 +42,8 @@ def annotated(scores: Scores, decided: Decided) -> Extra:
     schema = annotated_schema(scores)
 
     def tables() -> Iterator[pa.Table]:
-        for portion in scores.portions(["id", "loss", *_own(scores)]):
+        said = ["predicted"] if _predicts(scores) else []
+        for portion in scores.portions(["id", "loss", *_own(scores), *said]):
             last = portion.first + len(portion)
             raw, missing = portion.influence, np.isnan(portion.influence[:, 0])
             values = {
@@ -53,7 +55,7 @@ def annotated(scores: Scores, decided: Decided) -> Extra:
             own = portion.tables[0]
             columns = {
                 "row": np.arange(portion.first, last),
-                **{name: own[name] for name in ("id", "loss", *_own(scores))},
+                **{name: own[name] for name in ("id", "loss", *_own(scores), *said)},
                 "status": portion.status,
                 **{name: pa.array(one.astype(np.float32), mask=missing) for name, one in values.items()},
             }
@@ -157,6 +159,12 @@ def _spread(table: pa.Table, rows: np.ndarray, count: int) -> pa.Table:
 
 def _own(scores: Scores) -> list[str]:
     return ["self_influence"] if scores.runs[0].config["results"].get("self_influence") else []
+
+
+def _predicts(scores: Scores) -> bool:
+    """Whether the first run may know what the model predicts: a classifier's, or one of a task of the user's own."""
+    task = scores.runs[0].config["model"]["task"]
+    return task == "sequence-classification" or ":" in task
 
 
 def top_rejected(rule: Rule, scores: Scores, decided: Decided, count: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from datainf_ray.model.capture import Consume
 from datainf_ray.model.objective import Draws, Values
 from datainf_ray.model.replica import BatchLike, Path, Replica, wide
+from datainf_ray.model.seen import See
 
 KEPT_BYTES = 2**28  #: of what does not depend on the draw, a worker; of Stable Diffusion 1,500 rows
 
@@ -47,7 +48,7 @@ class DrawnReplica(Replica):
         """One draw's."""
         return max(lengths, default=0)
 
-    def _together(self, batch: BatchLike, consume: Consume) -> Tensor:
+    def _together(self, batch: BatchLike, consume: Consume, see: See | None) -> Tensor:
         assert self._capture is not None
         frozen = self.draws.of_rows(self.model, batch.values, self._known)
         rows = torch.arange(len(batch), device=self.device)
@@ -63,7 +64,9 @@ class DrawnReplica(Replica):
         losses = torch.cat(found, 1).mean(1)
         return losses.to(self.device, wide(losses))
 
-    def alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
+    def alone(
+        self, batch: BatchLike, position: int, consume: Consume, plain: bool = False, see: See | None = None
+    ) -> Tensor:
         """One row, draw by draw: see `Replica.alone`."""
         blocks = list(self.parameters.items())
         frozen = self.draws.of_rows(self.model, batch.values)

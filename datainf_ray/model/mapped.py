@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from datainf_ray.model.forward import bare_rows
-from datainf_ray.model.objective import Losses, Reduction, Values
+from datainf_ray.model.objective import Losses, Predictions, Reduction, Values
+from datainf_ray.model.seen import of_rows, seen
 
 #: transformers looks at the tokens, to warn of padding without a mask.
 _LOOKS = "warn_if_padding_and_no_attention_mask"
@@ -38,8 +39,11 @@ def mapped(
     values: Values,
     reduction: Reduction,
     scale: float = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The b losses, and {name: b × shape} of `parameters`; `scale` times a loss is differentiated, and undone.
+    predictions: Predictions | None = None,
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """The b losses, {name: b × shape} of `parameters`, and what `predictions` makes of the model's output, b × ….
+
+    `scale` times a loss is differentiated, and undone.
 
     Raises RuntimeError where torch has no rule for what the model does.
     """
@@ -48,13 +52,16 @@ def mapped(
     names = {inside[id(parameter)]: name for name, parameter in parameters.items()}
     blocks = {inside[id(parameter)]: parameter.detach() for parameter in parameters.values()}
 
-    def one(blocks: dict[str, Tensor], values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        found: Tensor = functional_call(loss, blocks, (values,))
-        return found * scale, found.detach()
+    def one(blocks: dict[str, Tensor], values: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with seen(model, predictions) as predicted:
+            found: Tensor = functional_call(loss, blocks, (values,))
+        return found * scale, (found.detach(), *predicted)
 
     with bare_rows(), _not_looking(model), torch.no_grad():
-        gradients, (_, found) = vmap(grad_and_value(one, has_aux=True), in_dims=(None, 0))(blocks, dict(values))
-    return found, {names[name]: g / scale for name, g in gradients.items()}
+        gradients, (_, aux) = vmap(grad_and_value(one, has_aux=True), in_dims=(None, 0))(blocks, dict(values))
+    found, *predicted = aux
+    each = of_rows([one[:, 0] for one in predicted], len(found))  # inside, a row was a batch of one
+    return found, {names[name]: g / scale for name, g in gradients.items()}, each
 
 
 @contextmanager

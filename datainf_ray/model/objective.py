@@ -21,6 +21,8 @@ Values = Mapping[str, Tensor]
 Losses = Callable[[nn.Module, Values, Reduction], Tensor]
 #: The losses of the tokens of b rows: model, tensors; b × s as `labels` are, zero where a token is no target.
 TokenLosses = Callable[[nn.Module, Values], Tensor]
+#: What the model predicts for b rows, b × …, of what it returned for them.
+Predictions = Callable[[Any], Tensor]
 #: {name in the adapter's file: shape}
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -99,6 +101,10 @@ class Objective(Protocol):
 
     @property
     def losses(self) -> Losses: ...
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """What the model predicts, of its output; None: nothing is known of that."""
 
     @property
     def inspect(self) -> Callable[[ModelConfig, Options | None], Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -20,6 +20,7 @@ from datainf_ray.model.faults import is_of_rows
 from datainf_ray.model.forward import bare_rows, base_of
 from datainf_ray.model.mapped import mapped
 from datainf_ray.model.objective import Objective, Reduction, Values
+from datainf_ray.model.seen import See, of_rows, placing, seen
 
 #: Of gradients: see `capture`, `mapped`, and `Replica.alone`.
 Path = Literal["hooks", "vmap", "one by one"]
@@ -129,34 +130,42 @@ class Replica:
     def loss(self) -> Literal["chunked", "whole"]:
         return "whole" if self.shortcut is None or self.shortcut.whole is not None else "chunked"
 
-    def losses(self, batch: BatchLike, plain: bool = False) -> Tensor:
+    def losses(self, batch: BatchLike, plain: bool = False, see: Callable[[Tensor], None] | None = None) -> Tensor:
         """The b losses of a batch, float32 or wider, on `device`; `plain`: by no shortcut, whatever is known.
 
-        Raises `RunFailedError` where the task gives something else.
+        `see` gets what the model predicts for the rows (b × …, on `device`) where the task says what that is, and the
+        model was called once for all of them. Raises `RunFailedError` where the task gives something else.
         """
         forget_lengths(self.growing)
-        if plain or self.shortcut is None:
-            losses = self.task.losses(self.model, batch.values, self.reduction)
-        else:
-            losses = self.shortcut.losses(batch.values, self.reduction)
+        with seen(self.model, None if see is None else self.task.predictions) as found:
+            if plain or self.shortcut is None:
+                losses = self.task.losses(self.model, batch.values, self.reduction)
+            else:
+                losses = self.shortcut.losses(batch.values, self.reduction)
+        predicted = of_rows(found, len(batch))
+        if predicted is not None and see is not None:
+            see(predicted.to(self.device))
         if losses.shape != (len(batch),) or not losses.is_floating_point():
             raise RunFailedError(
                 f"model.task: its losses are {tuple(losses.shape)} of {losses.dtype}, not one for each of {len(batch)}"
             )
         return losses.to(self.device, torch.promote_types(losses.dtype, torch.float32))
 
-    def gradients(self, batch: BatchLike, consume: Consume, one_by_one: bool = False) -> Tensor:
+    def gradients(self, batch: BatchLike, consume: Consume, one_by_one: bool = False, see: See | None = None) -> Tensor:
         """The b losses of a batch; on the way, `consume(block, gradients, rows)` gets its gradients, all on `device`.
+
+        `see(predicted, rows)` gets what the model predicts, of all rows in one call or of some in each, where the task
+        says what that is; see `losses`.
 
         By hooks or vmap a block comes once, with all b rows, or once for each part of the batch whose rows may be
         together; one by one, as may be asked for, it comes for every row by itself. A block that a row's loss does not
         depend on may not come at all: its gradient is zero.
         """
         if one_by_one or self.path == "one by one":
-            return torch.stack([self.alone(batch.one(i), i, consume) for i in range(len(batch))])
+            return torch.stack([self.alone(batch.one(i), i, consume, see=see) for i in range(len(batch))])
         groups = self.alike.groups(batch.lengths)
         if len(groups) == 1:
-            return self._together(batch, consume)
+            return self._together(batch, consume, see)
         losses: dict[int, Tensor] = {}
         for group in groups:
             places = torch.tensor(group, device=self.device)
@@ -164,44 +173,58 @@ class Replica:
             def placed(block: str, gradients: Tensor, rows: Tensor, places: Tensor = places) -> None:
                 consume(block, gradients, places[rows])
 
-            losses |= zip(group, self._together(batch.pick(group), placed), strict=True)
+            def told(predicted: Tensor, rows: Tensor, places: Tensor = places) -> None:
+                if see is not None:
+                    see(predicted, places[rows])
+
+            losses |= zip(group, self._together(batch.pick(group), placed, told), strict=True)
         return torch.stack([losses[i] for i in range(len(batch))])
 
-    def _together(self, batch: BatchLike, consume: Consume) -> Tensor:
+    def _together(self, batch: BatchLike, consume: Consume, see: See | None) -> Tensor:
         """The gradients of all rows of a batch, which may be together."""
         if self.path == "vmap":
-            return self._mapped(batch, consume)
+            return self._mapped(batch, consume, see)
         assert self._capture is not None
         lengths = {x.shape[1] for x in batch.values.values() if x.ndim > 1}
         rows = torch.arange(len(batch), device=self.device)
         unpadded = bare_rows() if self.alike.equal else nullcontext()
         with self._capture.into(consume, rows, self.scale, lengths), unpadded:
-            losses = self.losses(batch)
+            losses = self.losses(batch, see=placing(see, rows))
             (losses.sum() * self.scale).backward()
         return losses.detach()
 
-    def _mapped(self, batch: BatchLike, consume: Consume) -> Tensor:
+    def _mapped(self, batch: BatchLike, consume: Consume, see: See | None) -> Tensor:
         """The gradients of rows of the same length, by `mapped`."""
         forget_lengths(self.growing)
         task, rows = self.task, torch.arange(len(batch), device=self.device)
-        losses, found = mapped(self.model, self.parameters, task.losses, batch.values, self.reduction, self.scale)
+        losses, found, predicted = mapped(
+            self.model, self.parameters, task.losses, batch.values, self.reduction, self.scale, task.predictions
+        )
+        if predicted is not None and see is not None:
+            see(predicted.to(self.device), rows)
         for name, gradient in found.items():
             consume(name, gradient.to(wide(gradient)).flatten(1).to(self.device), rows)
         return losses.to(self.device, wide(losses))
 
-    def alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
+    def alone(
+        self,
+        batch: BatchLike,
+        position: int,
+        consume: Consume,
+        plain: bool = False,
+        see: See | None = None,
+    ) -> Tensor:
         """One bare example, by autograd on the blocks themselves: right for any layer, and slow."""
-        blocks = list(self.parameters.items())
+        blocks, rows = list(self.parameters.items()), torch.tensor([position], device=self.device)
         for _, parameter in blocks:
             parameter.requires_grad_(True)
         try:
             with bare_rows():
-                loss = self.losses(batch, plain)[0]
+                loss = self.losses(batch, plain, placing(see, rows))[0]
             gradients = torch.autograd.grad(loss * self.scale, [p for _, p in blocks], allow_unused=True)
         finally:
             for _, parameter in blocks:
                 parameter.requires_grad_(False)
-        rows = torch.tensor([position], device=self.device)
         for (name, _), gradient in zip(blocks, gradients, strict=True):
             if gradient is not None:
                 consume(name, gradient.to(wide(gradient)).reshape(1, -1).to(self.device) / self.scale, rows)

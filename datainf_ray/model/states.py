@@ -7,7 +7,7 @@ encoder with a classification head at the first one, which is the one that such 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +20,7 @@ from datainf_ray.model.alike import forget_lengths
 from datainf_ray.model.capture import Consume
 from datainf_ray.model.forward import bare_rows, base_of
 from datainf_ray.model.replica import BatchLike, Replica, wide
+from datainf_ray.model.seen import See, placing
 
 KIND = "hidden state"  #: of the block
 
@@ -44,27 +45,35 @@ class StateReplica(Replica):
         self._site, self._fed = _site(base)
         self._first = not self._fed and _is_encoder(config)
 
-    def _together(self, batch: BatchLike, consume: Consume) -> Tensor:
-        unpadded = bare_rows() if self.alike.equal else nullcontext()
-        with unpadded:
-            losses, states = self._forward(batch)
-        consume(self.blocks[0].name, states, torch.arange(len(batch), device=self.device))
+    def _together(self, batch: BatchLike, consume: Consume, see: See | None) -> Tensor:
+        rows = torch.arange(len(batch), device=self.device)
+        with bare_rows() if self.alike.equal else nullcontext():
+            losses, states = self._forward(batch, False, placing(see, rows))
+        consume(self.blocks[0].name, states, rows)
         return losses
 
-    def alone(self, batch: BatchLike, position: int, consume: Consume, plain: bool = False) -> Tensor:
+    def alone(
+        self,
+        batch: BatchLike,
+        position: int,
+        consume: Consume,
+        plain: bool = False,
+        see: See | None = None,
+    ) -> Tensor:
         """One bare example: see `Replica.alone`."""
+        rows = torch.tensor([position], device=self.device)
         with bare_rows():
-            losses, states = self._forward(batch, plain)
-        consume(self.blocks[0].name, states, torch.tensor([position], device=self.device))
+            losses, states = self._forward(batch, plain, placing(see, rows))
+        consume(self.blocks[0].name, states, rows)
         return losses[0]
 
     @torch.no_grad()
-    def _forward(self, batch: BatchLike, plain: bool = False) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: BatchLike, plain: bool, see: Callable[[Tensor], None] | None) -> tuple[Tensor, Tensor]:
         """The b losses, and the b × h states, on `device`. Raises `RunFailedError` where there is not one a token."""
         forget_lengths(self.growing)
         lengths = [each[-1] for each in batch.lengths]  # of an encoder-decoder, the decoder's
         with self._seen() as found:
-            losses = self.losses(batch, plain)
+            losses = self.losses(batch, plain, see)
         h = self.blocks[0].size
         if len(found) != 1 or found[0].shape != (len(batch), max(lengths), h):
             shapes = ", ".join(str(tuple(each.shape)) for each in found) or "none"

@@ -10,6 +10,7 @@ from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import conform, read_parquet
 
 BY_FILE = "by.parquet"  #: in the run directory, where the configuration has `results.by`
+BY_ROWS_FILE = "by_rows.parquet"  #: beside it: the value of each row of top.parquet
 INTERVAL = 1.959963984540054  #: standard errors on either side of a mean, of an interval of 95 % (normal)
 
 
@@ -40,15 +41,30 @@ def by_schema() -> pa.Schema:
     )
 
 
+def by_rows_schema() -> pa.Schema:
+    """The columns of by_rows.parquet: a row's number, and its value in the column, null as in by.parquet."""
+    return pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("value", pa.string())])
+
+
 def stored_by(run: Run) -> pa.Table | None:
     """The by.parquet of a run that is done; None where it has none. Raises `DamagedError` where it is none of ours."""
-    if not run.directory.exists(BY_FILE):
+    return _stored(run, BY_FILE, by_schema())
+
+
+def stored_values(run: Run) -> dict[int, str | None]:
+    """The value of each row that a run lists, from its by_rows.parquet; none where it has none. Raises likewise."""
+    table = _stored(run, BY_ROWS_FILE, by_rows_schema())
+    return {} if table is None else dict(zip(table["row"].to_pylist(), table["value"].to_pylist(), strict=True))
+
+
+def _stored(run: Run, name: str, schema: pa.Schema) -> pa.Table | None:
+    if not run.directory.exists(name):
         return None
     try:
-        table = read_parquet(run.directory.read(BY_FILE))
-        conform(table, by_schema())
+        table = read_parquet(run.directory.read(name))
+        conform(table, schema)
     except ValueError as error:
-        raise DamagedError(run.directory.path(BY_FILE), one_line(error)) from None
+        raise DamagedError(run.directory.path(name), one_line(error)) from None
     return table
 
 

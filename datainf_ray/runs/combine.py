@@ -52,7 +52,7 @@ SWEEP = "combine"
 NONFINITE = "nonfinite"
 _NO_NUMBER = "the weighted sum of its influences is no number"
 _MOST_PROBLEMS = 100
-_COLUMNS = ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "detail", "influence"]
+_COLUMNS = ["row", "id", "tokens", "tokens_cut", "loss", "sqnorm", "status", "detail", "influence", "predicted"]
 _SELVES = ["self_influence", "self_influence_error"]
 
 
@@ -254,6 +254,7 @@ def _added(tables: Sequence[pa.Table], what: Sum, tally: Tally) -> pa.Table:
     columns += [_details(tables, status), vectors(summed, ~fine), *across(summed[:, asked], ~fine)]
     if what.selves:
         columns += [total(_SELVES[0], weights), total(_SELVES[1], weights, power=2)]
+    columns.append(pc.if_else(pa.array(fine), last["predicted"], pa.scalar(None, pa.string())))
     _note(tally, statuses, status, last, what)
     return pa.table(columns, schema=what.schema)
 

@@ -2,7 +2,7 @@
 
     index.json                what the index holds; complete once the last part is there
     part-000000.safetensors   one chunk: a matrix (rows × d'_l) for every block, named as the block; `sqnorms`, `scales`
-    part-000000.parquet       the same rows' facts: row, id, tokens, loss, sqnorm, status, detail, preview, text
+    part-000000.parquet       the same rows' facts: row, id, tokens, loss, …, predicted, preview, text
 
 Any reader of safetensors reads the parts. The gradients of block k, in the order of index.json, are the matrix as
 float32 times the column `scales[:, k]`. A row without a gradient (`status` is not "ok") has zeros. Both files of a part

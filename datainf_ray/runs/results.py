@@ -19,7 +19,7 @@ from datainf_ray.runs.files import part_files, rows_of, table_of, telling_damage
 from datainf_ray.runs.lease import Pulse, driver_of, progress_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, names_of
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record, tell_unsolved
-from datainf_ray.runs.report.render import render
+from datainf_ray.runs.report.cell import cell
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.texts import TEXTS
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
@@ -385,16 +385,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The summary; of a running run how far it is; of a finished one the first usable query with its top rows."""
-        query, tops, state = None, {}, self.state
-        if state == "done":
-            query = next((q for q in self.queries().to_pylist() if q["status"] == OK), None)
-        if query:
-            # the words beside the sign, as everywhere a person reads
-            tops = {
-                word: self.top(query["query"], min(5, self.top_k), harmful=word == "harmful").to_pylist()
-                for word in DIRECTIONS
-            }
+        state = self.state
         progress = str(self._progress(state)) if state == "running" else None
-        return render(
-            "notebook.html.j2", summary=self._summary(self._record), progress=progress, query=query, tops=tops
-        )
+        return cell(self, self._summary(self._record), self._record, progress)

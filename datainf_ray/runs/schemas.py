@@ -24,7 +24,7 @@ FAILED = "failed"
 ACROSS = ("influence_mean", "influence_min", "influence_max")
 
 #: Columns that earlier versions did not write: null where a file does not have them.
-LATER = frozenset({"tokens_cut", "left_out", "residual", "detail", *ACROSS, "text"})
+LATER = frozenset({"tokens_cut", "left_out", "residual", "detail", *ACROSS, "text", "predicted"})
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory
@@ -45,10 +45,16 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: 
     lists, so there they are where `scores` is false too. The runs of versions that did not write these four columns
     have nulls in them.
 
+    `predicted` is what the model itself predicts for the row, in the words of the label that it was given: the name of
+    the class with the largest logit, its number where the model has no names, the number of a regression. It is null
+    where the task predicts nothing, where `status` is not "ok", and where nobody has asked the model: in the run of an
+    earlier version, and where gradients come from an index of one.
+
     Of a run that combines others, with weights w_c: the influences, `self_influence` and `sqnorm` are Σ_c w_c times
     the runs' (‖g‖² of gradients that stand side by side, each times √w_c); `loss` is Σ_c w_c loss_c / Σ_c w_c;
-    `self_influence_error` is √(Σ_c (w_c error_c)²), as of independent samples; `tokens` and `tokens_cut` are the last
-    run's. `status` is "ok" where all runs have that, else that of the first that has not, and `detail` is that run's.
+    `self_influence_error` is √(Σ_c (w_c error_c)²), as of independent samples; `tokens`, `tokens_cut` and `predicted`
+    are the last run's. `status` is "ok" where all runs have that, else that of the first that has not, and `detail` is
+    that run's.
     """
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -68,7 +74,7 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: 
         fields += [pa.field(name, pa.float32()) for name in ACROSS]
     if selves:
         fields += [pa.field("self_influence", pa.float32()), pa.field("self_influence_error", pa.float32())]
-    return pa.schema(fields)
+    return pa.schema([*fields, pa.field("predicted", pa.string())])
 
 
 def queries_schema() -> pa.Schema:

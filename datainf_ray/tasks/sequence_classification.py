@@ -4,7 +4,7 @@ How rows become tokens: the tokenizer's own encoding of text, or of text and tex
 `max_length`, where a missing text_pair is an empty one; or input_ids as they are, with their token_type_ids and less
 the padding that attention_mask tells (see `corpus.given`). The target is the label: the number of a class or its name
 in the model's `label2id`; with one label any number. The loss is the cross-entropy of the class, or the squared error
-of the number.
+of the number. What the model predicts is the class of the largest logit, or the number.
 """
 
 from __future__ import annotations
@@ -79,13 +79,29 @@ def encoder(spec: EncoderSpec) -> Encode:
 
 def says(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
     """The label by its name, and what the row says."""
-    names = {index: name for name, index in spec.facts["label2id"].items()}
-    label = [] if values is None else [Passage("label", str(names.get(values["target"], values["target"])))]
+    label = [] if values is None else [Passage("label", label_of(spec.facts, values["target"]))]
     if spec.kind == "tokens":
         return [*label, *([Passage("input_ids", decoded(spec.tokenizer, values["input_ids"]))] if values else [])]
     texts = texts_of(fields)
     there = [(role, texts.get(role)) for role in ("text", "text_pair")]
     return [*label, *(Passage(role, text) for role, text in there if text)]
+
+
+def label_of(known: Mapping[str, Any], target: int | float) -> str:
+    """A class by its name in `label2id`, or its number where it has none; the number of a regression.
+
+    >>> label_of({"num_labels": 2, "label2id": {"negative": 0, "positive": 1}}, 1)
+    'positive'
+    """
+    names = {index: name for name, index in known["label2id"].items()} if known["num_labels"] > 1 else {}
+    return names.get(int(target), str(target))
+
+
+def predicted(known: Mapping[str, Any], value: int | float) -> str:
+    """A class as `label_of` has it; a number in as few digits as give a float32 back, 3.1 for 3.0999999046325684."""
+    import numpy as np
+
+    return str(np.float32(value)) if known["num_labels"] == 1 else label_of(known, value)
 
 
 def trial(length: int, vocabulary: int, generator: torch.Generator) -> Encoded:
@@ -119,6 +135,12 @@ def losses(model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
 
     logits = model(**token_arguments(model, values)).logits
     return class_losses(logits, values["labels"].to(logits.device))
+
+
+def predictions(output: Any) -> Tensor:
+    """The b classes (int64) of the largest logits; the b numbers of a regression."""
+    logits: Tensor = output.logits
+    return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
 
 
 def head_size(shapes: Shapes) -> int | None:
@@ -178,6 +200,8 @@ TASK = Task(
     encoder=encoder,
     collate=collate,
     losses=losses,
+    predictions=predictions,
+    predicted=predicted,
     says=says,
     trial=trial,
     configure=configure,

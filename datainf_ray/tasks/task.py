@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from datainf_ray.corpus.batches import Batch, Collate
-    from datainf_ray.model.objective import Draws, Losses, Shapes, Shortcut, TokenLosses
+    from datainf_ray.model.objective import Draws, Losses, Predictions, Shapes, Shortcut, TokenLosses
 
 
 def _all_texts(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
@@ -70,6 +70,12 @@ class Task:
     #: `token_losses(model, tensors)`: the losses of a batch's tokens, b × s as its `labels` are (-100: no target), zero
     #: where there is no target; a row's loss is their sum or their mean. None: a loss is not a sum over tokens.
     token_losses: TokenLosses | None = None
+    #: `predictions(output)`: what the model itself predicts for each of b rows, b × … of any numbers, of what it
+    #: returned when `losses` called it. `predicted(facts, value)` says it as text, of one row's plain values (a number,
+    #: or lists of them), in the words in which `says` has the label; None: nothing. The column `predicted` of examples/
+    #: has it, null where `losses` does not call the model once for all rows.
+    predictions: Predictions | None = None
+    predicted: Callable[[Mapping[str, Any], Any], str | None] = lambda facts, value: str(value)
     #: `inspect(model, options)`: the `model.inspect.ModelFacts` of a model that is no transformers model; with it
     #: `load(model, device, options)`, the model on that device, of which what takes a gradient are the blocks, and
     #: `tokenizer(model, options)`. `model_class`, `configure`, `facts` and `complete` are not asked then.

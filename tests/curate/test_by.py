@@ -17,7 +17,7 @@ import pytest
 import datainf_ray
 from datainf_ray.common.words import json_text
 from datainf_ray.curate import by as module
-from datainf_ray.runs.by import stored_by
+from datainf_ray.runs.by import stored_by, stored_values
 from tests.curate.conftest import Make, rows_of, write
 from tests.runs_of import status_of
 
@@ -151,6 +151,23 @@ def test_too_many_values_are_refused(run: datainf_ray.Run, monkeypatch: pytest.M
     monkeypatch.setattr(module, "_LONGEST", 5)
     with pytest.raises(datainf_ray.RequestError, match="row 0 has a text of 12 characters there, by which none is"):
         run.by("prompt")
+
+
+def test_the_values_of_the_rows_that_a_run_lists_are_stored_beside(make: Make, tmp_path: Path) -> None:
+    rows = sourced(40)
+    rows[7]["source"] = None
+    write(tmp_path / "a.jsonl", rows)
+    influence = np.random.default_rng(2).normal(size=(40, 2)).astype(np.float32)
+    influence[7] = 99
+    run = make("a.jsonl", influence, results={"by": "source", "top_k": 4})
+    module.write_by(run, print)
+    listed = sorted({*run.tops()["row"].to_pylist()})
+    assert 4 < len(listed) < 17
+    assert stored_values(run) == {row: rows[row]["source"] for row in listed}
+    assert stored_values(run)[7] is None
+    stored = stored_by(run)
+    assert stored is not None
+    assert stored.equals(run.by("source"))
 
 
 def test_a_run_that_cannot_be_grouped_is_done_without(make: Make, tmp_path: Path) -> None:

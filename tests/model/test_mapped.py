@@ -53,7 +53,7 @@ def test_gradients_and_losses_are_autograds_and_the_model_is_as_before() -> None
     replica = Replica(model_of(DEBERTA, CLASSES).double(), tiny.task(CLASSES))
     before = {id(module): set(vars(module)) for module in replica.model.modules()}
     batch = batch_for(examples, [1, 2])  # of the same length
-    losses, found = mapped(replica.model, replica.parameters, replica.task.losses, batch.values, "mean", scale=8.0)
+    losses, found, _ = mapped(replica.model, replica.parameters, replica.task.losses, batch.values, "mean", scale=8.0)
     for k in range(2):
         right: dict[str, torch.Tensor] = {}
         loss = replica.gradients(batch.one(k), lambda name, g, rows, right=right: right.update({name: g}), True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from datainf_ray.config import load_config
-from datainf_ray.corpus.passages import as_json, pair
+from datainf_ray.corpus.passages import Passage, as_json, pair
 from datainf_ray.runs.checkpoints import remove_checkpoints
 from datainf_ray.runs.checksums import stored, table_file
 from datainf_ray.runs.directory import RunDirectory
@@ -61,6 +61,8 @@ def make_run(
     missing: np.ndarray | None = None,
     selves: np.ndarray | None = None,
     ids: list[str] | None = None,
+    predicted: list[str | None] | None = None,
+    passages: list[list[Passage]] | None = None,
     chunk: int = 64,
     state: str = "done",
     results: dict[str, Any] | None = None,
@@ -72,8 +74,9 @@ def make_run(
 ) -> Made:
     """A run directory at `url` as the main job leaves it; every tenth row has no score, or those that are `missing`.
 
-    `selves` are the rows' influences on themselves, which have a tenth of that as their error. A run that is done has a
-    part for every chunk, another the chunks' files. `document` are more keys of run.json.
+    `selves` are the rows' influences on themselves, which have a tenth of that as their error, `predicted` what the
+    model predicts for each row, and `passages` what each says where that is not in the preview. A run that is done has
+    a part for every chunk, another the chunks' files. `document` are more keys of run.json.
     """
     config = load_config(
         {
@@ -114,6 +117,8 @@ def make_run(
             own = -draw.uniform(1, 9, len(row)) if selves is None else selves[part]
             columns["self_influence"] = pa.array(own, pa.float32(), mask=missing[part])
             columns["self_influence_error"] = pa.array(np.abs(own) / 10, pa.float32(), mask=missing[part])
+        said_of = predicted or [None] * rows
+        columns["predicted"] = pa.array(said_of[part], pa.string(), mask=missing[part])
         schema = examples_schema(queries, config.results.scores, selves=config.results.self_influence)
         schema = schema.with_metadata({"datainf.moments": f"{number}"})
         table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
@@ -121,6 +126,8 @@ def make_run(
         if state == "done":
             files[part_name(number)] = consolidate(directory, number, range(number, number + 1), FINGERPRINT)
         said = [as_json(pair(*line.split(" ⟶ "))) if " ⟶ " in line else None for line in previews[part]]
+        if passages is not None:
+            said = [as_json(each) for each in passages[part]]
         texts = pa.table({"row": row, "id": ids[part], "preview": previews[part], "text": pa.array(said, pa.string())})
         top = select_top(influence[part], row, texts, config.results.top_k)
         best = top if best is None else merge_top(best, top)

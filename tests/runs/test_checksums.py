@@ -96,7 +96,7 @@ def test_no_flipped_bit_of_a_part_changes_what_is_read_of_it(directory: RunDirec
         pa.array(draw.random(rows), pa.float32(), mask=missing),
         pa.array(draw.random(rows), pa.float32(), mask=missing),
         np.where(missing, "nonfinite", "ok"), pa.array(np.where(missing, "why", None), pa.string()),
-        vectors(influence, missing), *across(influence, missing),
+        vectors(influence, missing), *across(influence, missing), pa.nulls(rows, pa.string()),
     ]  # fmt: skip
     schema = examples_schema(2)
     chunk = pa.table([pa.array(c) if isinstance(c, np.ndarray | list) else c for c in columns], schema=schema)

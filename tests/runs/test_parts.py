@@ -48,6 +48,7 @@ def _chunk(number: int, first: int, rows: int, queries: int = 2, blocks: int = 2
         "block_influence": vectors(draw.normal(size=(rows, queries * blocks)), missing),
     }
     columns |= dict(zip(ACROSS, across(influence, missing), strict=True))
+    columns["predicted"] = pa.array(np.where(missing, None, "positive"), pa.string())
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
@@ -86,7 +87,7 @@ def test_a_part_holds_its_chunks_rows_and_nothing_of_the_chunks_own(directory: R
 
 def test_chunks_of_an_earlier_version_and_of_this_one_make_one_part(tmp_path: Path) -> None:
     directory = RunDirectory(str(tmp_path))
-    later = ["tokens_cut", "detail", *ACROSS]
+    later = ["tokens_cut", "detail", *ACROSS, "predicted"]
     chunks = [_chunk(0, 0, 20).drop_columns(later), _chunk(1, 20, 20)]
     for number, table in enumerate(chunks):
         directory.commit(chunk_name(number), table_file(table, OWNER, chunk_name(number)))
@@ -185,6 +186,7 @@ def test_what_a_row_takes_is_what_files_have(tmp_path: Path) -> None:
         "detail": pa.nulls(rows, pa.string()),
         "influence": vectors(influence),
         **dict(zip(ACROSS, across(influence, np.zeros(rows, bool)), strict=True)),
+        "predicted": pa.nulls(rows, pa.string()),
     }
     for ids in (
         [f"s3://b/sft/train-00001.parquet#{row}" for row in range(rows)],

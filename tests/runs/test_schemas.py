@@ -38,11 +38,20 @@ def test_examples_hold_the_contracts_columns() -> None:
         "influence_mean": pa.float32(),
         "influence_min": pa.float32(),
         "influence_max": pa.float32(),
+        "predicted": pa.string(),
     }
     assert examples_schema(3, scores=False).names == [n for n in examples_schema(3).names if n != "influence"]
-    assert examples_schema(0, scores=False).names[-1] == "detail"  # without queries there is nothing to average
+    assert examples_schema(0, scores=False).names[-2:] == [
+        "detail",
+        "predicted",
+    ]  # without queries there is nothing to average
     assert examples_schema(3, blocks=5).field("block_influence").type.list_size == 15
-    assert examples_schema(3, selves=True).names[-3:] == ["influence_max", "self_influence", "self_influence_error"]
+    assert examples_schema(3, selves=True).names[-4:] == [
+        "influence_max",
+        "self_influence",
+        "self_influence_error",
+        "predicted",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_a_file_of_an_earlier_version_gets_the_later_columns_in_their_places(
 ) -> None:
     now = examples_schema(3, scores, blocks, selves)
     earlier = pa.schema([field for field in now if field.name not in LATER])
-    assert {"detail", *ACROSS} <= set(now.names) - set(earlier.names)
+    assert {"detail", *ACROSS, "predicted"} <= set(now.names) - set(earlier.names)
     assert schema_now(earlier).equals(now)
     assert schema_now(plain_schema(earlier)).equals(now)  # as it stands in a file
     back = read_parquet(table_bytes(earlier.empty_table()), now)

@@ -38,6 +38,7 @@ def made(folder: Path, name: str, seed: int, chunk: int, **more: Any) -> Made:
         "missing": np.isin(np.arange(ROWS), draw.integers(0, ROWS, 9)),
         "selves": draw.normal(-1, 1, ROWS).astype(np.float32),
         "ids": IDS,
+        "predicted": [f"{name} of {number}" for number in range(ROWS)],
     }
     document = {"fingerprint": f"{seed:064d}", "identity": {"train": "t", "queries": "q"}}
     return make_run(str(folder / name), ROWS, QUERIES, chunk=chunk, **{**given, **document, **more})
@@ -99,6 +100,7 @@ def test_a_sum_is_numpys(tmp_path: Path, runs: list[Made], cut: str, request: py
         np.testing.assert_array_equal(column(there, name), of(stored, axis=1).astype(np.float32))
     assert there["detail"].to_pylist() == [None if ok else "nothing to predict" for ok in fine]
     assert there["tokens"].equals(examples[-1]["tokens"])
+    assert there["predicted"].to_pylist() == [f"checkpoint-3 of {k}" if ok else None for k, ok in enumerate(fine)]
     assert run.record.counts.tokens == pc.sum(there["tokens"].filter(pa.array(fine))).as_py()
     assert run.record.counts.rows_cut is None  # the runs' run.json did not say
     for query in range(QUERIES):

@@ -14,6 +14,7 @@ from datainf_ray.runs.report.listed import Listed
 
 _FEWEST = 5  # rows of which something in common is no chance
 _NEARLY = 0.8  # of the first rows
+_USUAL = 0.5  # of all rows that are listed: what holds for more of them says nothing of the first
 _CLOSE = 0.9  # rank correlation
 _MANY = 100  # rows of a sample from which something is told
 _SAME = 0.95  # of the loss without the adapter, or by chance
@@ -31,6 +32,7 @@ def of_first(rows: Sequence[dict[str, Any]], listed: Listed, losses: np.ndarray,
     all_labels = [label for row in listed.rows if (label := listed.label(row)) is not None]
     if None not in labels and len(set(labels)) == 1 and all_labels.count(labels[0] or "") < 0.9 * len(all_labels):
         told.append(f"All of the first {len(rows)} have the label {printable(labels[0] or '', 40)}.")
+    told += _of_predictions(rows, listed)
     facts = [listed.facts[row["row"]] for row in rows if row["row"] in listed.facts]
     if len(facts) < len(rows) or len(losses) < _MANY:
         return told
@@ -45,6 +47,18 @@ def of_first(rows: Sequence[dict[str, Any]], listed: Listed, losses: np.ndarray,
             "they may stand here for being hard or broken, whatever the query."
         )
     return told
+
+
+def _of_predictions(rows: Sequence[dict[str, Any]], listed: Listed) -> list[str]:
+    """Whether the first rows have other labels than the model predicts, unlike most rows that are listed."""
+    differs = listed.labels.differs
+    first = [differs(row["row"]) for row in rows]
+    every = [one for row in listed.facts if (one := differs(row)) is not None]
+    count = sum(map(bool, first))
+    if None in first or count < _NEARLY * len(first) or sum(every) > _USUAL * len(every):
+        return []
+    what = "wrong labels, or rows that the fine-tune has not learned"
+    return [f"{count} of the first {len(first)} have another label than the model predicts: {what}."]
 
 
 def of_query(influence: np.ndarray, losses: np.ndarray, sqnorms: np.ndarray) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from markupsafe import Markup, escape
 from datainf_ray.common.words import visible
 from datainf_ray.corpus.common_words import Phrases, Rarity
 from datainf_ray.corpus.passages import Passage, shortened
+from datainf_ray.runs.labels import Labels
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, matrix
 
@@ -34,6 +36,7 @@ class Facts:
     cut: int | None
     own: float | None  #: influence on itself
     net: float | None  #: the mean over the queries of its influence, each in units of the query's root mean square
+    predicted: str | None = None  #: by the model itself
 
 
 @dataclass
@@ -52,9 +55,16 @@ class Listed:
         """What a query says, to look for it in others."""
         return Phrases("\n".join(passage.text for passage in self.queries.get(query, ())))
 
+    @functools.cached_property
+    def labels(self) -> Labels:
+        """Those that the rows were given, and those that the model predicts."""
+        given = {row: one.text for row, said in self.rows.items() for one in said if one.role == "label"}
+        predicted = {row: one.predicted for row, one in self.facts.items() if one.predicted is not None}
+        return Labels(given, predicted)
+
     def label(self, row: int) -> str | None:
         """The label that a row was given."""
-        return next((one.text for one in self.rows.get(row, ()) if one.role == "label"), None)
+        return self.labels.given.get(row)
 
 
 def facts_of(run: Run, rows: Collection[int]) -> dict[int, Facts]:
@@ -64,7 +74,7 @@ def facts_of(run: Run, rows: Collection[int]) -> dict[int, Facts]:
         return {}
     whole = run.has_scores and counts.rows * counts.queries <= _MOST_VALUES
     own = ["self_influence"] if run.config["results"].get("self_influence") else []
-    columns = ["row", "loss", "tokens", "tokens_cut", *own, *(["influence"] if whole else [])]
+    columns = ["row", "loss", "tokens", "tokens_cut", "predicted", *own, *(["influence"] if whole else [])]
     wanted, found = pa.array(sorted(rows), pa.int64()), []
     usable = [k for k, status in enumerate(run.queries()["status"].to_pylist()) if status == OK]
     squares, scored = np.zeros(len(usable)), 0
@@ -83,6 +93,7 @@ def facts_of(run: Run, rows: Collection[int]) -> dict[int, Facts]:
         *(table[name].to_pylist() for name in ("row", "loss", "tokens", "tokens_cut")),
         table[own[0]].to_pylist() if own else [None] * len(table),
         net,
+        table["predicted"].to_pylist(),
         strict=True,
     )
     return {row: Facts(*rest) for row, *rest in each}

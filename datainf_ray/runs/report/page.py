@@ -23,6 +23,7 @@ from datainf_ray.corpus.passages import ROW_BYTES
 from datainf_ray.corpus.preview import LONGER, fold_ends
 from datainf_ray.runs.record import tell_half_precision, tell_left_out
 from datainf_ray.runs.report import doubts, timeline
+from datainf_ray.runs.report.beside import Beside
 from datainf_ray.runs.report.by_column import by_column
 from datainf_ray.runs.report.by_token import sections
 from datainf_ray.runs.report.drawing import inline_svg
@@ -78,12 +79,14 @@ def _filled(run: Run, room: int) -> str:
     share = sample.share
     mine = tops.filter(pc.and_(pc.is_in(tops["query"], pa.array([q["query"] for q in shown], pa.int32())),
                                pc.less_equal(tops["rank"], _MOST)))  # fmt: skip
-    texts = run.texts()
-    listed = Listed(facts_of(run, set(mine["row"].to_pylist())), said_by(texts, ROW), said_by(texts, QUERY))
-    entries = _Entries(run, listed, tops, sample, room, len(mine))
-    blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
     command, to = f"datainf curate {shlex.quote(visible(run.url))}", f" --to {shlex.quote(_cleaned(run.config))}"
-    numbers = [q["query"] for q in shown]
+    numbers, texts = [q["query"] for q in shown], run.texts()
+    found = verdict(run, usable, numbers, sample.typical_loss, command, to)
+    on_page = {*mine["row"].to_pylist()}
+    rows = on_page | {row["row"] for row in found.first}
+    listed = Listed(facts_of(run, rows), said_by(texts, ROW), said_by(texts, QUERY))
+    entries = _Entries(run, listed, tops, sample, room, len(mine), Beside.of(run, listed, texts, on_page))
+    blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
     return render(
         "report.html.j2",
         title=run.url.rstrip("/").rpartition("/")[2],
@@ -98,7 +101,9 @@ def _filled(run: Run, room: int) -> str:
         by_token=sections(run, numbers),
         doubts=doubts.of_run(run.record, listed, sample.losses),
         script=_script(),
-        verdict=verdict(run, usable, numbers, entries.typical_loss, command, to),
+        verdict=found,
+        labels={row["row"]: listed.labels.of(row["row"]) for row in found.first},
+        beside=entries.beside,
         by=by_column(run, numbers),
         command=command,
         to=to,
@@ -235,6 +240,11 @@ class Sample:
     sqnorms: np.ndarray
     tokens: np.ndarray
 
+    @property
+    def typical_loss(self) -> float | None:
+        """That of the median row."""
+        return float(np.median(self.losses)) if len(self.losses) else None
+
 
 def _sample(run: Run, queries: list[int]) -> Sample:
     """The influences on `queries` of rows that have one, and the same rows' facts.
@@ -267,11 +277,12 @@ def _sample(run: Run, queries: list[int]) -> Sample:
 class _Entries:
     """What the page says of each query and of the rows that are listed for it."""
 
-    def __init__(self, run: Run, listed: Listed, tops: pa.Table, sample: Sample, room: int, entries: int) -> None:
-        self.listed, self.tops, self.sample = listed, tops, sample
+    def __init__(
+        self, run: Run, listed: Listed, tops: pa.Table, sample: Sample, room: int, entries: int, beside: Beside
+    ) -> None:
+        self.listed, self.tops, self.sample, self.beside = listed, tops, sample, beside
         self.also = also(tops)
         self.are = run.config["queries"].get("are")
-        self.typical_loss = float(np.median(sample.losses)) if len(sample.losses) else None
         first = min(entries, 2 * _ROWS * min(_QUERIES, len(listed.queries) or 1))
         self.rooms = {True: _room(room // 2, first), False: _room(room // 4, entries - first)}
         self.room_of_query = _room(room // 4, _QUERIES)
@@ -294,7 +305,7 @@ class _Entries:
             pages[word] = [full[k : k + _ROWS] for k in range(0, len(full), _ROWS)]
         if values is not None:
             told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms)
-        first, why = asked(query, self.are, self.typical_loss)
+        first, why = asked(query, self.are, self.sample.typical_loss)
         extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None}
         extra |= {"signs": None, "cumulative": None, "first": first, "why": why, "doubts": told}
         extra["said"] = said(self.listed.queries.get(number, ()), self.room_of_query, None, self.listed.rarity)
@@ -307,7 +318,7 @@ class _Entries:
         return {**query, **extra, "preview": query["preview"] and fold_ends(query["preview"], LONGER)}
 
     def _row(self, row: dict[str, Any], phrases: Phrases, strongest: float, typical: float) -> dict[str, Any]:
-        first = row["rank"] <= _ROWS
+        first, number = row["rank"] <= _ROWS, row["row"]
         preview = row["preview"] and fold_ends(row["preview"], LONGER if first else _LATER)
         return {
             **row,
@@ -316,6 +327,8 @@ class _Entries:
             "times": abs(row["influence"]) / typical if typical else None,
             "facts": self.listed.facts.get(row["row"]),
             "name": called(row),
+            "labels": self.listed.labels.of(number),
+            **self.beside.row(number),
             "also": told_of(self.also[row["row"]], row["query"]),
             "said": said(self.listed.rows.get(row["row"], ()), self.rooms[first], phrases, self.listed.rarity),
         }

@@ -6,6 +6,8 @@
   const picked = document.getElementById("picked");
   const words = document.getElementById("words");
   const query = document.getElementById("query");
+  const label = document.getElementById("label");  // none where there is nothing to choose from
+  const value = document.getElementById("value");
   const out = document.getElementById("out");
   const chosen = new Map();
   const rows = all("tr[data-row]");
@@ -13,24 +15,39 @@
   document.documentElement.classList.add("js");
   tools.hidden = false;
 
+  function has(row, box, key) {
+    if (!box || box.value === "") return true;
+    return box.value === "differs" ? "differs" in row.dataset : row.dataset[key] === box.value;
+  }
+
   function filter() {
     const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const narrowed = wanted.length > 0 || [label, value].some((box) => box && box.value !== "");
     let count = 0;
     for (const row of rows) {
-      row.hidden = !wanted.every((word) => texts.get(row).includes(word));
+      row.hidden = !(has(row, label, "label") && has(row, value, "value") && wanted.every((word) => texts.get(row).includes(word)));
       count += row.hidden ? 0 : 1;
     }
     for (const page of all("details.page")) {
       const there = all("tr[data-row]", page).some((row) => !row.hidden);
       page.hidden = !there;
-      if (wanted.length) page.open = there;
+      if (narrowed) page.open = there;
     }
     for (const one of all("details.query")) {
       const there = all("tr[data-row]", one).some((row) => !row.hidden);
-      one.hidden = (query.value !== "" && one.dataset.query !== query.value) || (wanted.length > 0 && !there);
-      if (!one.hidden && (wanted.length || query.value !== "")) one.open = true;
+      one.hidden = (query.value !== "" && one.dataset.query !== query.value) || (narrowed && !there);
+      if (!one.hidden && (narrowed || query.value !== "")) one.open = true;
     }
-    document.getElementById("count").textContent = wanted.length ? count + " rows" : "";
+    document.getElementById("count").textContent = narrowed ? count + (count === 1 ? " row" : " rows") : "";
+  }
+
+  // A link to a row that is filtered away shows all rows again: it would lead nowhere.
+  function follow(event) {
+    const link = event.target.closest("a[href^='#row-']");
+    const row = link && document.getElementById(link.getAttribute("href").slice(1));
+    if (!row || (!row.hidden && !row.closest("details.query").hidden)) return;
+    for (const box of [words, query, label, value]) if (box) box.value = "";
+    filter();
   }
 
   function tell(as) {
@@ -63,7 +80,8 @@
   }
 
   words.addEventListener("input", filter);
-  query.addEventListener("change", filter);
+  for (const box of [query, label, value]) if (box) box.addEventListener("change", filter);
   document.addEventListener("change", tick);
   document.addEventListener("click", copy);
+  document.addEventListener("click", follow);
 })();
