@@ -34,8 +34,8 @@ _THREADS = 16  # pictures that are looked at at a time: mostly waiting for the s
 def kept_pictures(spec: WorkerSpec, known: Mapping[str, Stored]) -> dict[int, Stored]:
     """The pictures of the run that its directory has, by the numbers of their rows.
 
-    What is damaged among those that run.json knows, or is another run's, is taken away. Raises `RunFailedError` where a
-    file of that name is nobody's.
+    What is another run's, or not as run.json has it (`known`), is taken away. Raises `RunFailedError` where a file of
+    that name is nobody's.
     """
     directory = spec.directory
 
@@ -46,8 +46,9 @@ def kept_pictures(spec: WorkerSpec, known: Mapping[str, Stored]) -> dict[int, St
         except FileNotFoundError:
             return None
         whose = mark_of(data)
-        if whose == mark(spec.fingerprint, row):
-            return stored(data)
+        now = stored(data)
+        if whose == mark(spec.fingerprint, row) and known.get(name, now) == now:
+            return now
         if whose is None and name not in known:
             raise RunFailedError(f"{directory.path(name)}: is no picture that this run has made; move it away")
         directory.remove(name)

@@ -41,10 +41,29 @@ def require_able(told: PipelineConfig, model: ModelConfig, asked: DiffusionConfi
     if library != "diffusers":
         problem = f"its scheduler is a {library}.{name}, and code of a pipeline's own is not run"
         raise RequestError("model.base", model.base, problem, "give queries with pictures")
+    if not told.family.flow:
+        _require_steps(told, asked.generate.steps)
     distilled = told.family.name == "Flux" and not told.configs[told.family.denoiser].get("guidance_embeds")
     if distilled and asked.generate.guidance is not None:
         problem = f"has no effect: {model.base} takes no guidance"
         raise RequestError("diffusion.generate.guidance", asked.generate.guidance, problem, "use null")
+
+
+def _require_steps(told: PipelineConfig, steps: int) -> None:
+    """Raises `RequestError` where the base's scheduler cannot take so many; some need more than two or three."""
+    try:
+        _scheduler(told).set_timesteps(steps)
+    except Exception as error:  # no common type: each scheduler has its own arithmetic
+        problem = f"its {told.classes['scheduler'][1]} cannot take so many: {one_line(error)[:200]}"
+        raise RequestError("diffusion.generate.steps", steps, problem, "try more") from None
+
+
+def _scheduler(told: PipelineConfig) -> Any:
+    """The base's own."""
+    with quiet():
+        import diffusers
+
+        return getattr(diffusers, told.classes["scheduler"][1]).from_pretrained(told.folder, subfolder="scheduler")
 
 
 class Maker:
@@ -112,8 +131,7 @@ def _pipeline(parts: Parts, tokenizers: Any) -> Any:
         given |= {name: value for name, value in index.items() if isinstance(value, bool) and name not in given}
         given |= dict(parts.named_children())
         given |= {name: each for (name, _, _), each in zip(told.texts, tokenizers.each, strict=True)}
-        scheduler = getattr(diffusers, told.classes["scheduler"][1])
-        given["scheduler"] = scheduler.from_pretrained(told.folder, subfolder="scheduler")
+        given["scheduler"] = _scheduler(told)
         pipe = kind(**{name: value for name, value in given.items() if name in takes})
         pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -142,8 +160,3 @@ def mark_of(data: bytes) -> str | None:
             return mark
     except Exception:  # OSError, SyntaxError, ValueError, struct.error and more: it is no picture, and made again
         return None
-
-
-def told_why(error: Exception) -> str:
-    """Why there is no picture, in a line."""
-    return f"no picture could be made of it: {one_line(error)[:200]}"

@@ -32,7 +32,7 @@ def with_pictures(record: RunRecord, pool: Pool, attempt: Attempt) -> None:
         record.sweeps[:] = [taken, *(sweep for sweep in record.sweeps if sweep.id != taken.id)]
         for row, reason in sorted(why.items())[:_NAMED]:
             attempt.watcher.say(f"query row {row:,}: no picture could be made of it: {printable(reason, 300)}")
-        found = kept_pictures(spec, record.pictures)
+        found = kept_pictures(spec, {})
     now = {f"{MADE}/{made_name(row)}": known for row, known in found.items()}
     lost = [name for name, known in record.pictures.items() if now.get(name) != known]
     if lost:

@@ -86,7 +86,7 @@ def test_numbers_that_are_not_finite_make_no_picture(tmp_path: Path) -> None:
     settings = ModelConfig(**model)
     parts = load_pipeline(settings, torch.device("cpu"))
     torch.nn.init.constant_(parts.unet.conv_out.bias, float("inf"))
-    make = Maker(parts, load_tokenizers(settings), GenerateConfig(steps=1), SIDE)
+    make = Maker(parts, load_tokenizers(settings), GenerateConfig(steps=STEPS), SIDE)
     with pytest.raises(ValueError, match="not finite"):
         make("a dog", "a", "")
 
