@@ -285,6 +285,7 @@ def complete(request: Request, writable: bool = True) -> Job:
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
         examples[name] = first_rows(config, name, corpus, facts, tokenizer)
+    facts = replace(facts, notes=(*facts.notes, *task.tells(facts.task, corpora["train"])))
     groups, names = query_groups(config, corpora["queries"])
     usable = next(example for example in examples["train"] if example.status == OK)
     row = seen(usable, tokenizer, "train")

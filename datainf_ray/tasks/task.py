@@ -65,6 +65,8 @@ class Task:
     complete: Callable[[ModelConfig, nn.Module, Callable[[], Any]], None] = lambda model, base, tokenizer: None
     #: `check(corpus, facts, key)` raises `RequestError` where rows do not fit the model, as far as can be seen at once.
     check: Callable[[Corpus, Mapping[str, Any], str], None] = lambda corpus, facts, key: None
+    #: `tells(facts, corpus)`: what a user should know of the training rows beside what was seen of the model.
+    tells: Callable[[Mapping[str, Any], Corpus], Sequence[str]] = lambda facts, corpus: ()
     #: `shortcut(model, blocks, device)` looks for a quicker way to the same losses; see `model.shortcut`.
     shortcut: Callable[[nn.Module, Mapping[str, nn.Parameter], torch.device], Shortcut] | None = None
     #: `token_losses(model, tensors)`: the losses of a batch's tokens, b × s as its `labels` are (-100: no target), zero

@@ -66,6 +66,13 @@ def check(corpus: Corpus, facts: Mapping[str, Any], key: str, *, asked: Diffusio
         raise RequestError("diffusion.generate", None, problem, remedy)
 
 
+def tells(facts: Mapping[str, Any], corpus: Corpus) -> list[str]:
+    """What is to be said where the training rows are not the pictures that the LoRA's file says it was trained on."""
+    from datainf_ray.diffusion.header import told_of_pictures
+
+    return [*told_of_pictures(facts["trained"], corpus.rows)]
+
+
 def maker(model: Any, tokenizer: Any, facts: Mapping[str, Any], *, asked: DiffusionConfig) -> Callable[..., bytes]:
     """What makes the pictures of queries: a function of a row's fields and of the mark that its PNG is to have."""
     from datainf_ray.diffusion.generate import Maker
@@ -95,8 +102,10 @@ def draws(asked: DiffusionConfig, seed: int) -> Draws:
 
     timesteps = timesteps_of(asked)
 
+    options = target.Options(asked.min_snr_gamma, asked.noise_offset)
+
     def losses(model: Any, rows: Values, some: Sequence[int], reduction: Reduction) -> Tensor:
-        return target.losses(model, rows, [timesteps[k] for k in some], reduction, seed)
+        return target.losses(model, rows, [timesteps[k] for k in some], reduction, seed, options)
 
     return Draws(tuple(timesteps), asked.combine == "paired", target.frozen, losses, "content")
 
@@ -110,9 +119,13 @@ def inspect(model: ModelConfig, options: Options | None = None, *, asked: Diffus
     if model.quantization is not None:
         problem = "a pipeline's denoiser is not quantized here"
         raise RequestError("model.quantization", model.quantization, problem, "use null, and model.dtype")
-    facts, told = inspect_pipeline(model, options)
+    facts, told = inspect_pipeline(model, options, asked)
     if why := require_known_target(told):
         raise RequestError("model.base", model.base, why)
+    for key in ("min_snr_gamma", "noise_offset"):
+        if told.family.flow and (value := getattr(asked, key)) is not None:
+            problem = f"{told.family.name} is trained by flow matching, which has none"
+            raise RequestError(f"diffusion.{key}", value, problem, "use null")
     last = max(timesteps_of(asked))
     if last >= told.steps + told.family.flow:
         problem = f"has {last}, and the training of {model.base} had timesteps from 0 to {told.steps - 1}"
@@ -129,7 +142,7 @@ def inspect(model: ModelConfig, options: Options | None = None, *, asked: Diffus
         facts,
         blocks=draws(asked, 0).blocks(facts.blocks),
         row_bytes=3 * side * side,
-        task={"family": told.family.name, "side": side, "positions": positions},
+        task=facts.task | {"family": told.family.name, "side": side, "positions": positions},
     )
 
 
@@ -226,6 +239,7 @@ TASK = Task(
     kinds=(PICTURE,),
     kinds_of=kinds_of,
     check=partial(check, asked=DiffusionConfig()),
+    tells=tells,
     makes=PROMPT.kind,
     maker=partial(maker, asked=DiffusionConfig()),
     model_class=model_class,
