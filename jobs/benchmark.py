@@ -4,6 +4,7 @@
 
 sweep        the first sweep over a plain LoRA training step on the same batches
 capture      the same for DoRA, fused experts and a saved embedding, with 10 queries
+pictures     the same for a UNet with LoRA, each picture at six timesteps
 whole        a whole `datainf run` over training on the same batches
 closed-form  DataInf on 900 × 100 gradients in memory, over one matrix product and over the paper's loops
 peers        the fixed workload in --peers FOLDER: over the limit of DataInf's work, and over bergson's commands;
@@ -43,6 +44,7 @@ from rich.table import Table
 TABLES = {
     "sweep": "sweep",
     "capture": "capture",
+    "pictures": "pictures",
     "whole": "whole",
     "closed-form": "closed_form",
     "peers": "peers",

@@ -77,6 +77,13 @@ def test_other_kinds_of_adapters_are_compared_with_training_too(figures: Run) ->
         assert figure["value"] == pytest.approx(training / sweeping, rel=1e-9)
 
 
+def test_pictures_are_compared_with_training_of_diffusers(figures: Run) -> None:
+    (figure,) = figures("pictures").values()
+    assert figure["name"] == "first sweep / training step"
+    sweeping, training = figure["runs"]["first sweep"], figure["runs"]["training"]
+    assert figure["value"] == pytest.approx(sum(training) / sum(sweeping), rel=1e-9)
+
+
 def test_what_is_timed_is_the_curvature_of_every_row_and_a_step_that_trains(benchmark: ModuleType) -> None:
     from bench.models import TARGETS, Shape, adamw, curvature_inputs, first_sweep, pair, token_rows, train
     from bench.sweep import padded

@@ -39,6 +39,8 @@ OTHER: dict[str, Any] = {
     "method.tolerance": 1e-4, "method.iterations": 7, "method.scale": 2.5,
     "model.adapter_weights": [2, 0.5], "model.lora_alpha": 4, "diffusion.timesteps": [25, 225],
     "diffusion.noise": "shared", "diffusion.combine": "mean", "diffusion.resolution": 256, "diffusion.crop": "none",
+    "diffusion.generate": {"steps": 4, "guidance": 3.5, "seed": 1}, "diffusion.min_snr_gamma": 5.0,
+    "diffusion.noise_offset": 0.1,
 }  # fmt: skip
 PICTURES = {"model.task": "text-to-image"}
 NEEDS = {"index_projection": {"index": True}, "model.adapter_weights": {"model.adapter": ["a", "b"]}} | dict.fromkeys(
@@ -150,6 +152,9 @@ SAID = {
     "diffusion.timesteps=0": "diffusion.timesteps: 0: a whole number from 1 to 1000, or a list of whole numbers",
     "diffusion.timesteps=[25, -1]": "diffusion.timesteps.1: -1: a whole number of at least 0",
     "diffusion.timesteps=[25, 225, 25]": "diffusion.timesteps: [25, 225, 25]: names 25 twice",
+    "diffusion.generate.step=4": "diffusion.generate.step: unknown key; did you mean 'steps'?",
+    "diffusion.generate.steps=0": "diffusion.generate.steps: 0: a whole number from 1 to 1000",
+    "diffusion.generate=true": "diffusion.generate: true: a mapping of steps, guidance, seed, or null",
     "diffusion.noise=none": "diffusion.noise: 'none': row or shared",
     "diffusion.combine=mean": "diffusion.combine: mean: has no effect on model.task causal-lm; it belongs to ",
     "model.lora_alpha=4": "model.lora_alpha: 4.0: has no effect on model.task causal-lm; it belongs to text-to-image",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +34,16 @@ class WorkerSpec:
     index: RunDirectory | None = None  # where the gradient index is written, or read from
     index_owner: str | None = None  # the fingerprint in its parts; None: they are an older version's, and have none
     fingerprint: str = ""  # of the run, which is in all that it goes on from
+    guessed: bool = False  # `sample` is of queries whose pictures are not made yet: its losses say nothing
     task_code: own.TaskCode | None = None  # the code of a task of the user's own
     installed: dict[str, str] = field(default_factory=versions)  # where it was made, on the driver: results rest on it
+
+
+def _corpora(job: Job) -> dict[str, Corpus]:
+    """The corpora as workers read them: pictures that are made of the queries are in the run directory."""
+    if not job.makes:
+        return job.corpora
+    return {**job.corpora, "queries": replace(job.corpora["queries"], made=job.directory.made)}
 
 
 def worker_spec(job: Job) -> WorkerSpec:
@@ -43,11 +51,12 @@ def worker_spec(job: Job) -> WorkerSpec:
     return WorkerSpec(
         config=job.config,
         facts=job.facts,
-        corpora=job.corpora,
+        corpora=_corpora(job),
         sample=job.sample,
         directory=job.directory,
         index=job.index,
         index_owner=job.index_owner,
+        guessed=job.makes and "train" not in job.corpora,
         task_code=job.task_code,
     )
 

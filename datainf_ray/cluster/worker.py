@@ -40,6 +40,8 @@ from datainf_ray.cluster.memory import gpu_bytes
 from datainf_ray.cluster.metrics import WorkerMetrics
 from datainf_ray.cluster.nodes import require_same
 from datainf_ray.cluster.orders import Order, Sweep, WorkerInfo, WorkerSpec
+from datainf_ray.cluster.picture_orders import PictureOrder
+from datainf_ray.cluster.picture_work import make_pictures
 from datainf_ray.cluster.reduce import Shard, arrays, tensors
 from datainf_ray.cluster.timed import timed_curvature
 from datainf_ray.cluster.token_orders import TokenOrder
@@ -161,7 +163,7 @@ class Worker:
             attention=str(getattr(base.config, "_attn_implementation", None)),
             verdict=verdict,
             weights=weights_digest(self.replica.model),
-            loss=None if sample is None else start_loss(self.replica, sample),
+            loss=None if sample is None or self.spec.guessed else start_loss(self.replica, sample),
             fetched=fetched,
             seconds=time.perf_counter() - began,
         )
@@ -214,6 +216,9 @@ class Worker:
         current, config = at.sweep, self.spec.config
         if isinstance(order, TokenOrder):
             return self._tokens(at, order, ordered)
+        if isinstance(order, PictureOrder):
+            given = self.task, self.replica.model, self.tokenizer, self.spec, order
+            return self._compute(make_pictures, *given, max(ordered, self._free))
         if order.trial:
             trial = self._computed(CurrentSweep(replace(current, keep=False, index=False), at.inputs), order, ordered)
             return (report_of(order.chunk, trial.facts, trial.timing), *[None] * current.outputs)

@@ -198,6 +198,14 @@ class MethodConfig(_Part):
         return value
 
 
+class GenerateConfig(_Part):
+    """text-to-image: how the pipeline makes the pictures of queries that are prompts alone, before they are queries."""
+
+    steps: int = Field(30, ge=1, le=1000, description="of denoising, by the pipeline's own scheduler")
+    guidance: float | None = Field(None, ge=0, le=100, description="its scale; null: what the pipeline takes by itself")
+    seed: int = Field(0, ge=0, description="with a query row's id it gives the noise that its picture begins as")
+
+
 class DiffusionConfig(_Part):
     """text-to-image: the draws at which a picture's loss is taken, and what of the picture the model sees."""
 
@@ -213,6 +221,16 @@ class DiffusionConfig(_Part):
     resolution: int | None = Field(None, ge=8, le=8192, description="pixels on each side; null: the pipeline's own")
     crop: Literal["center", "none"] = Field(
         "center", description="center: the middle of a picture; none: all of it, squeezed into a square"
+    )
+
+    generate: GenerateConfig | None = Field(
+        None, description="queries are prompts alone, and the pipeline makes their pictures first; null: they have some"
+    )
+    min_snr_gamma: float | None = Field(
+        None, gt=0, le=1e6, description="γ of Min-SNR weights, as in the training; null: every timestep weighs the same"
+    )
+    noise_offset: float | None = Field(
+        None, gt=0, le=100, description="of the noise's mean in each channel, as in the training; null: none"
     )
 
     @field_validator("timesteps")
@@ -337,6 +355,9 @@ class RunConfig(_Part):
         if isinstance(self.model.adapter, tuple):
             if isinstance(self.index, str):
                 raise RequestError("index", self.index, "is one place for several runs", "use index: true")
+            if self.diffusion.generate is not None:
+                problem = "each of several adapters would make a picture of its own"
+                raise RequestError("diffusion.generate", None, problem, "give queries with pictures, or one adapter")
             if not self.results.scores:
                 problem = "leaves nothing of several adapters' runs to add"
                 raise RequestError("results.scores", "false", problem, "use true, or one adapter")

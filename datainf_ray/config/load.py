@@ -162,15 +162,21 @@ def _place(error: ErrorDetails) -> tuple[str, list[str | int], FieldInfo | None]
 
 
 def _model(field: FieldInfo) -> type[BaseModel] | None:
-    kind: Any = field.annotation
-    is_class = isinstance(kind, type) and get_origin(kind) is None  # Python 3.10 takes dict[str, str] for a class
-    return kind if is_class and issubclass(kind, BaseModel) else None
+    """The part of the configuration that a field is, where it is one; it may be null."""
+    some = [kind for kind in kinds(field.annotation) if kind is not type(None)]
+    kind: Any = some[0] if len(some) == 1 else None
+    if not isinstance(kind, type) or get_origin(kind) is not None:  # Python 3.10 takes dict[str, str] for a class
+        return None
+    return kind if issubclass(kind, BaseModel) else None
 
 
 def _part(key: str) -> type[BaseModel]:
     """The part of the configuration at `key`; the whole at an empty one."""
-    field = RunConfig.model_fields.get(key)
-    return (field and _model(field)) or RunConfig
+    part: type[BaseModel] = RunConfig
+    for name in filter(None, key.split(".")):
+        field = part.model_fields.get(name)
+        part = (field and _model(field)) or RunConfig
+    return part
 
 
 def _shown(value: Any) -> Any:

@@ -19,7 +19,7 @@ from datainf_ray.corpus.columns import Takes, choose_columns, require_column
 from datainf_ray.corpus.files import FOLDER, SourceFile
 from datainf_ray.corpus.find import find_files
 from datainf_ray.corpus.lookup import names_in
-from datainf_ray.corpus.pictures import PICTURE
+from datainf_ray.corpus.pictures import PICTURE, Made
 from datainf_ray.corpus.records import TEXT_FORMATS, survey_text
 from datainf_ray.corpus.tables import survey_table
 
@@ -72,6 +72,7 @@ class Corpus:
     group_column: str | None
     rows: int
     types: dict[str, str] = field(default_factory=dict)  #: role: text or list, what its values must be
+    made: Made | None = None  #: where the rows' `image` lies, of rows that have prompts alone and it was made of them
 
     def chunks(self, chunk_rows: int) -> list[Chunk]:
         """The rows in chunks of `chunk_rows`, in order; the last one may be smaller."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from datainf_ray.common.storage import store_of
+from datainf_ray.common.storage import Options, store_of
 from datainf_ray.common.words import byte_size, escaped
 from datainf_ray.corpus.files import FOLDER, SourceFile, below, changed
 from datainf_ray.corpus.folders import hidden
@@ -32,6 +33,29 @@ _SUFFIXES = frozenset((
 _CAPTIONS = (".txt", ".caption")
 _LONGEST = 2**16  # bytes of a caption
 _HASHED = 64 * 2**20  # bytes; a local folder up to this size is known by its files' content
+
+
+@dataclass(frozen=True)
+class Made:
+    """Where the pictures lie that were made for rows that have none: the row's number is a picture's name."""
+
+    folder: str  #: path or fsspec URL
+    options: Options = field(default_factory=dict, repr=False, compare=False)  #: what its store is opened with
+
+    def read(self, row: int) -> bytes:
+        """The picture of a row. Raises ValueError, to stand behind the role's name, where there is none."""
+        fs, path = store_of(f"{self.folder}/{made_name(row)}", self.options)
+        fs.invalidate_cache()  # another worker may have made it since
+        return _read(fs, path, f"made of its prompt, {made_name(row)}", MOST_BYTES)
+
+
+def made_name(row: int) -> str:
+    """What the picture that was made of a row is called.
+
+    >>> made_name(7)
+    'query-000007.png'
+    """
+    return f"query-{row:06d}.png"
 
 
 def picture_bytes(value: Any, file: SourceFile) -> bytes:

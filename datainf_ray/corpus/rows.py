@@ -80,7 +80,12 @@ class RowReader:
             raise
 
     def _fetch(self, row: Row, file: SourceFile) -> None:
-        """Put a picture's bytes in the place of what stands for it."""
+        """Put a picture's bytes in the place of what stands for it, or where there was none and it was made."""
+        if self._corpus.made is not None and row.problem is None:
+            try:
+                row.fields["image"] = self._corpus.made.read(row.row)
+            except ValueError as error:
+                row.problem = f"image {error}"
         for role, wanted in self._corpus.types.items():
             if wanted == PICTURE and row.problem is None:
                 try:

@@ -16,7 +16,7 @@ from datainf_ray.corpus.chunks import Corpus, plan_corpus
 from datainf_ray.corpus.columns import require_column
 from datainf_ray.corpus.rows import Row, RowReader
 from datainf_ray.runs.results import Run
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for_rows
 
 _PORTION = 4096  # rows that are read at a time
 
@@ -38,7 +38,7 @@ class Source:
     def _plan(self, name: str) -> Corpus:
         config, record = self.config, self.run.record
         asked: RowsConfig = getattr(config, name)
-        corpus = plan_corpus(asked, task_of(config.model), name, config.storage_options)
+        corpus = plan_corpus(asked, task_for_rows(config, name), name, config.storage_options)
         known, key, path = record.identity.get(name), f"{name}.path", ", ".join(asked.paths)
         assert record.counts is not None  # of a run that is done
         if name == "train" and corpus.rows != record.counts.rows:
@@ -49,6 +49,8 @@ class Source:
         elif known is not None and corpus.fingerprint() != known:
             problem = f"has changed since {self.run.url} was made"
             raise RequestError(key, path, problem, "only the rows that were attributed can be compared with it")
+        if record.pictures:
+            corpus = replace(corpus, made=self.run.directory.made)
         return corpus
 
     def _same_ids(self, corpus: Corpus, key: str, path: str) -> None:

@@ -10,7 +10,7 @@ Names are made the parts' own by diffusers itself. What it would leave out with 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,6 @@ from datainf_ray.model.quiet import quiet
 
 _HEADER = "lora_adapter_metadata"  # where diffusers keeps the LoraConfig
 _KOHYA = "ss_network_alpha"  # where kohya's trainer does, beside each layer's own
-#: What kohya's header says that makes another loss, or another corpus; and what stands there where it does not.
-_TRAINED_WITH = {
-    "ss_min_snr_gamma": "min_snr_gamma",
-    "ss_noise_offset": "noise_offset",
-    "ss_prior_loss_weight": "prior_loss_weight",
-    "ss_num_train_images": "that it was trained on so many pictures, repeats counted:",
-    "ss_clip_skip": "clip_skip",
-}
-_PLAIN = {"ss_prior_loss_weight": "1.0", "ss_clip_skip": "1"}
-_WITHOUT = dict.fromkeys(_TRAINED_WITH, "the loss here is without it") | {
-    "ss_num_train_images": "the rows should be those"
-}
 #: What stands in the names of tensors that are no plain LoRA's, and what those are.
 _OTHERS = {
     "hada_": "LoHa of LyCORIS",
@@ -63,14 +51,6 @@ class LoraFile:
     config: Mapping[str, Any] | None  #: `part.key`: the LoraConfig of each part, where the file has it
     header: Mapping[str, str]  #: what else its header says
     alpha_told: bool  #: by the file, its header or adapter_config.json
-
-    @property
-    def trained_with(self) -> Iterator[str]:
-        """What kohya's header says of the training that matters here."""
-        for key, what in _TRAINED_WITH.items():
-            value = self.header.get(key, "None")
-            if value not in ("None", "0", "0.0", "False", "", _PLAIN.get(key)):
-                yield f"the header of {self.file.name} says {what} {printable(value, 40)}; {_WITHOUT[key]}"
 
     @property
     def note(self) -> str | None:

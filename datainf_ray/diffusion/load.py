@@ -10,8 +10,9 @@ from torch import nn
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
-from datainf_ray.config import ModelConfig
+from datainf_ray.config import DiffusionConfig, ModelConfig
 from datainf_ray.diffusion.adapters import LoraFile, add_layers, read_lora
+from datainf_ray.diffusion.header import pictures_in, told_of_loss
 from datainf_ray.diffusion.parts import Parts, PipelineConfig
 from datainf_ray.diffusion.pipeline import pipeline_config
 from datainf_ray.influence.block import Block
@@ -25,8 +26,13 @@ _VARIANT = "fp16"  # some pipelines are saved with files of this kind alone
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def inspect_pipeline(model: ModelConfig, options: Options | None = None) -> tuple[ModelFacts, PipelineConfig]:
-    """What is known of base and LoRA without loading the base's weights. Raises `RequestError`."""
+def inspect_pipeline(
+    model: ModelConfig, options: Options | None = None, asked: DiffusionConfig | None = None
+) -> tuple[ModelFacts, PipelineConfig]:
+    """What is known of base and LoRA without loading the base's weights. Raises `RequestError`.
+
+    Notes say how the loss that the LoRA was trained with differs from that which is `asked` for.
+    """
     told = pipeline_config(model, options)
     family = told.family
     for part in _needed(told):
@@ -41,8 +47,11 @@ def inspect_pipeline(model: ModelConfig, options: Options | None = None) -> tupl
     blocks = tuple(Block(n, kind_of(whole, p), tuple(p.shape)) for n, p in name_blocks(whole).items())
     widths = told.configs[family.denoiser].get("block_out_channels")
     hidden = max(widths) if widths else _width(told.configs[family.denoiser])
-    notes = (*filter(None, [lora.note]), *lora.trained_with)
-    return ModelFacts(blocks=blocks, base_parameters=parameters, hidden_size=hidden, notes=notes), told
+    rescaled = bool(told.configs["scheduler"].get("rescale_betas_zero_snr"))
+    trained = told_of_loss(lora.header, lora.file.name, asked or DiffusionConfig(), rescaled)
+    notes = (*filter(None, [lora.note]), *trained)
+    known = {"trained": pictures_in(lora.header, lora.file.name)}
+    return ModelFacts(blocks=blocks, base_parameters=parameters, task=known, hidden_size=hidden, notes=notes), told
 
 
 def load_pipeline(model: ModelConfig, device: torch.device, options: Options | None = None) -> Parts:

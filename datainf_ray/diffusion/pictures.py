@@ -45,6 +45,11 @@ def read_picture(data: bytes, side: int, crop: str) -> Picture:
     return Picture(np.array(sized, dtype=np.uint8), (height, width), corner)
 
 
+def stand_in(side: int) -> Picture:
+    """Gray of the same size, in the place of a picture that is not made yet."""
+    return Picture(np.full((side, side, 3), 127, dtype=np.uint8), (side, side), (0, 0))
+
+
 def _decoded(data: bytes) -> Any:
     """The picture, whole, in RGB as trainers convert it: what is transparent shows its color."""
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -52,7 +57,7 @@ def _decoded(data: bytes) -> Any:
     wrong = None
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            wrong = _refused(*opened.size, opened.mode)
+            wrong = refused(*opened.size, opened.mode)
             if wrong is None:
                 opened.load()
                 return ImageOps.exif_transpose(opened).convert("RGB")
@@ -65,7 +70,7 @@ def _decoded(data: bytes) -> Any:
     raise ValueError(f"image {wrong}")
 
 
-def _refused(width: int, height: int, mode: str) -> str | None:
+def refused(width: int, height: int, mode: str) -> str | None:
     """Why a picture of this size and mode is not decoded; None where it is."""
     shown = f"has {width:,} × {height:,} pixels"
     if width * height > MOST_PIXELS:

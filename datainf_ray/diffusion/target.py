@@ -5,11 +5,16 @@ x = s · (mode of the VAE − shift)                            latents
 z = √ᾱ_t x + √(1−ᾱ_t) ε        or (1−σ) x + σ ε, σ = t / N    what the denoiser sees
 y = ε, or v = √ᾱ_t ε − √(1−ᾱ_t) x, or x;   or ε − x            what it should say, by the scheduler's prediction_type
 loss = mean (or sum) over the latents of (denoiser(z, t, prompt) − y)²
+
+With `diffusion.noise_offset` o, ε is moved by o · η_c in channel c, η drawn likewise. With `diffusion.min_snr_gamma` γ
+the loss is weighed, as trainers do it, by min(SNR, γ) / SNR, or min(SNR, γ) / (SNR + 1) where v is predicted, or by
+min(SNR, γ) where x is; SNR = ᾱ_t / (1−ᾱ_t).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +25,7 @@ from datainf_ray.diffusion.parts import Parts, PipelineConfig
 from datainf_ray.model.objective import Reduction, Values
 
 _TOKENS = "tokens_"  # and the number of the tokenizer
+_OFFSET = 2**31  # beyond all timesteps of a training
 _TARGETS = ("epsilon", "v_prediction", "sample")
 
 
@@ -60,13 +66,30 @@ def _embedded(parts: Parts, values: Values) -> dict[str, Tensor]:
     return {name: x.to(parts.dtype) for name, x in parts.family.embed(parts, tokens).items()}
 
 
-def losses(parts: Parts, rows: Values, timesteps: Sequence[int], reduction: Reduction, seed: int) -> Tensor:
+@dataclass(frozen=True)
+class Options:
+    """What a training may do to the loss, as `diffusion.min_snr_gamma` and `diffusion.noise_offset`; of no flow."""
+
+    min_snr_gamma: float | None = None
+    noise_offset: float | None = None
+
+
+def losses(
+    parts: Parts,
+    rows: Values,
+    timesteps: Sequence[int],
+    reduction: Reduction,
+    seed: int,
+    options: Options = Options(),
+) -> Tensor:
     """b × n losses of b rows, as `frozen` made them, at n `timesteps`; at least float32."""
     count = len(timesteps)
     rows = {name: x.repeat_interleave(count, 0) for name, x in rows.items()}
     x = rows["latents"]
     at = torch.tensor(timesteps, device=x.device).repeat(len(x) // count)
     drawn = noise(rows["keys"], at, x[0].numel(), seed).view(x.shape).to(x)
+    if options.noise_offset is not None:
+        drawn = drawn + options.noise_offset * _offset(rows["keys"], at, x, seed)
     told = parts.told.configs["scheduler"]
     if parts.family.flow:
         sigma = (at.double() / parts.told.steps).to(x)[:, None, None, None]
@@ -82,4 +105,22 @@ def losses(parts: Parts, rows: Values, timesteps: Sequence[int], reduction: Redu
     said = parts.family.predict(parts, noisy.to(parts.dtype), at, rows)
     off = (said.to(target.dtype) - target).square().flatten(1)
     each = off.mean(1) if reduction == "mean" else off.sum(1)
+    if options.min_snr_gamma is not None:
+        each = each * _weights(parts, at, options.min_snr_gamma).to(each)
     return each.view(-1, count)
+
+
+def _offset(keys: Tensor, at: Tensor, x: Tensor, seed: int) -> Tensor:
+    """A normal number for each channel of b latents, as the noise is drawn, but at timesteps that no noise has."""
+    return noise(keys, at + _OFFSET, x.shape[1], seed).to(x)[:, :, None, None]
+
+
+def _weights(parts: Parts, at: Tensor, gamma: float) -> Tensor:
+    """Min-SNR's weights of b timesteps, float64: SNR = ᾱ / (1 − ᾱ)."""
+    kept = parts.schedule.to(at.device)[at]
+    snr = kept / (1 - kept)
+    kind = parts.told.configs["scheduler"].get("prediction_type", "epsilon")
+    if kind == "epsilon":
+        return (gamma / snr).clamp(max=1)  # which is 1 where there is no signal at all
+    least = snr.clamp(max=gamma)
+    return least / (snr + 1) if kind == "v_prediction" else least

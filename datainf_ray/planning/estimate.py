@@ -28,6 +28,14 @@ def pass_tokens(job: Job) -> float:
     return max(mean_tokens(job) / (1 if job.task.draws is None else len(job.task.draws)), 1.0)
 
 
+def picture_flops(job: Job) -> float:
+    """Of the pictures that are made of the queries: for every step a pass with the prompt, and one without it."""
+    asked = job.config.diffusion.generate
+    if not job.makes or asked is None:
+        return 0.0
+    return 2 * 2.0 * job.facts.base_parameters * pass_tokens(job) * asked.steps * job.corpora["queries"].rows
+
+
 def text_bytes(job: Job) -> int:
     """A row's id, preview and text, compressed to about a half."""
     examples = job.examples["train"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from datainf_ray.common.words import byte_size, counted, estimate
@@ -21,14 +19,15 @@ from datainf_ray.planning.estimate import (
     half_precision,
     index_row_bytes,
     mean_tokens,
+    picture_flops,
     score_bytes,
     text_bytes,
     weight_bytes,
 )
 from datainf_ray.planning.fits import too_large
 from datainf_ray.planning.guess import guess_room
-from datainf_ray.planning.listed import TOKEN_SWEEPS, listed_rows
-from datainf_ray.planning.overhead import overhead_seconds
+from datainf_ray.planning.listed import PICTURE_SWEEP, TOKEN_SWEEPS, listed_rows
+from datainf_ray.planning.overhead import cpu_flops, overhead_seconds
 from datainf_ray.planning.room import Room
 from datainf_ray.planning.sizing import (
     PLANNED_NODES,
@@ -90,6 +89,7 @@ class Plan(BaseModel):
     sweeps: list[str] = Field(description="in order; a block whose damping was hard to guess may cost one more")
     sweeps_guessed: bool = Field(False, description="how many there will be shows only when they are made")
     sampled_rows: int = Field(description="rows of the pilot, or the sample that the curvature is taken from")
+    making: str | None = Field(None, description="what the pipeline makes of the queries before they are swept")
     token_rows: int = Field(0, description="looked at token by token, at most; a row counts for each query")
     gradients: Literal["keep", "recompute"]
     gradients_why: str
@@ -129,6 +129,9 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
             _SweepCost(name, round(_ALONG * n), True, 0.0) for name, n in zip(TOKEN_SWEEPS, _listed(job), strict=True)
         ]
 
+    if job.makes:
+        sweeps.insert(0, _SweepCost(PICTURE_SWEEP, 0, True, picture_flops(job)))
+
     # Forward 2 operations per parameter and token, backward through the activations as many; the base's own weights
     # get no gradient.
     each = 2.0 if job.method.states else 4.0
@@ -142,7 +145,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         rate = _GPU_FLOPS  # of one, where a worker has several: a batch passes through them one after the other
         said = f"{rate / 1e12:.0f} Tflop/s, a GPU of today in bfloat16"
     else:
-        rate = _cpu_flops(config.cluster.cpus_per_worker)
+        rate = cpu_flops(config.cluster.cpus_per_worker)
         said = f"{rate / 1e9:.0f} Gflop/s, half of what a matrix product reaches on this CPU"
     reading = 4 * facts.parameters * sum(s.rows for s in sweeps if not s.backward) / _READ_RATE
     uneven = math.ceil(chunks / workers) * workers / chunks  # the last round leaves workers idle
@@ -188,6 +191,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
         sweeps=[s.name for s in sweeps],
         sweeps_guessed=any(s.guess for s in sweeps),
         sampled_rows=job.sampled_rows or sampled,
+        making=job.making,
         token_rows=sum(_listed(job)) if config.results.tokens else 0,
         gradients=sizes.gradients,
         gradients_why=sizes.why,
@@ -319,22 +323,6 @@ def _transport_why(job: Job, room: Room, share: float, batch_tokens: int) -> str
     return f"more than {SHARE:.0%}; cluster.chunk_rows: auto would take {better:,} rows"
 
 
-def _cpu_flops(threads: int) -> float:
-    """Half the speed of a float32 matrix product on `threads` threads of this machine, measured for a moment."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        a, b = torch.ones(512, 512), torch.ones(512, 512)
-        a @ b
-        began, count = time.perf_counter(), 0
-        while time.perf_counter() - began < 0.1:
-            a @ b
-            count += 1
-        return count * 2 * 512**3 / (time.perf_counter() - began) / 2
-    finally:
-        torch.set_num_threads(before)
-
-
 def _attributed(p: Plan) -> str:
     if p.states:
         return f"{p.parameters:,} numbers of each row, its last hidden state; no gradient is taken"
@@ -363,6 +351,7 @@ def render(expected: Plan) -> str:
     lines = {
         "rows": f"{p.rows:,}, about {p.tokens:,} tokens, in {chunks}",
         "queries": groups,
+        "pictures": p.making or "",
         "rows seen": "; ".join(filter(None, (describe(seen, name) for name, seen in p.looked.items()))),
         "model": f"{p.base_parameters:,} parameters" + (", of which none gets a gradient" if p.adapter else ""),
         "precision": "" if p.half_precision is None else tell_half_precision(p.half_precision),

@@ -1,7 +1,8 @@
-"""How many rows are looked at token by token."""
+"""Stages of a run beside its sweeps: how many rows are looked at token by token."""
 
 from __future__ import annotations
 
+PICTURE_SWEEP = "pictures"  #: what run.json calls the stage that makes queries' pictures
 TOKEN_SWEEPS = ("tokens", "query tokens")  #: what run.json calls the two sweeps
 ROWS = 20  #: of a query and direction at most: more than a person reads token by token
 PAIRS = 5_000  #: of rows and queries in all, about: each costs what a training row costs in a sweep

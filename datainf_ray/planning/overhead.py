@@ -7,6 +7,9 @@ T5 of width 32, of 2 to 12 layers (4 to 50 blocks), in batches of 1 to 21 rows o
 from __future__ import annotations
 
 import itertools
+import time
+
+import torch
 
 from datainf_ray.corpus.batches import plan_batches
 from datainf_ray.request.job import Job
@@ -39,3 +42,19 @@ def batches_per_row(job: Job, corpus: str, chunk_rows: int, batch_tokens: int) -
     seen = [example.lengths for example in job.examples[corpus] if example.status == OK]
     lengths = list(itertools.islice(itertools.cycle(seen), chunk_rows))
     return len(plan_batches(lengths, batch_tokens)) / chunk_rows
+
+
+def cpu_flops(threads: int) -> float:
+    """Half the speed of a float32 matrix product on `threads` threads of this machine, measured for a moment."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.ones(512, 512), torch.ones(512, 512)
+        a @ b
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < 0.1:
+            a @ b
+            count += 1
+        return count * 2 * 512**3 / (time.perf_counter() - began) / 2
+    finally:
+        torch.set_num_threads(before)

@@ -155,6 +155,10 @@ def _require_alike(run: Run, first: Run, mixed: bool, by_id: bool) -> None:
             raise RequestError("run", run.url, f"was made with other queries than {first.url}", remedy)
         if (problem := same_ids(run, first)) is not None:
             raise RequestError("queries", run.url, problem, "combine runs of the same queries, or use --by-id")
+        shared = one.pictures.keys() & other.pictures.keys()
+        if different := sorted(name for name in shared if one.pictures[name] != other.pictures[name]):
+            problem = f"made other pictures of its queries than {first.url}: {different[0]}"
+            raise RequestError("run", run.url, problem, "combine runs of queries that have pictures")
     for key, has, had in changed_settings(one.identity, other.identity):
         may = key.startswith(_MAY_DIFFER) and key not in _MUST_NOT
         if may or (mixed and key.startswith("method.")) or (by_id and key.startswith("queries.")):

@@ -28,7 +28,7 @@ from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import Index, open_index
 from datainf_ray.runs.places import place_of
 from datainf_ray.runs.results import Run
-from datainf_ray.tasks.register import task_for
+from datainf_ray.tasks.register import task_for, task_for_rows
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,11 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     directory = RunDirectory(config.output, options=options)
     config = with_template(absolute(config))
     task = task_for(config)
-    queries = plan_corpus(config.queries, task, "queries", options)
+    queries = plan_corpus(config.queries, task_for_rows(config, "queries"), "queries", options)
+    if queries.kind != task.makes and config.diffusion.generate == made.diffusion.generate:
+        without = config.diffusion.model_copy(update={"generate": None})  # the run's own queries were made; these not
+        config = config.model_copy(update={"diffusion": without})
+        task = task_for(config)
     read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
     rows = {"queries": (config.queries.paths, queries)}
     check_places(directory, None, [*read, *model_places(config.model, options)], rows)
@@ -150,7 +154,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     task.check(queries, facts.task, "queries")
     examples = {"queries": first_rows(config, "queries", queries, facts, tokenizer)}
     if task.draws is not None:
-        let_go(examples)
+        let_go(examples, task, {"queries": queries})
     groups, names = query_groups(config, queries)
     job = IndexJob(
         config,

@@ -193,7 +193,22 @@ class Job:
     @property
     def sample(self) -> tuple[Example, ...]:
         """Some real rows, for comparing gradients with autograd; see `rows_to_compare`."""
-        return rows_to_compare([e for examples in self.examples.values() for e in examples])
+        return rows_to_compare(whole(self.examples, self.task, self.corpora))
+
+    @property
+    def making(self) -> str | None:
+        """What is made before the queries are swept, for a person; None where nothing is."""
+        asked = self.config.diffusion.generate
+        if not self.makes or asked is None:
+            return None
+        pictures = counted(self.corpora["queries"].rows, "picture")
+        are = "is" if self.corpora["queries"].rows == 1 else "are"
+        return f"{pictures} {are} made first, of the queries' prompts, in {counted(asked.steps, 'step')} each"
+
+    @property
+    def makes(self) -> bool:
+        """Whether the queries are prompts, of which the model makes pictures first."""
+        return self.corpora["queries"].kind == self.task.makes
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -230,11 +245,16 @@ def rows_to_compare(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(usable[k] for k in sorted(chosen) if 0 <= k <= last)
 
 
-def let_go(examples: dict[str, list[Example]]) -> None:
+def whole(examples: dict[str, list[Example]], task: Task, corpora: dict[str, Corpus]) -> list[Example]:
+    """The examples without queries whose pictures are not made yet; with them where there are no others."""
+    known = [e for name, some in examples.items() if corpora[name].kind != task.makes for e in some]
+    return known or [e for some in examples.values() for e in some]
+
+
+def let_go(examples: dict[str, list[Example]], task: Task, corpora: dict[str, Corpus]) -> None:
     """Drop the values of all rows but those that are compared: 128 pictures may be some hundred megabytes."""
-    every = [example for some in examples.values() for example in some]
-    kept = {id(example) for example in rows_to_compare(every)}
-    for example in every:
+    kept = {id(example) for example in rows_to_compare(whole(examples, task, corpora))}
+    for example in (example for some in examples.values() for example in some):
         if id(example) not in kept:
             example.values = {}
 
@@ -265,11 +285,12 @@ def complete(request: Request, writable: bool = True) -> Job:
     for name, corpus in corpora.items():
         task.check(corpus, facts.task, name)
         examples[name] = first_rows(config, name, corpus, facts, tokenizer)
+    facts = replace(facts, notes=(*facts.notes, *task.tells(facts.task, corpora["train"])))
     groups, names = query_groups(config, corpora["queries"])
     usable = next(example for example in examples["train"] if example.status == OK)
     row = seen(usable, tokenizer, "train")
     if task.draws is not None:
-        let_go(examples)
+        let_go(examples, task, corpora)
     job = Job(config, request.directory, facts, corpora, examples, groups, names, traces=limits, row=row)
     check_extent(job)
     if writable:

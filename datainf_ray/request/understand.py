@@ -16,7 +16,7 @@ from datainf_ray.request.checkpoints import checkpoints
 from datainf_ray.request.places import check_places, model_places
 from datainf_ray.request.template import with_template
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.tasks.register import task_of
+from datainf_ray.tasks.register import task_for_rows
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ def understand_each(config: RunConfig) -> tuple[RunDirectory, list[Request]]:
 
 def corpora_of(config: RunConfig) -> dict[str, Corpus]:
     """The training rows and the queries, found."""
-    task, options = task_of(config.model), config.storage_options
+    options = config.storage_options
     found = {
-        "train": plan_corpus(config.train, task, "train", options),
-        "queries": plan_corpus(config.queries, task, "queries", options),
+        "train": plan_corpus(config.train, task_for_rows(config, "train"), "train", options),
+        "queries": plan_corpus(config.queries, task_for_rows(config, "queries"), "queries", options),
     }
     if config.results.by is not None:
         require_by(config.results.by, found["train"], "results.by")

@@ -26,9 +26,12 @@ from fsspec.implementations.local import LocalFileSystem
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.redaction import keep_secret
 from datainf_ray.common.storage import Options, open_store, persistently, reason, unreachable
+from datainf_ray.corpus.pictures import Made
 
 #: The hidden folder of files that are still being written, beside those that are whole.
 SCRATCH = ".datainf"
+#: The folder of the pictures that were made of queries' prompts.
+MADE = "pictures"
 
 _TEMPORARY = re.compile(r".{0,100}\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
@@ -63,6 +66,11 @@ class RunDirectory:
     def path(self, name: str) -> str:
         """The URL (or the local path) of a file, for people and for other libraries."""
         return f"{self.url}/{name}"
+
+    @property
+    def made(self) -> Made:
+        """Where the pictures lie that the run has made of its queries' prompts."""
+        return Made(self.path(MADE), self.options)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, replacing the one that is there in one step."""

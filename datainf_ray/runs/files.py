@@ -112,6 +112,9 @@ def damage(directory: RunDirectory, record: RunRecord, index: RunDirectory | Non
         for name in part_files(directory, record):
             if name in parts:
                 check_part(directory, name, parts[name], whole)
+        for name, known_picture in record.pictures.items():
+            if not directory.exists(name) or stored(directory.read(name)) != known_picture:
+                return f"{directory.path(name)}: is gone, or not the picture that the run had made"
         if index is not None and record.sizes is not None:
             open_index(index, record.sizes.chunk_rows)
     except DamagedError as error:

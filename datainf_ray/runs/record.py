@@ -84,7 +84,7 @@ class SweepRecord(_Part):
 
     id: str = ""
     name: str
-    source: Literal["backward", "object-store", "index", "runs"]
+    source: Literal["backward", "object-store", "index", "runs", "prompts"]
     examples: int
     tokens: int
     seconds: float
@@ -188,6 +188,7 @@ class RunRecord(_Part):
     answers: Earlier | None = None
     combined: list[Combined] | None = None  #: the runs whose weighted sum this one is, in the order that was asked for
     problems: list[Problem] = Field(default_factory=list)  #: the first rows without a score
+    pictures: dict[str, Stored] = Field(default_factory=dict)  #: made of queries' prompts, by name
     files: dict[str, Stored] = Field(default_factory=dict)  #: by name, what the tables of a run that is done hold
 
     @field_validator("config")

@@ -88,7 +88,7 @@ class _Checks(ExitStack):
             f"fits its base: {job.attributed}"
         )
         return "; ".join(
-            filter(None, (said, *job.facts.notes, *(describe(seen, name) for name, seen in job.looked.items())))
+            filter(None, (said, job.making, *job.facts.notes, *(describe(s, name) for name, s in job.looked.items())))
         )
 
     def output(self) -> str:

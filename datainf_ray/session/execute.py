@@ -32,7 +32,7 @@ from datainf_ray.watch.progress import Watcher
 #: What a run that is taken up again keeps of what run.json had.
 _CARRIED = (
     "fingerprint", "sweeps", "sizes", "crashed", "startup", "device", "dtype", "attention", "capture", "weights",
-    "start_loss",
+    "start_loss", "pictures",
 )  # fmt: skip
 
 
@@ -83,6 +83,8 @@ def execute(job: Job, watcher: Watcher, ahead: Ahead | None = None) -> Run:
         journal.log("run_begun", rows=job.rows, detail=record.fingerprint)
         write_record(lease, record)
         watcher.say(f"{counted(job.rows, 'row')}, {counted(job.queries, 'query', 'queries')}, {job.attributed}")
+        if job.making is not None:
+            watcher.say(job.making)
         for note in job.facts.notes:
             watcher.say(note)
         try:

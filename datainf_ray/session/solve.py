@@ -49,6 +49,7 @@ from datainf_ray.runs.texts import TEXTS, texts_of_rows, texts_schema, with_prev
 from datainf_ray.runs.top import Top, top_table
 from datainf_ray.session.attempt import Attempt
 from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table, query_texts
+from datainf_ray.session.pictures import with_pictures
 from datainf_ray.session.shares import tokens_table
 from datainf_ray.watch.progress import Watcher
 
@@ -82,6 +83,8 @@ def solve(job: Job, record: RunRecord, cluster: ClusterFacts, attempt: Attempt) 
         if not cluster.room.gpus_per_worker:
             _must_fit(job, cluster.room)
         pool.start(job.rows)
+        if job.makes:
+            with_pictures(record, pool, attempt)
         sizes = _sizes(job, cluster, pool, record)
         if job.written_index is not None:
             portions = {"chunk_rows": sizes.chunk_rows, "batch_tokens": sizes.batch_tokens}

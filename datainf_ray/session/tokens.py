@@ -21,7 +21,7 @@ from datainf_ray.request.seen import SeenRow, SeenRows, seen
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute
 from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.tasks.register import task_for
+from datainf_ray.tasks.register import task_for, task_for_rows
 
 FIRST = 3  #: rows that are shown where none is asked for
 
@@ -47,7 +47,7 @@ def tokens(
     asked = with_template(absolute(first_of(load_config(config, **overrides))))
     name = "queries" if queries else "train"
     task, options = task_for(asked), asked.storage_options
-    corpus = plan_corpus(rows_of(asked, name), task, name, options)
+    corpus = plan_corpus(rows_of(asked, name), task_for_rows(asked, name), name, options)
     numbers = list(range(min(FIRST, corpus.rows)) if rows is None else dict.fromkeys(rows))
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, Integral):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from dataclasses import replace
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import meant
@@ -64,6 +65,12 @@ def task_for(config: RunConfig) -> Task:
     """The task of a run, as its whole configuration asks for it. Raises `RequestError`."""
     task = task_of(config.model)
     return task.configured(task, config)
+
+
+def task_for_rows(config: RunConfig, name: str) -> Task:
+    """The task, with the kinds of row that "train" or "queries" may have. Raises `RequestError`."""
+    task = task_of(config.model)
+    return task if task.kinds_of is None else replace(task, kinds=task.kinds_of(config, name))
 
 
 def own_code(model: ModelConfig) -> TaskCode | None:

@@ -65,6 +65,8 @@ class Task:
     complete: Callable[[ModelConfig, nn.Module, Callable[[], Any]], None] = lambda model, base, tokenizer: None
     #: `check(corpus, facts, key)` raises `RequestError` where rows do not fit the model, as far as can be seen at once.
     check: Callable[[Corpus, Mapping[str, Any], str], None] = lambda corpus, facts, key: None
+    #: `tells(facts, corpus)`: what a user should know of the training rows beside what was seen of the model.
+    tells: Callable[[Mapping[str, Any], Corpus], Sequence[str]] = lambda facts, corpus: ()
     #: `shortcut(model, blocks, device)` looks for a quicker way to the same losses; see `model.shortcut`.
     shortcut: Callable[[nn.Module, Mapping[str, nn.Parameter], torch.device], Shortcut] | None = None
     #: `token_losses(model, tensors)`: the losses of a batch's tokens, b × s as its `labels` are (-100: no target), zero
@@ -89,6 +91,12 @@ class Task:
     #: What must be installed beside what we always need, {module: package}, and the extra that brings it.
     needs: Mapping[str, str] = field(default_factory=dict)
     extra: str = ""
+    #: `kinds_of(config, name)`: the kinds of row that "train" or "queries" may have, where those are not `kinds`.
+    kinds_of: Callable[[RunConfig, str], tuple[Combination, ...]] | None = None
+    #: The kind of queries whose pictures the model makes first, and what makes them: `maker(model, tokenizer, facts)`
+    #: is a function of a row's fields and of a mark, that gives the bytes of a PNG whose text has the mark.
+    makes: str | None = None
+    maker: Callable[[nn.Module, Any, Mapping[str, Any]], Callable[[Fields, str], bytes]] | None = None
     #: `configured(task, config)`: the task as a run's whole configuration asks for it.
     configured: Callable[[Task, RunConfig], Task] = lambda task, config: task
     #: `cost(tokens, vocabulary, on_gpu)`: bytes that a batch takes beyond what its layers do.

@@ -1,14 +1,15 @@
 """A text-to-image pipeline with a LoRA of its denoiser: Stable Diffusion 1.x, 2.x, XL and 3, and Flux.
 
-A row is a prompt and an image: its bytes, or as `datasets` writes it, or the name of a file beside the rows. The image
-is cut as `diffusion.resolution` and `diffusion.crop` say, its latents are the mode of the VAE, and its loss is taken at
-each of `diffusion.timesteps`, with noise by the row's id (see `diffusion.target`). A row has as many tokens as the
+A row is a prompt and an image: its bytes, or as `datasets` writes it, or the name of a file beside the rows. Queries
+may be prompts alone, where `diffusion.generate` is set: then the pipeline makes their images first. The image is cut
+as `diffusion.resolution` and `diffusion.crop` say, its latents are the mode of the VAE, and its loss is taken at each
+of `diffusion.timesteps`, with noise by the row's id (see `diffusion.target`). A row has as many tokens as the
 denoiser's transformer sees at all timesteps; a UNet is taken for one over an eighth of its latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options
 from datainf_ray.config import PICTURES, DiffusionConfig, ModelConfig, RunConfig
+from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
 from datainf_ray.corpus.targets import check_targets
 from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields
@@ -41,6 +43,45 @@ def timesteps_of(asked: DiffusionConfig) -> list[int]:
     return [(2 * k + 1) * STEPS // (2 * count) for k in range(count)] if isinstance(count, int) else list(count)
 
 
+def kinds_of(config: RunConfig, name: str) -> tuple[Combination, ...]:
+    """Queries may be prompts alone: where they have no pictures, or where their columns are named and are prompts."""
+    if name != "queries":
+        return (PICTURE,)
+    alone = config.diffusion.generate is not None and config.queries.columns and "image" not in config.queries.columns
+    return (PROMPT,) if alone else (PICTURE, PROMPT)
+
+
+def check(corpus: Corpus, facts: Mapping[str, Any], key: str, *, asked: DiffusionConfig) -> None:
+    """Raises `RequestError` where queries have no pictures, and none are to be made; or have some, and they are."""
+    if key != "queries":
+        return
+    if corpus.kind == PROMPT.kind and asked.generate is None:
+        problem = f"the rows have prompts ({corpus.columns['prompt']}) and no pictures"
+        remedy = "set diffusion.generate: {steps: 30}, and the pipeline makes them; or map them by {image: COLUMN}"
+        raise RequestError("queries.columns", None, problem, remedy)
+    if corpus.kind == PICTURE.kind and asked.generate is not None:
+        problem = f"has no effect: the queries have pictures, {corpus.columns['image']}"
+        prompt = corpus.columns["prompt"]
+        remedy = f"leave it out, or take their prompts alone by queries.columns: {{prompt: {prompt}}}"
+        raise RequestError("diffusion.generate", None, problem, remedy)
+
+
+def tells(facts: Mapping[str, Any], corpus: Corpus) -> list[str]:
+    """What is to be said where the training rows are not the pictures that the LoRA's file says it was trained on."""
+    from datainf_ray.diffusion.header import told_of_pictures
+
+    return [*told_of_pictures(facts["trained"], corpus.rows)]
+
+
+def maker(model: Any, tokenizer: Any, facts: Mapping[str, Any], *, asked: DiffusionConfig) -> Callable[..., bytes]:
+    """What makes the pictures of queries: a function of a row's fields and of the mark that its PNG is to have."""
+    from datainf_ray.diffusion.generate import Maker
+
+    assert asked.generate is not None
+    make = Maker(model, tokenizer, asked.generate, facts["side"])
+    return lambda fields, mark: make(fields["prompt"], fields["id"], mark)
+
+
 def configured(task: Task, config: RunConfig) -> Task:
     """The task as the section `diffusion` has it."""
     asked, drawn = config.diffusion, draws(config.diffusion, config.seed)
@@ -50,6 +91,8 @@ def configured(task: Task, config: RunConfig) -> Task:
         inspect=partial(inspect, asked=asked),
         draws=drawn,
         losses=drawn.mean,
+        check=partial(check, asked=asked),
+        maker=partial(maker, asked=asked),
     )
 
 
@@ -59,23 +102,30 @@ def draws(asked: DiffusionConfig, seed: int) -> Draws:
 
     timesteps = timesteps_of(asked)
 
+    options = target.Options(asked.min_snr_gamma, asked.noise_offset)
+
     def losses(model: Any, rows: Values, some: Sequence[int], reduction: Reduction) -> Tensor:
-        return target.losses(model, rows, [timesteps[k] for k in some], reduction, seed)
+        return target.losses(model, rows, [timesteps[k] for k in some], reduction, seed, options)
 
     return Draws(tuple(timesteps), asked.combine == "paired", target.frozen, losses, "content")
 
 
 def inspect(model: ModelConfig, options: Options | None = None, *, asked: DiffusionConfig) -> ModelFacts:
     """The facts of base and LoRA, with the blocks of all draws; for the encoder what size a picture must have."""
+    from datainf_ray.diffusion.generate import require_able
     from datainf_ray.diffusion.load import inspect_pipeline
     from datainf_ray.diffusion.target import require_known_target
 
     if model.quantization is not None:
         problem = "a pipeline's denoiser is not quantized here"
         raise RequestError("model.quantization", model.quantization, problem, "use null, and model.dtype")
-    facts, told = inspect_pipeline(model, options)
+    facts, told = inspect_pipeline(model, options, asked)
     if why := require_known_target(told):
         raise RequestError("model.base", model.base, why)
+    for key in ("min_snr_gamma", "noise_offset"):
+        if told.family.flow and (value := getattr(asked, key)) is not None:
+            problem = f"{told.family.name} is trained by flow matching, which has none"
+            raise RequestError(f"diffusion.{key}", value, problem, "use null")
     last = max(timesteps_of(asked))
     if last >= told.steps + told.family.flow:
         problem = f"has {last}, and the training of {model.base} had timesteps from 0 to {told.steps - 1}"
@@ -84,13 +134,15 @@ def inspect(model: ModelConfig, options: Options | None = None, *, asked: Diffus
     if side % unit:
         near = max(side // unit, 1) * unit
         raise RequestError("diffusion.resolution", side, f"{told.family.name} takes multiples of {unit}", f"use {near}")
+    if asked.generate is not None:
+        require_able(told, model, asked, side)
     latents = side // told.vae_scale
     positions = told.family.positions(told.configs[told.family.denoiser], latents, latents)
     return replace(
         facts,
         blocks=draws(asked, 0).blocks(facts.blocks),
         row_bytes=3 * side * side,
-        task={"family": told.family.name, "side": side, "positions": positions},
+        task=facts.task | {"family": told.family.name, "side": side, "positions": positions},
     )
 
 
@@ -108,12 +160,13 @@ def tokenizer(model: ModelConfig, options: Options | None = None) -> Any:
 
 def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
     from datainf_ray.diffusion.noise import key_of
-    from datainf_ray.diffusion.pictures import read_picture
+    from datainf_ray.diffusion.pictures import read_picture, stand_in
 
     check_targets(spec.kind, spec.targets, spec.key, takes={})
     if spec.max_length is not None:
         problem = "has no effect: a prompt has the tokens that the pipeline gives it"
         raise RequestError(f"{spec.key}.max_length", spec.max_length, problem, "use null")
+    made = spec.kind == PROMPT.kind
     side, positions, count = spec.facts["side"], spec.facts["positions"], len(timesteps_of(asked))
 
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
@@ -127,7 +180,8 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
 
     def one(fields: Fields, tokens: list[list[int]], whole: int) -> Encoded | Exception:
         try:
-            picture = read_picture(fields["image"], side, asked.crop)
+            alone = "image" not in fields  # only where it is looked at before its picture is made
+            picture = stand_in(side) if alone else read_picture(fields["image"], side, asked.crop)
         except ValueError as error:
             return error
         values = {
@@ -140,7 +194,8 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
         values["input_ids"] = first(fields["prompt"], truncation=True, max_length=first.model_max_length)["input_ids"]
         values["content"] = (_digest(values),)
         cut = max(whole - len(tokens[-1]), 0)
-        return Encoded(values, (positions,) * count, tokens_cut=cut, rule="the picture's noise, at every timestep")
+        rule = "the noise of the picture that is made of it first" if made else "the picture's noise"
+        return Encoded(values, (positions,) * count, tokens_cut=cut, rule=f"{rule}, at every timestep")
 
     return encode
 
@@ -176,9 +231,17 @@ def losses(model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
     return draws(DiffusionConfig(), 0).mean(model, values, reduction)
 
 
+PICTURE = Combination("picture", ("prompt", "image"), types={"image": "picture"})
+PROMPT = Combination("prompt", ("prompt",))  #: of queries alone, whose pictures the pipeline makes first
+
 TASK = Task(
     name=PICTURES,
-    kinds=(Combination("picture", ("prompt", "image"), types={"image": "picture"}),),
+    kinds=(PICTURE,),
+    kinds_of=kinds_of,
+    check=partial(check, asked=DiffusionConfig()),
+    tells=tells,
+    makes=PROMPT.kind,
+    maker=partial(maker, asked=DiffusionConfig()),
     model_class=model_class,
     encoder=partial(encoder, asked=DiffusionConfig()),
     collate=collate,

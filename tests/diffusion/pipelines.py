@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
-from diffusers.training_utils import _collate_lora_metadata
+from diffusers.training_utils import _collate_lora_metadata, compute_snr
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -217,7 +217,15 @@ class Trainer:
         x = torch.from_numpy(np.array(cut)).permute(2, 0, 1).double() / 255
         return ((x - 0.5) / 0.5)[None], [height, width, top, left, SIDE, SIDE]
 
-    def loss(self, row: dict[str, Any], t: int, name: str | None = None, shared: bool = False) -> Tensor:
+    def loss(
+        self,
+        row: dict[str, Any],
+        t: int,
+        name: str | None = None,
+        shared: bool = False,
+        gamma: float | None = None,
+        offset: float | None = None,
+    ) -> Tensor:
         pipe, prompt = self.pipe, row["prompt"]
         pixels, sizes = self.pixels(row["image"])
         vae = pipe.vae.config
@@ -225,6 +233,9 @@ class Trainer:
             x = (pipe.vae.encode(pixels).latent_dist.mode() - (vae.shift_factor or 0)) * vae.scaling_factor
         key = torch.tensor([(0, 0) if shared else key_of(name or row["name"])])
         drawn = noise(key, torch.tensor([t]), x.numel(), self.seed).view(x.shape).double()
+        if offset:  # as its scripts do it: a number for each channel
+            of_channels = noise(key, torch.tensor([t + 2**31]), x.shape[1], self.seed).double()
+            drawn = drawn + offset * of_channels[:, :, None, None]
         if self.family in ("sd", "sdxl"):
             scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
             at = torch.tensor([t])
@@ -239,7 +250,16 @@ class Trainer:
             said = pipe.unet(noisy, at, encoded[0], return_dict=False, **beside)[0]
             kind = scheduler.config.prediction_type
             target = drawn if kind == "epsilon" else scheduler.get_velocity(x, drawn, at)
-            return F.mse_loss(said, target, reduction="mean")
+            if gamma is None:
+                return F.mse_loss(said, target, reduction="mean")
+            snr = compute_snr(scheduler, at)
+            weights = torch.stack([snr, gamma * torch.ones_like(at)], dim=1).min(dim=1)[0]
+            if kind == "epsilon":
+                weights = weights / snr
+            elif kind == "v_prediction":
+                weights = weights / (snr + 1)
+            loss = F.mse_loss(said, target, reduction="none")
+            return (loss.mean(dim=list(range(1, len(loss.shape)))) * weights).mean()
         sigma = t / pipe.scheduler.config.num_train_timesteps
         noisy, at = (1 - sigma) * x + sigma * drawn, torch.tensor([t])
         encoded = pipe.encode_prompt(prompt, prompt, **({"prompt_3": prompt} if self.family == "sd3" else {}))

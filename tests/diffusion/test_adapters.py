@@ -82,10 +82,10 @@ def test_what_kohyas_header_says(made: Path, tmp_path: Path) -> None:
     model = asked(made, edited(made, tmp_path, lambda state: None, header))
     assert scales(loaded(model)) == {3 / RANK}
     assert [*facts(model).notes] == [
-        "the header of one.safetensors says min_snr_gamma 5.0; the loss here is without it",
-        "the header of one.safetensors says that it was trained on so many pictures, repeats counted: 120; "
-        "the rows should be those",
+        "the header of one.safetensors says min_snr_gamma 5, and the loss here is without it: "
+        "set diffusion.min_snr_gamma: 5"
     ]
+    assert facts(model).task["trained"] == {"all": 120, "file": "one.safetensors"}
 
 
 def test_a_folder_of_peft(made: Path, tmp_path: Path) -> None:

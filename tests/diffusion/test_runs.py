@@ -53,11 +53,16 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [row | {"image": row["image"]["bytes"]} for row in rows]
 
 
+def how_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What the trainer is asked."""
+    return {"gamma": config["diffusion"].get("min_snr_gamma"), "offset": config["diffusion"].get("noise_offset")}
+
+
 def by_hand(config: dict[str, Any], family: str, c: float = 0.1) -> Tensor:
     """Rows × queries in float64, without the bad row: draws are blocks of their own, λ is the mean over a tensor's."""
     trainer = pipelines.Trainer(config["model"], family)
     train = [row for k, row in enumerate(rows_of(Path(config["train"]["path"]))) if k != BAD]
-    g, v = trainer.gradients(train), trainer.gradients(rows_of(Path(config["queries"]["path"])))
+    g, v = (trainer.gradients(rows, **how_of(config)) for rows in (train, rows_of(Path(config["queries"]["path"]))))
     if config["diffusion"].get("combine") == "mean":
         return reference.datainf({n: x.mean(1) for n, x in g.items()}, {n: x.mean(1) for n, x in v.items()}, c)
     found = torch.zeros(len(train), QUERIES, dtype=torch.float64)
@@ -76,7 +81,7 @@ def by_hand(config: dict[str, Any], family: str, c: float = 0.1) -> Tensor:
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize(("family", "combine"), [("sd", "paired"), ("flux", "mean")])
+@pytest.mark.parametrize(("family", "combine"), [("sd", "paired"), ("flux", "mean"), ("sdxl", "mean")])
 def test_a_run_is_the_float64_loop(
     family: str,
     combine: str,
@@ -84,7 +89,8 @@ def test_a_run_is_the_float64_loop(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = prepared(tmp_path, family, combine=combine)
+    trained = {"min_snr_gamma": 5.0, "noise_offset": 0.1} if family == "sdxl" else {}
+    config = prepared(tmp_path, family, combine=combine, **trained)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     assert status_of(monkeypatch, "run", tmp_path / "run.yaml") == 0
     run = datainf_ray.open_run(str(tmp_path / "run"))
@@ -95,7 +101,7 @@ def test_a_run_is_the_float64_loop(
     assert [problem.detail for problem in run.record.problems] == ["image cannot be decoded: image file is truncated"]
     trainer = pipelines.Trainer(config["model"], family)
     first = rows_of(tmp_path / "train.parquet")[0]
-    mean = sum(trainer.loss(first, t).item() for t in TIMESTEPS) / len(TIMESTEPS)
+    mean = sum(trainer.loss(first, t, **how_of(config)).item() for t in TIMESTEPS) / len(TIMESTEPS)
     assert rows[0]["loss"] == pytest.approx(mean, rel=1e-5)
     names = run.blocks()["block"].to_pylist()
     dampings = run.blocks()["damping"].to_pylist()
@@ -145,6 +151,8 @@ def test_the_plan_reckons_with_pictures_in_memory(tmp_path: Path) -> None:
 
 VAIN = {
     "diffusion.resolution": (17, "17: Stable Diffusion 1.x and 2.x takes multiples of 2; use 16"),
+    "diffusion.min_snr_gamma": (5.0, "5.0: Stable Diffusion 3 is trained by flow matching, which has none; use null"),
+    "diffusion.noise_offset": (0.1, "0.1: Stable Diffusion 3 is trained by flow matching, which has none; use null"),
     "diffusion.timesteps": ([25, 1000], "[25, 1000]: has 1000, and the training of "),
     "method.name": ("representation", "representation: takes a hidden state at a row's last token, and text-to-image"),
     "train.max_length": (20, "20: has no effect: a prompt has the tokens that the pipeline gives it; use null"),
@@ -156,7 +164,8 @@ VAIN = {
 
 @pytest.mark.parametrize("key", VAIN)
 def test_what_is_asked_for_in_vain_is_one_line(tmp_path: Path, key: str) -> None:
-    config, (value, said) = prepared(tmp_path, "sd"), VAIN[key]
+    value, said = VAIN[key]
+    config = prepared(tmp_path, "sd3" if "Diffusion 3" in said else "sd")
     with pytest.raises(RequestError) as caught:
         datainf_ray.plan(config, **{key: value})
     line = str(caught.value)

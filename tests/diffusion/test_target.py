@@ -63,6 +63,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sd": ("sd", {}, {}), "sd, v": ("sd", {"prediction_type": "v_prediction"}, {}), "sdxl": ("sdxl", {}, {}),
     "sd3": ("sd3", {}, {}), "flux": ("flux", {}, {}), "sd, the same noise": ("sd", {}, {"noise": "shared"}),
     "flux, the mean": ("flux", {}, {"combine": "mean"}), "sd, texts too": ("sd", {"texts": True}, {}),
+    "sd, Min-SNR": ("sd", {}, {"min_snr_gamma": 5.0}),
+    "sdxl, v, Min-SNR": ("sdxl", {"prediction_type": "v_prediction"}, {"min_snr_gamma": 0.5, "combine": "mean"}),
+    "sd, offset": ("sd", {}, {"noise_offset": 0.1}),
+    "sdxl, v, both": (
+        "sdxl", {"prediction_type": "v_prediction"}, {"noise_offset": 0.35, "min_snr_gamma": 1.0, "noise": "shared"}
+    ),
     "sd3, texts too": ("sd3", {"texts": True}, {"combine": "mean"}),
 }  # fmt: skip
 
@@ -75,8 +81,9 @@ def test_gradients_are_autograds_on_the_training_loss(case: str, tmp_path: Path)
     pipelines.write_rows(tmp_path / "queries.parquet", 2, 2)
     trainer = pipelines.Trainer(model, family)
     shared = diffusion.get("noise") == "shared"
-    want = trainer.gradients(rows, shared=shared)
-    losses = torch.tensor([[trainer.loss(row, t, shared=shared).item() for t in pipelines.TIMESTEPS] for row in rows])
+    how = {"shared": shared, "gamma": diffusion.get("min_snr_gamma"), "offset": diffusion.get("noise_offset")}
+    want = trainer.gradients(rows, **how)
+    losses = torch.tensor([[trainer.loss(row, t, **how).item() for t in pipelines.TIMESTEPS] for row in rows])
     job = prepare(configuration(tmp_path, model, **diffusion))
     assert all(example.status == "ok" for example in job.examples["train"])
     least = job.examples["train"][0].lengths[0]
