@@ -34,19 +34,34 @@ _LONGEST = 2**16  # bytes of a caption
 _HASHED = 64 * 2**20  # bytes; a local folder up to this size is known by its files' content
 
 
-def picture_bytes(value: Any, file: SourceFile) -> bytes:
+class PictureBytes(bytes):
+    """A picture's file, and what it is called; None where nothing says so."""
+
+    name: str | None = None
+
+
+def picture_bytes(value: Any, file: SourceFile) -> PictureBytes:
     """The bytes of the picture that `value` is, in a row of `file`: bytes, {bytes, path}, or a path.
 
     A path is that of a file in the same folder, or below it: rows may be anybody's, and are not to read other files.
     Raises ValueError, to stand behind the role's name, where there is none; and OSError where a store fails.
     """
+    name = place_in(value)
     if isinstance(value, dict) and {*value} & {"bytes", "path"}:
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, str):
-        return _beside(value, file)
-    if not isinstance(value, bytes):
+        name = value["path"] if isinstance(value.get("path"), str) else None
+        value = value.get("bytes")
+    if not isinstance(value, bytes) and name is None:
         raise ValueError(f"is of type {type(value).__name__}, and neither bytes nor the name of a file")
-    return value
+    made = PictureBytes(value if isinstance(value, bytes) else _beside(name or "", file))
+    made.name = name
+    return made
+
+
+def place_in(value: Any) -> str | None:
+    """The name of the file beside the rows that `value` stands for; None where it has the picture itself, or none."""
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else None
+    return value if isinstance(value, str) else None
 
 
 def _beside(name: str, file: SourceFile) -> bytes:

@@ -18,8 +18,9 @@ from datainf_ray.runs.events import read_events
 from datainf_ray.runs.files import part_files, rows_of, table_of, telling_damage
 from datainf_ray.runs.lease import Pulse, driver_of, progress_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, names_of
+from datainf_ray.runs.pictures import PICTURES
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record, tell_unsolved
-from datainf_ray.runs.report.render import render
+from datainf_ray.runs.report.cell import in_a_cell
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.texts import TEXTS
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
@@ -300,6 +301,12 @@ class Run:
         """
         return self._table(TEXTS)
 
+    def pictures(self) -> pa.Table:
+        """Small pictures of the first rows of `tops` and of some rows of each query, with the columns of
+        `pictures_schema`. It has no rows where the run's rows have no pictures.
+        """
+        return self._table(PICTURES)
+
     def part_names(self) -> list[str]:
         """The names of the files that hold the rows, in order: of examples/, or of the chunks that are committed."""
         return self._part_names(self.state == "done")
@@ -385,16 +392,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The summary; of a running run how far it is; of a finished one the first usable query with its top rows."""
-        query, tops, state = None, {}, self.state
-        if state == "done":
-            query = next((q for q in self.queries().to_pylist() if q["status"] == OK), None)
-        if query:
-            # the words beside the sign, as everywhere a person reads
-            tops = {
-                word: self.top(query["query"], min(5, self.top_k), harmful=word == "harmful").to_pylist()
-                for word in DIRECTIONS
-            }
+        state = self.state
         progress = str(self._progress(state)) if state == "running" else None
-        return render(
-            "notebook.html.j2", summary=self._summary(self._record), progress=progress, query=query, tops=tops
-        )
+        return in_a_cell(self, self._summary(self._record), progress)

@@ -17,8 +17,10 @@ from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options
 from datainf_ray.config import PICTURES, DiffusionConfig, ModelConfig, RunConfig
 from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.passages import Passage
 from datainf_ray.corpus.targets import check_targets
-from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields
+from datainf_ray.corpus.thumbnails import thumbnail, told
+from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, texts_of
 from datainf_ray.tasks.task import Task
 
 if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is looked at before
@@ -139,10 +141,26 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
         first = spec.tokenizer.each[0]
         values["input_ids"] = first(fields["prompt"], truncation=True, max_length=first.model_max_length)["input_ids"]
         values["content"] = (_digest(values),)
-        cut = max(whole - len(tokens[-1]), 0)
-        return Encoded(values, (positions,) * count, tokens_cut=cut, rule="the picture's noise, at every timestep")
+        return Encoded(
+            values,
+            (positions,) * count,
+            tokens_cut=max(whole - len(tokens[-1]), 0),
+            rule="the picture's noise, at every timestep",
+            picture=thumbnail(picture.pixels),
+        )
 
     return encode
+
+
+def says(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
+    """The prompt, and of the picture what it is called and how large it is."""
+    passages = [Passage(role, text) for role, text in texts_of(fields).items() if role == "prompt"]
+    image = fields.get("image")
+    if isinstance(image, bytes):
+        shape = None if values is None else values["sizes"][:2]
+        shown = told(getattr(image, "name", None), len(image), shape)
+        passages.append(Passage("image", shown, answer=True))
+    return passages
 
 
 def collate(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
@@ -183,6 +201,7 @@ TASK = Task(
     encoder=partial(encoder, asked=DiffusionConfig()),
     collate=collate,
     losses=losses,
+    says=says,
     inspect=partial(inspect, asked=DiffusionConfig()),
     load=load,
     tokenizer=tokenizer,

@@ -32,6 +32,7 @@ def test_a_row_whose_scores_are_beyond_float32_has_a_status() -> None:
             [""] * count,
             [""] * count,
             [None] * count,
+            [None] * count,
         ],
         schema=FACTS,
     )

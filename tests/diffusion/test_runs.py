@@ -115,7 +115,7 @@ def _is_read(run: datainf_ray.Run, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         capsys.readouterr()
         assert status_of(monkeypatch, *words) == 0
         told = capsys.readouterr().out
-        assert re.search(r"\([\d.]+ kB\)", told)
+        assert re.search(r"\d\.png, [\d.]+ kB", told)
         assert "a dog no 1" in told or words[0] == "top"
         assert "PNG" not in told
     asked = ["curate", run.url, "--because", "helpful", "--drop", 1, "--dry-run"]

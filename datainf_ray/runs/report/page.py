@@ -28,6 +28,7 @@ from datainf_ray.runs.report.by_token import sections
 from datainf_ray.runs.report.drawing import inline_svg
 from datainf_ray.runs.report.figures import cumulative, histogram, layer_of, layers
 from datainf_ray.runs.report.listed import Listed, also, called, facts_of, marked, said, told_of
+from datainf_ray.runs.report.pictured import Pictured, pictured
 from datainf_ray.runs.report.render import count, render
 from datainf_ray.runs.report.verdict import asked, verdict
 from datainf_ray.runs.results import Run
@@ -42,6 +43,7 @@ _MOST = 100  # per table
 _LATER = 160  # characters of a preview behind the first page
 _BYTES = 10 * 10**6  # of the page
 _TEXT_BYTES = 3 * 10**6  # of full texts
+_PICTURE_BYTES = 4 * 10**6  # of pictures
 _BLOCKS = 20
 _SAMPLE = 2**24  # influences read for the distributions, whatever the size of the corpus
 _PLACES = 4  # parts from which they come at least; a row group has 2**22 of them
@@ -63,14 +65,15 @@ def write_report(run: Run) -> str:
 
 
 def _page(run: Run) -> str:
-    made = _filled(run, _TEXT_BYTES)
-    if len(made) <= _BYTES:
-        return made
-    return _filled(run, 0)  # HTML writes some characters as many
+    for rooms in ((_TEXT_BYTES, _PICTURE_BYTES), (0, _PICTURE_BYTES)):  # HTML writes some characters as many
+        made = _filled(run, *rooms)
+        if len(made.encode()) <= _BYTES:
+            return made
+    return _filled(run, 0, 0)
 
 
-def _filled(run: Run, room: int) -> str:
-    """The page, with about `room` bytes of full texts."""
+def _filled(run: Run, room: int, picture_room: int) -> str:
+    """The page, with about `room` bytes of full texts, and at most so many of pictures."""
     queries, tops, summary = run.queries().to_pylist(), run.tops(), run.summary()
     usable = [q for q in queries if q["status"] == OK]
     shown = usable[:_QUERIES]
@@ -80,10 +83,11 @@ def _filled(run: Run, room: int) -> str:
                                pc.less_equal(tops["rank"], _MOST)))  # fmt: skip
     texts = run.texts()
     listed = Listed(facts_of(run, set(mine["row"].to_pylist())), said_by(texts, ROW), said_by(texts, QUERY))
-    entries = _Entries(run, listed, tops, sample, room, len(mine))
+    numbers = [q["query"] for q in shown]
+    seen = pictured(run.pictures(), numbers, mine, _ROWS, picture_room)
+    entries = _Entries(run, listed, tops, sample, room, len(mine), seen)
     blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
     command, to = f"datainf curate {shlex.quote(visible(run.url))}", f" --to {shlex.quote(_cleaned(run.config))}"
-    numbers = [q["query"] for q in shown]
     return render(
         "report.html.j2",
         title=run.url.rstrip("/").rpartition("/")[2],
@@ -98,6 +102,8 @@ def _filled(run: Run, room: int) -> str:
         by_token=sections(run, numbers),
         doubts=doubts.of_run(run.record, listed, sample.losses),
         script=_script(),
+        pictured=bool(seen),
+        pictures=seen.over_all,
         verdict=verdict(run, usable, numbers, entries.typical_loss, command, to),
         by=by_column(run, numbers),
         command=command,
@@ -267,8 +273,10 @@ def _sample(run: Run, queries: list[int]) -> Sample:
 class _Entries:
     """What the page says of each query and of the rows that are listed for it."""
 
-    def __init__(self, run: Run, listed: Listed, tops: pa.Table, sample: Sample, room: int, entries: int) -> None:
-        self.listed, self.tops, self.sample = listed, tops, sample
+    def __init__(
+        self, run: Run, listed: Listed, tops: pa.Table, sample: Sample, room: int, entries: int, seen: Pictured
+    ) -> None:
+        self.listed, self.tops, self.sample, self.seen = listed, tops, sample, seen
         self.also = also(tops)
         self.are = run.config["queries"].get("are")
         self.typical_loss = float(np.median(sample.losses)) if len(sample.losses) else None
@@ -296,6 +304,7 @@ class _Entries:
             told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms)
         first, why = asked(query, self.are, self.typical_loss)
         extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None}
+        extra["pictures"] = self.seen.queries.get(number, ())
         extra |= {"signs": None, "cumulative": None, "first": first, "why": why, "doubts": told}
         extra["said"] = said(self.listed.queries.get(number, ()), self.room_of_query, None, self.listed.rarity)
         if values is not None and len(values):
@@ -316,6 +325,7 @@ class _Entries:
             "times": abs(row["influence"]) / typical if typical else None,
             "facts": self.listed.facts.get(row["row"]),
             "name": called(row),
+            "picture": self.seen.rows.get((row["query"], row["row"])),
             "also": told_of(self.also[row["row"]], row["query"]),
             "said": said(self.listed.rows.get(row["row"], ()), self.rooms[first], phrases, self.listed.rarity),
         }
