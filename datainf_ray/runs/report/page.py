@@ -69,7 +69,8 @@ def _page(run: Run) -> str:
         made = _filled(run, *rooms)
         if len(made.encode()) <= _BYTES:
             return made
-    return _filled(run, 0, 0)
+    bare = _filled(run, 0, 0)
+    return _filled(run, 0, max(0, _BYTES - len(bare.encode())))
 
 
 def _filled(run: Run, room: int, picture_room: int) -> str:

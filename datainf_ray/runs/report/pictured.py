@@ -10,6 +10,8 @@ import pyarrow as pa
 from datainf_ray.runs.pictures import address, pictures_by
 from datainf_ray.runs.texts import QUERY, ROW
 
+_BESIDE = 512  # bytes of what stands around an address, with a row's id
+
 
 @dataclass
 class Pictured:
@@ -26,8 +28,8 @@ class Pictured:
 def pictured(table: pa.Table, queries: Sequence[int], listed: pa.Table, few: int, room: int) -> Pictured:
     """Of pictures.parquet what fits into `room` bytes of the page, as often as a picture stands in it.
 
-    First the `queries`, each with its first `few` rows in `listed`, a part of top.parquet; once more the rows that are
-    among the first of several, for where they stand together; then the other rows, by rank.
+    First the `queries`; then the first `few` rows of each in `listed`, a part of top.parquet; once more the rows that
+    are among the first of several, for where they stand together; then the other rows, by rank.
     """
     made = Pictured()
     if not len(table):
@@ -43,8 +45,8 @@ def pictured(table: pa.Table, queries: Sequence[int], listed: pa.Table, few: int
         nonlocal room
         found = []
         for one in map(address, pictures):
-            if len(one) <= room:
-                room -= len(one)
+            if len(one) + _BESIDE <= room:
+                room -= len(one) + _BESIDE
                 found.append(one)
         return found
 
@@ -56,7 +58,7 @@ def pictured(table: pa.Table, queries: Sequence[int], listed: pa.Table, few: int
     for query in queries:
         if found := fitting(known[QUERY].get(query, ())):
             made.queries[query] = found
-        add(place for place in first if place[0] == query)
+    add(first)
     for row in several:
         if found := fitting(known[ROW].get(row, ())):
             made.over_all[row] = found[0]
