@@ -100,7 +100,7 @@ def test_queries_and_first_rows_come_before_the_others(made: Callable[..., Made]
         if count < len(first):  # no room for all of them: none is of a row behind
             assert made_of.rows.keys() <= first
         if count == 2:
-            assert made_of.queries.keys() == {0}
+            assert (made_of.queries.keys(), made_of.rows) == ({0, 1}, {})
         if made_of.rows.keys() - first:
             assert made_of.rows.keys() >= first
             assert made_of.queries.keys() == {0, 1, 2}
