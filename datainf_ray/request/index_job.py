@@ -11,7 +11,8 @@ import torch
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RunConfig, load_config
-from datainf_ray.corpus.chunks import Chunk, Segment, plan_corpus
+from datainf_ray.corpus.beside import known_corpus
+from datainf_ray.corpus.chunks import Chunk, Segment
 from datainf_ray.corpus.tokens import ENCODING
 from datainf_ray.influence.folds import Statistics
 from datainf_ray.influence.register import method_named
@@ -135,7 +136,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     directory = RunDirectory(config.output, options=options)
     config = with_template(absolute(config))
     task = task_for(config)
-    queries = plan_corpus(config.queries, task, "queries", options)
+    queries = known_corpus(config.queries, task, "queries", options)
     read = [place_of(run.url, "run", options), place_of(place.url, "run", options)]
     rows = {"queries": (config.queries.paths, queries)}
     check_places(directory, None, [*read, *model_places(config.model, options)], rows)
