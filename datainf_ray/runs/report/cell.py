@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from datainf_ray.runs.schemas import OK
 from datainf_ray.runs.texts import QUERY, ROW
 from datainf_ray.runs.top import DIRECTIONS
 
-_ROWS = 5  # of either direction
+_ROWS = 5  # of either direction, where nobody says how many
 
 
 class Finished(Protocol):
@@ -28,18 +29,43 @@ class Finished(Protocol):
     def pictures(self) -> pa.Table: ...
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """A query and its top rows each way with their pictures, for a notebook's cell."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
 def in_a_cell(run: Finished, summary: dict[str, Any], progress: str | None) -> str:
     """The HTML; `progress` says how far a run is that is not done."""
-    query, tops, seen = None, {}, dict[str, dict[int, list[str]]]()
+    query = None
     if summary["state"] == "done":
         query = next((q for q in run.queries().to_pylist() if q["status"] == OK), None)
-    if query:
-        # the words beside the sign, as everywhere a person reads
-        tops = {
-            word: run.top(query["query"], min(_ROWS, run.top_k), harmful=word == "harmful").to_pylist()
-            for word in DIRECTIONS
-        }
-        table = run.pictures()
-        for kind in (ROW, QUERY) if len(table) else ():
-            seen[kind] = {number: [address(one) for one in some] for number, some in pictures_by(table, kind).items()}
-    return render("notebook.html.j2", summary=summary, progress=progress, query=query, tops=tops, seen=seen)
+    shown = _of_query(run, query, _ROWS)
+    return render("notebook.html.j2", summary=summary, progress=progress, **shown)
+
+
+def gallery(run: Finished, number: int, k: int) -> Gallery:
+    """Of a query that has scores, its first `k` rows each way."""
+    query = run.queries().slice(number, 1).to_pylist()[0]
+    return Gallery(f"<div>{render('rows_in_a_cell.html.j2', **_of_query(run, query, k))}</div>")
+
+
+def _of_query(run: Finished, query: dict[str, Any] | None, k: int) -> dict[str, Any]:
+    """What the template takes: the query, its rows by direction, and pictures by kind and number."""
+    if query is None:
+        return {"query": None, "tops": {}, "seen": {}}
+    # the words beside the sign, as everywhere a person reads
+    tops = {
+        word: run.top(query["query"], min(k, run.top_k), harmful=word == "harmful").to_pylist() for word in DIRECTIONS
+    }
+    listed = {row["row"] for rows in tops.values() for row in rows}
+    table, wanted = run.pictures(), {ROW: listed, QUERY: {query["query"]}}
+    seen = {
+        kind: {n: [address(one) for one in some] for n, some in pictures_by(table, kind).items() if n in numbers}
+        for kind, numbers in wanted.items()
+    }
+    return {"query": query, "tops": tops, "seen": seen}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+import datainf_ray
 from datainf_ray.corpus.thumbnails import thumbnail
 from datainf_ray.runs.checksums import stored
 from datainf_ray.runs.pictures import PICTURES, address, pictures_of
@@ -120,6 +121,16 @@ def test_a_cell_shows_them_beside_the_rows(made: Callable[..., Made]) -> None:
     run = with_pictures(made(queries=2).run, 16)
     wanted = [1000, *(row for harmful in (False, True) for row in run.top(0, 5, harmful)["row"].to_pylist())]
     assert SHOWN.findall(run._repr_html_()) == [address(seen(number, 16)) for number in wanted]
+
+
+def test_a_gallery_shows_any_query_and_more_rows(made: Callable[..., Made]) -> None:
+    url = with_pictures(made(queries=2).run, 16).url
+    run = datainf_ray.open_run(url)
+    wanted = [1001, *(row for harmful in (False, True) for row in run.top(1, 12, harmful)["row"].to_pylist())]
+    shown = run.gallery("eval.jsonl#1", k=12)._repr_html_()
+    assert SHOWN.findall(shown) == [address(seen(number, 16)) for number in wanted]
+    assert "Most helpful" in shown
+    assert len(wanted) == 25
 
 
 def test_a_browser_shows_them_and_asks_nobody(made: Callable[..., Made]) -> None:
