@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 import datainf_ray
 from datainf_ray.corpus.thumbnails import thumbnail
@@ -121,6 +123,16 @@ def test_a_cell_shows_them_beside_the_rows(made: Callable[..., Made]) -> None:
     run = with_pictures(made(queries=2).run, 16)
     wanted = [1000, *(row for harmful in (False, True) for row in run.top(0, 5, harmful)["row"].to_pylist())]
     assert SHOWN.findall(run._repr_html_()) == [address(seen(number, 16)) for number in wanted]
+
+
+def test_who_reads_a_run_needs_no_pillow(made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    url = with_pictures(made(queries=2).run, 16).url
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError):
+        seen(0)
+    run = datainf_ray.open_run(url)
+    assert len(SHOWN.findall(run._repr_html_())) == 11
+    assert len(run.pictures()) == len(run.texts())
 
 
 def test_a_gallery_shows_any_query_and_more_rows(made: Callable[..., Made]) -> None:
