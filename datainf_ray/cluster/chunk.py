@@ -27,6 +27,7 @@ from datainf_ray.influence.folds import Fold
 from datainf_ray.influence.transform import Transform, transformed
 from datainf_ray.model.faults import is_of_rows, told
 from datainf_ray.model.replica import Replica
+from datainf_ray.runs.pictures import with_fewer_pictures
 from datainf_ray.runs.schemas import FAILED, OK
 from datainf_ray.runs.texts import with_less_text
 
@@ -316,7 +317,7 @@ def report_of(
         timing,
         dict(Counter(status)),
         problems,
-        with_less_text(facts, room_for(whole)) if whole else None,
+        with_fewer_pictures(with_less_text(facts, room_for(whole))) if whole else None,
         recomputed,
         batch_tokens,
         None if beyond.null_count else int((beyond.to_numpy() > 0).sum()),

@@ -118,6 +118,6 @@ def committed_scores(
 
 def top_of(influence: np.ndarray, facts: pa.Table, k: int) -> Top:
     """The chunk's best rows for every query, with as much of their texts as there is room for in the run's best."""
-    top = select_top(influence, facts["row"].to_numpy(), facts.select(["row", "id", "preview", "text"]), k)
+    top = select_top(influence, facts["row"].to_numpy(), facts.select(["row", "id", "preview", "text", "picture"]), k)
     most = room_for(2 * k * influence.shape[1])
     return replace(top, texts=with_less_text(top.texts, most))

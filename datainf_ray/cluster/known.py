@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datainf_ray.corpus.passages import ROW_BYTES, as_json, encodable, shortened
+from datainf_ray.corpus.thumbnails import MOST_BYTES
 from datainf_ray.corpus.tokens import Example
 from datainf_ray.runs.index import facts_schema
 from datainf_ray.runs.schemas import OK
@@ -29,6 +30,7 @@ FACTS = pa.schema(
         pa.field("preview", pa.string()),
         pa.field("text", pa.large_string()),  # as in texts.parquet; null where an index of an earlier version is read
         pa.field("predicted", pa.string()),
+        pa.field("picture", pa.large_binary()),  # as in pictures.parquet; null where it has none
     ]
 )
 
@@ -52,6 +54,7 @@ def facts_of(
             [e.preview for e in examples],
             [as_json(shortened(e.passages, ROW_BYTES)) for e in examples],
             [None if one is None else encodable(one) for one in predicted or [None] * len(examples)],
+            [e.picture if e.picture and len(e.picture) <= MOST_BYTES else None for e in examples],
         ],
         schema=FACTS,
     )
@@ -72,5 +75,7 @@ def facts_from_index(facts: pa.Table) -> pa.Table:
 def facts_for_index(facts: pa.Table, sqnorms: np.ndarray, usable: np.ndarray) -> pa.Table:
     """The facts of a part of a gradient index; `sqnorms` are of the rows, of which some are `usable`."""
     schema = facts_schema()
+    if facts["picture"].null_count == len(facts):  # as rows of text: their index has the bits that it always had
+        schema = schema.remove(schema.get_field_index("picture"))
     total = pa.array(sqnorms, pa.float32(), mask=~usable)
     return facts.append_column("sqnorm", total).select(schema.names).cast(schema)

@@ -73,6 +73,7 @@ class Corpus:
     rows: int
     types: dict[str, str] = field(default_factory=dict)  #: role: text or list, what its values must be
     made: Made | None = None  #: where the rows' `image` lies, of rows that have prompts alone and it was made of them
+    pictures: str = ""  #: changes when a picture does that lies beside the rows and is named by one; see `beside`
 
     def chunks(self, chunk_rows: int) -> list[Chunk]:
         """The rows in chunks of `chunk_rows`, in order; the last one may be smaller."""
@@ -90,7 +91,8 @@ class Corpus:
         files = [(file.name, file.size, file.identity, file.rows) for file in self.files]
         meaning = (self.kind, sorted(self.columns.items()), self.id_column, self.group_column)
         told = self._told_by_folders()
-        return hashlib.sha256(json.dumps([files, meaning, *([told] if told else [])]).encode()).hexdigest()
+        also = [*([told] if told else []), *([self.pictures] if self.pictures else [])]
+        return hashlib.sha256(json.dumps([files, meaning, *also]).encode()).hexdigest()
 
     def _told_by_folders(self) -> list[dict[str, str | None]]:
         """What the files' folders say of the columns that are read from there; [] where none is."""

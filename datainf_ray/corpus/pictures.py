@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import posixpath
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,6 +36,12 @@ _LONGEST = 2**16  # bytes of a caption
 _HASHED = 64 * 2**20  # bytes; a local folder up to this size is known by its files' content
 
 
+class PictureBytes(bytes):
+    """A picture's file, and what it is called; None where nothing says so."""
+
+    name: str | None = None
+
+
 @dataclass(frozen=True)
 class Made:
     """Where the pictures lie that were made for rows that have none: the row's number is a picture's name."""
@@ -42,11 +49,13 @@ class Made:
     folder: str  #: path or fsspec URL
     options: Options = field(default_factory=dict, repr=False, compare=False)  #: what its store is opened with
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: int) -> PictureBytes:
         """The picture of a row. Raises ValueError, to stand behind the role's name, where there is none."""
         fs, path = store_of(f"{self.folder}/{made_name(row)}", self.options)
         fs.invalidate_cache()  # another worker may have made it since
-        return _read(fs, path, f"made of its prompt, {made_name(row)}", MOST_BYTES)
+        found = PictureBytes(_read(fs, path, f"made of its prompt, {made_name(row)}", MOST_BYTES))
+        found.name = made_name(row)
+        return found
 
 
 def made_name(row: int) -> str:
@@ -58,31 +67,41 @@ def made_name(row: int) -> str:
     return f"query-{row:06d}.png"
 
 
-def picture_bytes(value: Any, file: SourceFile) -> bytes:
+def picture_bytes(value: Any, file: SourceFile) -> PictureBytes:
     """The bytes of the picture that `value` is, in a row of `file`: bytes, {bytes, path}, or a path.
 
     A path is that of a file in the same folder, or below it: rows may be anybody's, and are not to read other files.
     Raises ValueError, to stand behind the role's name, where there is none; and OSError where a store fails.
     """
+    name = place_in(value)
     if isinstance(value, dict) and {*value} & {"bytes", "path"}:
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, str):
-        return _beside(value, file)
-    if not isinstance(value, bytes):
+        name = value["path"] if isinstance(value.get("path"), str) else None
+        value = value.get("bytes")
+    if not isinstance(value, bytes) and name is None:
         raise ValueError(f"is of type {type(value).__name__}, and neither bytes nor the name of a file")
-    return value
+    made = PictureBytes(value if isinstance(value, bytes) else read_beside(name or "", file))
+    made.name = name
+    return made
 
 
-def _beside(name: str, file: SourceFile) -> bytes:
+def place_in(value: Any) -> str | None:
+    """The name of the file beside the rows that `value` stands for; None where it has the picture itself, or none."""
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else None
+    return value if isinstance(value, str) else None
+
+
+def read_beside(name: str, file: SourceFile) -> bytes:
+    """The content of a file of this name beside a file of rows, or in a folder. Raises as `picture_bytes` does."""
     shown = escaped(name, 120)
-    parts = name.replace("\\", "/").split("/")
-    if not name or "://" in name or name.startswith(("/", "~")) or ".." in parts or ":" in parts[0]:
+    if not _is_beside(name):
         raise ValueError(f"is {shown}, and only files in the folder of {file.name or 'the rows'} are read")
     fs, path = store_of(file.path, file.options)
-    return _read(fs, f"{_folder(fs, path, file)}/{name}", shown, MOST_BYTES)
+    return _read(fs, f"{folder_of(fs, path, file)}/{name}", shown, MOST_BYTES)
 
 
-def _folder(fs: AbstractFileSystem, path: str, file: SourceFile) -> str:
+def folder_of(fs: AbstractFileSystem, path: str, file: SourceFile) -> str:
+    """The folder in which the pictures of a file's rows are; `path` is the file's in its store."""
     return (path if file.format == FOLDER else str(fs._parent(path))).rstrip("/")
 
 
@@ -105,15 +124,54 @@ def folder_of_pictures(fs: AbstractFileSystem, path: str) -> dict[str, Any] | No
     names = [name for name in found if _is_picture(name)]
     if not names:
         return None
-    size = sum(int(info.get("size") or 0) for info in found.values())
-    total = hashlib.sha256()
+    identity = hashlib.sha256(b"".join(_marked(fs, found))).hexdigest()
+    return {"rows": len(names), "columns": COLUMNS, "size": _size(found), "identity": identity}
+
+
+def marks_of(fs: AbstractFileSystem, path: str, names: Collection[str]) -> list[bytes]:
+    """A line of each file of these names that is in the folder, or below it: what changes when its content does."""
+    found: dict[str, Mapping[str, Any]] = {}
+    wanted = {posixpath.normpath(name) for name in names if _is_beside(name)}
+    fs.invalidate_cache()  # a listing that an earlier request of this process left
+    for folder in sorted({posixpath.dirname(name) for name in wanted}):
+        try:
+            infos = fs.ls(f"{path}/{folder}" if folder else path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # its rows will say that there is no such file
+        found |= {below(str(info["name"]).rstrip("/"), path): info for info in infos if info["type"] != "directory"}
+    there = sorted(wanted & found.keys())
+    if isinstance(fs, LocalFileSystem):
+        there = [name for name in there if os.path.isfile(found[name]["name"])]
+    return _marked(fs, {name: found[name] for name in there})
+
+
+def _is_beside(name: str) -> bool:
+    """Whether it is the name of a file in the same folder, or below it."""
+    parts = name.replace("\\", "/").split("/")
+    return (
+        bool(name)
+        and "://" not in name
+        and not name.startswith(("/", "~"))
+        and ".." not in parts
+        and ":" not in parts[0]
+    )
+
+
+def _marked(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]) -> list[bytes]:
+    """Of each file its name, size and, where they are local and not large, content; else the store's mark, or time."""
+    hashed = isinstance(fs, LocalFileSystem) and _size(found) <= _HASHED
+    lines = []
     for name, info in found.items():
-        if isinstance(fs, LocalFileSystem) and size <= _HASHED:
+        if hashed:
             mark = hashlib.sha256(fs.cat_file(info["name"])).hexdigest()
         else:
             mark = str(next((info[key] for key in ("ETag", "etag", "md5Hash", "mtime") if info.get(key)), ""))
-        total.update(f"{name} {info.get('size')} {mark}\n".encode("utf-8", "surrogateescape"))
-    return {"rows": len(names), "columns": COLUMNS, "size": size, "identity": total.hexdigest()}
+        lines.append(f"{name} {info.get('size')} {mark}\n".encode("utf-8", "surrogateescape"))
+    return lines
+
+
+def _size(found: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(int(info.get("size") or 0) for info in found.values())
 
 
 def _listed(fs: AbstractFileSystem, path: str) -> dict[str, Mapping[str, Any]]:
@@ -135,13 +193,13 @@ class PictureSource:
     def __init__(self, file: SourceFile) -> None:
         self._fs, self._path = store_of(file.path, file.options)
         self._found = _listed(self._fs, self._path)
-        self._names = [name for name in self._found if _is_picture(name)]
-        if len(self._names) != file.rows:
-            raise changed(file, f"{len(self._names)} pictures instead of {file.rows}")
+        self.names = [name for name in self._found if _is_picture(name)]  #: of the pictures, in order
+        if len(self.names) != file.rows:
+            raise changed(file, f"{len(self.names)} pictures instead of {file.rows}")
 
     def read(self, start: int, stop: int) -> Iterator[Parsed]:
         """Rows start..stop-1; one without a caption says so."""
-        for name in self._names[start:stop]:
+        for name in self.names[start:stop]:
             values = {"file_name": name, "image": name}
             try:
                 yield Parsed({**values, "text": self._caption(name)})
@@ -151,11 +209,15 @@ class PictureSource:
     def close(self) -> None:
         self._found = {}
 
-    def _caption(self, name: str) -> str:
+    def caption_of(self, name: str) -> str | None:
+        """The name of a picture's caption; None where it has none."""
         stem = name.rpartition(".")[0]
-        caption = next((stem + suffix for suffix in _CAPTIONS if stem + suffix in self._found), None)
+        return next((stem + suffix for suffix in _CAPTIONS if stem + suffix in self._found), None)
+
+    def _caption(self, name: str) -> str:
+        caption = self.caption_of(name)
         if caption is None:
-            raise ValueError(f"is not there: no {escaped(PurePosixPath(stem).name, 60)}.txt")
+            raise ValueError(f"is not there: no {escaped(PurePosixPath(name).stem, 60)}.txt")
         data = _read(self._fs, f"{self._path.rstrip('/')}/{caption}", escaped(caption, 120), _LONGEST)
         try:
             return data.decode("utf-8-sig").strip()

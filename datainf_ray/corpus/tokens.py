@@ -60,6 +60,7 @@ class Encoded:
     detail: str = ""  #: why the status is not ok
     tokens_cut: int = 0  #: that the row has beyond `EncoderSpec.max_length`, and the model does not see
     rule: str = ""  #: in words, what made the targets: the template's own marks, everything behind the prompt, …
+    picture: bytes | None = None  #: what people are shown of its picture, if it has one; see `corpus.thumbnails`
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Example:
     passages: Sequence[Passage] = ()  #: what it says
     tokens_cut: int = 0  #: that it has beyond max_length
     rule: str = ""  #: what made the targets
+    picture: bytes | None = None  #: a small one of its picture, for people
     foreign: bool = False  #: it is unreadable because the tokenizer makes a token of it that the model does not have
 
     @property
@@ -125,7 +127,7 @@ class Encoder:
             made = self._known(next(found)) if row.problem is None else ValueError(row.problem)
             if isinstance(made, Encoded):
                 example = Example(row.row, row.id, made.status, made.detail, made.values, made.lengths)
-                example.tokens_cut, example.rule = made.tokens_cut, made.rule
+                example.tokens_cut, example.rule, example.picture = made.tokens_cut, made.rule, made.picture
             else:
                 example = Example(row.row, row.id, "unreadable", fold(one_line(made)))
                 example.foreign = isinstance(made, ForeignTokenError)

@@ -16,11 +16,12 @@ from datainf_ray.common.storage import Options, failing
 from datainf_ray.config import options_among
 from datainf_ray.corpus.alike import require_minhash
 from datainf_ray.corpus.chunks import Corpus
-from datainf_ray.corpus.files import open_file, open_seekable
+from datainf_ray.corpus.files import FOLDER, open_file, open_seekable
 from datainf_ray.corpus.records import TEXT_FORMATS
 from datainf_ray.curate.extra import Extra
 from datainf_ray.curate.formats import Format, finish, format_of
 from datainf_ray.curate.lines import Stays, copy_text
+from datainf_ray.curate.pictures import check_pictures, copy_folder, copy_named
 from datainf_ray.curate.result import Curated, Suggested
 from datainf_ray.curate.rules import AUTO, GOES, SIBLING, STAYS, Decided, Rule, decide, rule_of, side_of
 from datainf_ray.curate.siblings import add_siblings
@@ -129,7 +130,8 @@ def curate(
     `without_score` is "keep" or "drop". `seed` is that of `sample`.
 
     `to` is a new file where the corpus is one, of its format, or a new folder; it has the corpus' columns, order,
-    compression, and of text files the bytes of all lines that stay. `rejected` is such a place for the rows that go,
+    compression, and of text files the bytes of all lines that stay. Pictures that rows name are copied into a folder;
+    a new file must be beside them. `rejected` is such a place for the rows that go,
     with the columns reason, row, id, query, rank, influence and share. With `dry_run` nothing is written.
     `output_format` is "less", "date-lm" or "llamafactory". `overrides` replace keys of the run's configuration, such as
     train.path where the corpus was moved.
@@ -185,6 +187,7 @@ def _targets(source: Source, to: str | None, gone: str | None, rule: Rule, kind:
     read = {"train.path": config.train.paths, "queries.path": config.queries.paths}
     places: list[Place] = [place_of(source.run.url, "run", options)]
     for target in targets:
+        check_pictures(target, corpus, kind)
         target.check(read, corpus, places)
         places.append(target.place())
     return targets
@@ -214,9 +217,12 @@ def _rejected(judged: Judged) -> Extra:
 def _write_rows(corpus: Corpus, target: Target, stays: np.ndarray, extra: Extra | None) -> None:
     """Copy the rows of a corpus that stay, file by file."""
     first = 0
-    for file in corpus.files:
+    for number, file in enumerate(corpus.files):
         stay = _of_file(stays[first : first + file.rows])
         first += file.rows
+        if file.format == FOLDER:
+            copy_folder(target, file, stay, extra)
+            continue
         with target.write(file) as out:
             try:
                 if file.format in TEXT_FORMATS:
@@ -229,6 +235,8 @@ def _write_rows(corpus: Corpus, target: Target, stays: np.ndarray, extra: Extra 
                 if not of_content(error):
                     raise
                 raise RunFailedError(f"{file.path}: cannot be decoded: {one_line(error)}") from None
+        if corpus.pictures and target.folder:
+            copy_named(target, corpus, number, stay)
 
 
 def _of_file(stays: np.ndarray) -> Stays:

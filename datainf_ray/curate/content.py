@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from datainf_ray.common.words import byte_size
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment
 from datainf_ray.corpus.files import SourceFile
 from datainf_ray.corpus.rows import Row, RowReader
 from datainf_ray.corpus.talks import is_talk, messages_of
+from datainf_ray.corpus.thumbnails import told
 
 
 def some_rows(corpus: Corpus, rows: Sequence[int] | np.ndarray) -> Iterator[Row]:
@@ -35,8 +35,8 @@ def file_of(corpus: Corpus, row: int) -> SourceFile:
 def parts_of(row: Row) -> list[tuple[str, str]]:
     """The row's roles, or those who speak in it, each with its text: [("prompt", "Which?"), ("completion", "This.")].
 
-    What is no text is JSON; of a picture there is only its size. What of the row cannot be read is left out;
-    `row.problem` says why.
+    What is no text is JSON; of a picture there are its file's name and size. What of the row cannot be read is left
+    out; `row.problem` says why.
     """
     found: list[tuple[str, str]] = []
     for role, value in row.fields.items():
@@ -72,5 +72,5 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):  # a picture's, which nobody reads
-        return f"({byte_size(len(value))})"
+        return f"({told(getattr(value, 'name', None), len(value))})"
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -12,7 +12,8 @@ from typing import Any
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted, printable
 from datainf_ray.config import RowsConfig, RunConfig, load_config, options_among
-from datainf_ray.corpus.chunks import Corpus, plan_corpus
+from datainf_ray.corpus.beside import known_corpus
+from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import require_column
 from datainf_ray.corpus.rows import Row, RowReader
 from datainf_ray.runs.results import Run
@@ -38,7 +39,7 @@ class Source:
     def _plan(self, name: str) -> Corpus:
         config, record = self.config, self.run.record
         asked: RowsConfig = getattr(config, name)
-        corpus = plan_corpus(asked, task_for_rows(config, name), name, config.storage_options)
+        corpus = known_corpus(asked, task_for_rows(config, name), name, config.storage_options)
         known, key, path = record.identity.get(name), f"{name}.path", ", ".join(asked.paths)
         assert record.counts is not None  # of a run that is done
         if name == "train" and corpus.rows != record.counts.rows:
@@ -75,12 +76,14 @@ def require_same(source: Source, other: Source, name: str) -> None:
     ours, theirs = (one.run.record.identity.get(name) for one in (source, other))
     if ours is not None and ours == theirs and not (source.run.record.answers or other.run.record.answers):
         return
-    first, second = (
-        [(file.name, file.size, file.identity, file.rows) for file in one.corpus(name).files] for one in (source, other)
-    )
+    first, second = (_content(one.corpus(name)) for one in (source, other))
     if first != second:
         what = "training rows" if name == "train" else "queries"
         raise RequestError("run", other.run.url, f"its {what} are not those of {source.run.url}")
+
+
+def _content(corpus: Corpus) -> list[Any]:
+    return [corpus.pictures, *((file.name, file.size, file.identity, file.rows) for file in corpus.files)]
 
 
 def read(corpus: Corpus) -> Iterator[Row]:

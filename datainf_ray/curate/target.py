@@ -25,7 +25,7 @@ from datainf_ray.common.storage import Options, persistently, reason
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import COMPRESSIONS, FOLDER, SourceFile, kind_of
 from datainf_ray.runs.directory import SCRATCH, RunDirectory, created
-from datainf_ray.runs.places import Place, clear_of_rows, not_inside_another, place_of
+from datainf_ray.runs.places import Place, apart, clear_of_rows, not_inside_another, place_of
 
 _LEVEL = 4  # of gzip: 2 to 8 % larger than with its usual 6, and two to six times as fast
 
@@ -51,6 +51,10 @@ class Target:
         """The name, in the folder, of what a file of the corpus becomes."""
         return _below(file)
 
+    def has(self, name: str) -> bool:
+        """Whether a file of this name is written into the folder."""
+        return name in self._names
+
     def place(self) -> Place:
         return place_of(self.url, self.key, self._place.options)
 
@@ -63,6 +67,9 @@ class Target:
         written = [_below(file) for file in corpus.files] if self.folder else [""]
         for key, entries in read.items():
             clear_of_rows(own, key, entries, corpus.files if key == "train.path" else (), self._place.options, written)
+        for file in corpus.files:
+            if file.format == FOLDER:
+                apart(own, place_of(file.path, "train.path", file.options))
         not_inside_another(self._place, None)
         for other in more:
             if own.holds(other) or other.holds(own):
@@ -147,12 +154,11 @@ def _is_folder(place: RunDirectory, url: str, key: str, corpus: Corpus) -> bool:
 
     Raises `RequestError` where a name is of another format than the corpus, or of one file where the corpus is several.
     """
-    if any(file.format == FOLDER for file in corpus.files):
-        problem = "the corpus is a folder of pictures, and no pictures are copied"
-        raise RequestError(key, url, problem, "list them in a metadata.jsonl beside them")
     kind = None if url.endswith("/") else kind_of(place.fs, place.root)
     if kind is None:
         return True
+    if any(file.format == FOLDER for file in corpus.files):
+        raise RequestError(key, url, "is one file, and the corpus is a folder of pictures", "name a folder")
     if len(corpus.files) > 1:
         problem = f"is one file, and the corpus is {len(corpus.files)}"
         raise RequestError(key, url, problem, "name a folder; its files will have the corpus' names")

@@ -11,7 +11,8 @@ import torch
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RunConfig, load_config
-from datainf_ray.corpus.chunks import Chunk, Segment, plan_corpus
+from datainf_ray.corpus.beside import known_corpus
+from datainf_ray.corpus.chunks import Chunk, Segment
 from datainf_ray.corpus.tokens import ENCODING
 from datainf_ray.influence.folds import Statistics
 from datainf_ray.influence.register import method_named
@@ -135,7 +136,7 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     directory = RunDirectory(config.output, options=options)
     config = with_template(absolute(config))
     task = task_for(config)
-    queries = plan_corpus(config.queries, task_for_rows(config, "queries"), "queries", options)
+    queries = known_corpus(config.queries, task_for_rows(config, "queries"), "queries", options)
     if queries.kind != task.makes and config.diffusion.generate == made.diffusion.generate:
         without = config.diffusion.model_copy(update={"generate": None})  # the run's own queries were made; these not
         config = config.model_copy(update={"diffusion": without})

@@ -25,7 +25,7 @@ from datainf_ray.runs.record import RUN_FILE
 
 #: Files that a run may come to have, of every kind and depth, to see whether a pattern takes them for rows.
 _WRITTEN = (
-    "run.json", "top.parquet", "queries.parquet", "blocks.parquet", "texts.parquet",
+    "run.json", "top.parquet", "queries.parquet", "blocks.parquet", "texts.parquet", "pictures.parquet",
     "examples/part-000000.parquet",
     "events/20260101T000000Z-0000-00000.jsonl", "checkpoints/ihvp.json", "checkpoints/sums/curvature-1.json",
     "checkpoints/scores/chunk-000000.parquet", "index.json", "index/index.json", "part-000000.parquet",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from datainf_ray.config import RunConfig
-from datainf_ray.corpus.chunks import Corpus, plan_corpus
+from datainf_ray.corpus.beside import known_corpus
+from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.curate.by import require_by
 from datainf_ray.model.files import adapter_folder
 from datainf_ray.request.checkpoints import checkpoints
@@ -54,8 +55,8 @@ def corpora_of(config: RunConfig) -> dict[str, Corpus]:
     """The training rows and the queries, found."""
     options = config.storage_options
     found = {
-        "train": plan_corpus(config.train, task_for_rows(config, "train"), "train", options),
-        "queries": plan_corpus(config.queries, task_for_rows(config, "queries"), "queries", options),
+        "train": known_corpus(config.train, task_for_rows(config, "train"), "train", options),
+        "queries": known_corpus(config.queries, task_for_rows(config, "queries"), "queries", options),
     }
     if config.results.by is not None:
         require_by(config.results.by, found["train"], "results.by")

@@ -5,6 +5,7 @@
 - `parts`: the rows on their way into examples/, from a file per chunk to parts of a sensible size.
 - `top`: the most helpful and most harmful rows, as a state that merges.
 - `texts`: the full texts of these rows and of the queries, and the previews that follow from both.
+- `pictures`: small pictures of these rows and of the queries, where they have some.
 - `index`: the gradient index, from which later queries are answered.
 - `lease`: who is at work on a run directory, how far the run is, and who wants it to stop.
 - `events`: what happened in a run and when, written while it goes on.
@@ -15,8 +16,8 @@
 - `results`: `open_run` and `Run`, which read a run directory back.
 - `report`: `report.html`, one self-contained page: `verdict` is its first section, `by_column` another; `listed` has
   what is known of the rows on it, `beside` what goes with each (`near`: near-duplicates; `choices`: what rows are
-  filtered by), `doubts` where they may mislead; `figures`, `timeline`, `drawing` and `render` make its parts; `cell` is
-  what a notebook shows.
+  filtered by), `pictured` their pictures, `doubts` where they may mislead; `figures`, `timeline`, `drawing` and
+  `render` make its parts; `cell` is what a notebook shows.
 - `plots`: the same figures for notebooks.
 
 Nothing here knows Ray or torch: a run can be read where neither a GPU nor a cluster is.

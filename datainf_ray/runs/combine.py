@@ -29,6 +29,7 @@ from datainf_ray.runs.checksums import Stored, read_document, write_document
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.files import telling_damage
 from datainf_ray.runs.parts import PART_BYTES, check_part, count_rows, part_name, row_bytes, write_part
+from datainf_ray.runs.pictures import pictures_among
 from datainf_ray.runs.record import Problem
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import (
@@ -349,6 +350,12 @@ def combined_texts(what: Sum, rows: pa.Table) -> pa.Table:
     kept = sorted(((number[place], one) for place, one in asked if place in number), key=lambda pair: pair[0])
     queries = texts_of_queries([q for q, _ in kept], [one["id"] for _, one in kept], [one["text"] for _, one in kept])
     return pa.concat_tables([texts_of_rows(pa.table([rows["row"], rows["id"], texts], ["row", "id", "text"])), queries])
+
+
+def combined_pictures(what: Sum, texts: pa.Table) -> pa.Table:
+    """pictures.parquet of the sum, with as much of it as the runs have of the rows and queries in its `texts`."""
+    number = {place: query for query, place in enumerate(what.sources[-1].places.tolist())}
+    return pictures_among([source.run.pictures() for source in what.sources], texts, number)
 
 
 def combined_top(top: Top, texts: pa.Table, sources: Sequence[Source]) -> pa.Table:

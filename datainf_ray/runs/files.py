@@ -12,6 +12,7 @@ from datainf_ray.runs.checksums import stored
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.runs.index import open_index
 from datainf_ray.runs.parts import PARTS, check_part, names_of, read_rows
+from datainf_ray.runs.pictures import PICTURES, pictures_schema
 from datainf_ray.runs.record import RunRecord
 from datainf_ray.runs.schemas import blocks_schema, queries_schema, read_parquet, tokens_schema, top_schema
 from datainf_ray.runs.texts import TEXTS, texts_schema
@@ -24,6 +25,8 @@ TABLES: dict[str, Callable[[], pa.Schema]] = {
     TEXTS: texts_schema,
 }
 _ADDED = frozenset({TEXTS})  # those that earlier versions did not write
+#: Those that a run has only where its rows have what they hold.
+IF_ANY: dict[str, Callable[[], pa.Schema]] = {PICTURES: pictures_schema}
 #: Those that a run has only where this key of `results` asks for it.
 ASKED_FOR: dict[str, tuple[str, Callable[[], pa.Schema]]] = {"tokens.parquet": ("tokens", tokens_schema)}
 
@@ -42,17 +45,18 @@ def telling_damage() -> Iterator[None]:
 
 def tables_of(record: RunRecord) -> list[str]:
     """The names of the small tables that a run has."""
-    return [*TABLES, *(name for name, (key, _) in ASKED_FOR.items() if record.config["results"].get(key))]
+    asked = [name for name, (key, _) in ASKED_FOR.items() if record.config["results"].get(key)]
+    return [*TABLES, *asked, *(name for name in IF_ANY if name in record.files)]
 
 
 def table_of(directory: RunDirectory, record: RunRecord, name: str) -> pa.Table:
-    """One of `tables_of` the run; an empty one where an earlier version did not write it.
+    """One of `tables_of` the run; an empty one where an earlier version did not write it, or it would have no rows.
 
     Raises `DamagedError` where it is not the one that the run wrote.
     """
     path, known = directory.path(name), record.files.get(name)
-    schema = TABLES[name] if name in TABLES else ASKED_FOR[name][1]
-    if known is None and name in _ADDED and not directory.exists(name):
+    schema = TABLES[name] if name in TABLES else IF_ANY[name] if name in IF_ANY else ASKED_FOR[name][1]
+    if known is None and (name in IF_ANY or (name in _ADDED and not directory.exists(name))):
         return schema().empty_table()
     try:
         data = directory.read(name)

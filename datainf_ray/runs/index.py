@@ -113,9 +113,11 @@ class Part(NamedTuple):
 def facts_schema() -> pa.Schema:
     """The schema of part-*.parquet; `loss` and `sqnorm` are null where `status` is not "ok".
 
-    `text` is as in texts.parquet, because the training rows need not be there any more when they are asked for.
+    `text` is as in texts.parquet and `picture` as in pictures.parquet, because the training rows need not be there any
+    more when they are asked for. A part in which no row has a picture is written without that column.
     """
     more = [pa.field("preview", pa.string()), pa.field("text", pa.large_string())]
+    more.append(pa.field("picture", pa.large_binary()))
     return pa.schema([*examples_schema(0, scores=False), *more])
 
 

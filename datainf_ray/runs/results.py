@@ -18,8 +18,9 @@ from datainf_ray.runs.events import read_events
 from datainf_ray.runs.files import part_files, rows_of, table_of, telling_damage
 from datainf_ray.runs.lease import Pulse, driver_of, progress_of, request_stop
 from datainf_ray.runs.parts import CHUNKS, names_of
+from datainf_ray.runs.pictures import PICTURES
 from datainf_ray.runs.record import RUN_FILE, RunRecord, read_record, tell_unsolved
-from datainf_ray.runs.report.cell import cell
+from datainf_ray.runs.report.cell import in_a_cell
 from datainf_ray.runs.schemas import OK, examples_schema, matrix
 from datainf_ray.runs.texts import TEXTS
 from datainf_ray.runs.top import DIRECTIONS, merge_top, select_top, top_table
@@ -300,6 +301,12 @@ class Run:
         """
         return self._table(TEXTS)
 
+    def pictures(self) -> pa.Table:
+        """Small pictures of the first rows of `tops` and of some rows of each query, with the columns of
+        `pictures_schema`. It has no rows where the run's rows have no pictures.
+        """
+        return self._table(PICTURES)
+
     def part_names(self) -> list[str]:
         """The names of the files that hold the rows, in order: of examples/, or of the chunks that are committed."""
         return self._part_names(self.state == "done")
@@ -387,4 +394,4 @@ class Run:
         """The summary; of a running run how far it is; of a finished one the first usable query with its top rows."""
         state = self.state
         progress = str(self._progress(state)) if state == "running" else None
-        return cell(self, self._summary(self._record), self._record, progress)
+        return in_a_cell(self, self._summary(self._record), self._record, progress)

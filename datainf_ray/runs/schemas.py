@@ -24,7 +24,7 @@ FAILED = "failed"
 ACROSS = ("influence_mean", "influence_min", "influence_max")
 
 #: Columns that earlier versions did not write: null where a file does not have them.
-LATER = frozenset({"tokens_cut", "left_out", "residual", "detail", *ACROSS, "text", "predicted"})
+LATER = frozenset({"tokens_cut", "left_out", "residual", "detail", *ACROSS, "text", "predicted", "picture"})
 
 _SIZE = b"list_size"  # in the metadata of a column of lists
 _GROUP_BYTES = 16 * 2**20  # of a row group: much less costs readers time, much more costs them memory

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datainf_ray.common.errors import DamagedError
 from datainf_ray.runs.checksums import read_checked_table, read_tensors, table_file, tensors_file
@@ -22,7 +23,16 @@ DIRECTIONS = ("helpful", "harmful")
 QUERY = "query"
 
 # What is written about a row; large_string, because the texts of a chunk may be more than 2 GB.
-_TEXTS = pa.schema([("row", pa.int64()), ("id", pa.string()), ("preview", pa.string()), ("text", pa.large_string())])
+_TEXTS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("preview", pa.string()),
+        ("text", pa.large_string()),
+        ("picture", pa.large_binary()),
+    ]
+)
+_PICTURED = 1000  # queries of which rows have pictures, and places of all of them together
 _EMPTY = -1  # the row number of a place that is not taken
 _PORTION = 2**20  # influences that are looked at together: what is needed for them besides stays small
 
@@ -38,16 +48,16 @@ class Top:
     k: int
     influence: np.ndarray  # (queries × 2 × width) float32, signed
     rows: np.ndarray  # (queries × 2 × width) int64
-    texts: pa.Table  # row, id, preview, text of every row in `rows`, once, sorted by row
+    texts: pa.Table  # row, id, preview, text, picture of every row in `rows`, once, sorted by row
 
 
 def select_top(influence: np.ndarray, rows: np.ndarray, texts: pa.Table, k: int) -> Top:
     """The `k` most negative (helpful) and `k` most positive (harmful) influences of every query.
 
     `influence` is (rows × queries) float32, with NaN where a row has no score; `rows` (int64) their distinct numbers;
-    `texts` has columns row, id, and preview and text where they are known, with at least these rows. Zero is neither
-    helpful nor harmful, and neither is a value that is not finite. Raises `ValueError` if shapes differ or a text is
-    missing.
+    `texts` has columns row, id, and preview, text and picture where they are known, with at least these rows. Zero is
+    neither helpful nor harmful, and neither is a value that is not finite. Raises `ValueError` if shapes differ or a
+    text is missing.
     """
     if influence.ndim != 2 or rows.shape != influence.shape[:1] or k < 1:
         raise ValueError(f"influence {influence.shape}, rows {rows.shape}, k {k}: want (n, m), (n,) and k >= 1")
@@ -133,7 +143,10 @@ def _strongest(strength: np.ndarray, k: int) -> np.ndarray:
 
 
 def _with_texts(k: int, influence: np.ndarray, rows: np.ndarray, texts: pa.Table) -> Top:
-    """A `Top` with the texts that it needs and no others."""
+    """A `Top` with the texts that it needs and no others, and pictures of the first places.
+
+    Who is among those of all rows is so among those of any part of them: the order of merging changes nothing.
+    """
     needed = np.unique(rows[rows != _EMPTY])
     numbers = _numbers(texts)
     order = np.argsort(numbers, kind="stable")
@@ -145,6 +158,10 @@ def _with_texts(k: int, influence: np.ndarray, rows: np.ndarray, texts: pa.Table
         if name not in texts.schema.names:
             texts = texts.append_column(name, pa.nulls(len(texts), _TEXTS.field(name).type))
     kept = texts.select(_TEXTS.names).take(order[at]).cast(_TEXTS).combine_chunks()
+    if kept["picture"].null_count < len(kept):
+        first = np.isin(needed, rows[:_PICTURED, :, : max(1, _PICTURED // max(len(rows), 1))])
+        at, field = kept.schema.get_field_index("picture"), _TEXTS.field("picture")
+        kept = kept.set_column(at, field, pc.if_else(pa.array(first), kept["picture"], pa.scalar(None, field.type)))
     return Top(k, influence.astype(np.float32, copy=False), rows, kept)
 
 

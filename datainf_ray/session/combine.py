@@ -22,6 +22,7 @@ from datainf_ray.runs.combine import (
     Source,
     Sum,
     combined_blocks,
+    combined_pictures,
     combined_queries,
     combined_texts,
     combined_top,
@@ -31,6 +32,7 @@ from datainf_ray.runs.combine import (
 from datainf_ray.runs.events import Journal
 from datainf_ray.runs.files import damage
 from datainf_ray.runs.lease import Lease
+from datainf_ray.runs.pictures import PICTURES
 from datainf_ray.runs.record import (
     RUN_FILE,
     Combined,
@@ -220,6 +222,8 @@ def _add(
         "top.parquet": combined_top(top, texts, sources),
         TEXTS: texts,
     }
+    if len(pictures := combined_pictures(summed, texts)):
+        tables[PICTURES] = pictures
     written: dict[str, Stored] = {}
     for name, table in tables.items():
         data = table_bytes(table)

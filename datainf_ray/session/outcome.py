@@ -12,10 +12,14 @@ from datainf_ray.common.words import counted, percent, printable
 from datainf_ray.influence.damping import smallest_sqnorm
 from datainf_ray.influence.folds import COUNT, TOTAL, Statistic, Statistics
 from datainf_ray.request.job import Job
+from datainf_ray.runs.pictures import pictures_of
 from datainf_ray.runs.record import RunRecord, tell_left_out, tell_unsolved
 from datainf_ray.runs.results import Run
 from datainf_ray.runs.schemas import OK, blocks_schema, left_out, queries_schema
-from datainf_ray.runs.texts import SHOWN, texts_of_queries
+from datainf_ray.runs.texts import SHOWN, texts_of_queries, texts_of_rows, texts_schema
+
+#: Of the queries' texts and pictures, kept until the run is done.
+ASKED_SCHEMA = texts_schema().append(pa.field("picture", pa.large_binary()))
 
 
 def queries_table(job: Job, rows: pa.Table) -> pa.Table:
@@ -46,7 +50,9 @@ def queries_table(job: Job, rows: pa.Table) -> pa.Table:
 
 
 def query_texts(job: Job, rows: pa.Table) -> pa.Table:
-    """The part of texts.parquet that is of queries, from the query rows: the first usable ones, or the first of all."""
+    """The part of texts.parquet that is of queries, with a column `picture`, from the query rows: the first usable ones
+    of each query, or the first of all.
+    """
     fine = np.array([status == OK for status in rows["status"].to_pylist()])
     chosen: dict[int, list[int]] = {}
     for row in np.flatnonzero(fine):
@@ -56,7 +62,15 @@ def query_texts(job: Job, rows: pa.Table) -> pa.Table:
         chosen.setdefault(int(job.groups[row]), [int(row)])
     kept = [(query, row) for query, some in sorted(chosen.items()) for row in some]
     some = rows.take(pa.array([row for _, row in kept], pa.int64()))
-    return texts_of_queries([query for query, _ in kept], some["id"].to_pylist(), some["text"].to_pylist())
+    texts = texts_of_queries([query for query, _ in kept], some["id"].to_pylist(), some["text"].to_pylist())
+    return texts.append_column(ASKED_SCHEMA.field("picture"), some["picture"])
+
+
+def texts_and_pictures(rows: pa.Table, asked: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """texts.parquet and pictures.parquet, from `Top.texts` and from `query_texts`."""
+    own, of_queries = texts_of_rows(rows), asked.drop_columns("picture")
+    pictures = [pictures_of(own, rows["picture"]), pictures_of(of_queries, asked["picture"])]
+    return pa.concat_tables([own, of_queries]), pa.concat_tables(pictures)
 
 
 def blocks_table(job: Job, facts: Statistics, nodes: Statistics | None) -> pa.Table:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datainf_ray.curate.shown import ShownRow
     from datainf_ray.evaluation.result import Evaluation
     from datainf_ray.runs.cut import Cut
+    from datainf_ray.runs.report.cell import Gallery
     from datainf_ray.runs.token_rows import TokenRows
 
 
@@ -95,6 +96,17 @@ class Run(results.Run):
         from datainf_ray.curate.top import top
 
         return top(self, query, k, harmful, text, **overrides)
+
+    def gallery(self, query: int | str = 0, k: int = 10) -> Gallery:
+        """A query with its `k` most helpful and most harmful rows, each beside its picture, for a notebook's cell.
+
+        The run keeps pictures of the first rows of each query (see `pictures`); rows without one are shown as text.
+
+        >>> run.gallery("a dog", k=20)
+        """
+        from datainf_ray.runs.report.cell import gallery
+
+        return gallery(self, self.record, self.query_number(query), k)
 
     def tokens(self, query: int | str = 0, row: int | str | None = None) -> TokenRows:
         """What each token of a row contributes to its influence on a query, shaded in a notebook's cell.

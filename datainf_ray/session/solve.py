@@ -43,12 +43,21 @@ from datainf_ray.runs.checkpoints import CHECKPOINTS, forget_scores
 from datainf_ray.runs.checksums import Stored, read_checked_table, stored, table_file
 from datainf_ray.runs.index import begin_index
 from datainf_ray.runs.parts import CHUNKS, names_of
+from datainf_ray.runs.pictures import PICTURES
 from datainf_ray.runs.record import Capture, Portions, Problem, RunRecord, StartLoss
 from datainf_ray.runs.schemas import OK, queries_schema, table_bytes
-from datainf_ray.runs.texts import TEXTS, texts_of_rows, texts_schema, with_previews
+from datainf_ray.runs.texts import TEXTS, with_previews
 from datainf_ray.runs.top import Top, top_table
 from datainf_ray.session.attempt import Attempt
-from datainf_ray.session.outcome import blocks_table, known_blocks, note_left_out, queries_table, query_texts
+from datainf_ray.session.outcome import (
+    ASKED_SCHEMA,
+    blocks_table,
+    known_blocks,
+    note_left_out,
+    queries_table,
+    query_texts,
+    texts_and_pictures,
+)
 from datainf_ray.session.pictures import with_pictures
 from datainf_ray.session.shares import tokens_table
 from datainf_ray.watch.progress import Watcher
@@ -146,7 +155,7 @@ def _note_outcome(job: Job, pool: Pool, sweeps: ClusterSweeps, record: RunRecord
 
 def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> dict[str, pa.Table]:
     """The method from its first sweep to its last, from what the run directory has of it; the tables by name."""
-    kept = {f"{CHECKPOINTS}/queries.parquet": queries_schema(), f"{CHECKPOINTS}/texts.parquet": texts_schema()}
+    kept = {f"{CHECKPOINTS}/queries.parquet": queries_schema(), f"{CHECKPOINTS}/texts.parquet": ASKED_SCHEMA}
 
     def known() -> list[pa.Table]:
         return [read_checked_table(job.directory, name, sweeps.owner, schema) for name, schema in kept.items()]
@@ -159,9 +168,11 @@ def _from_first_to_last(job: Job, sweeps: ClusterSweeps, record: RunRecord) -> d
     table, asked = (each.replace_schema_metadata() for each in known())
     sweeps.unusable = tuple(k for k, one in enumerate(table["status"].to_pylist()) if one != OK)
     blocks, top = _run_method(job, sweeps, gradients, record)
-    texts = pa.concat_tables([texts_of_rows(top.texts), asked])
+    texts, pictures = texts_and_pictures(top.texts, asked)
     tops = with_previews(top_table(top), texts, own=job.task.preview is not None)
     tables = {"queries.parquet": table, "blocks.parquet": blocks, "top.parquet": tops, TEXTS: texts}
+    if len(pictures):
+        tables[PICTURES] = pictures
     if job.config.results.tokens:
         tables["tokens.parquet"] = tokens_table(job, sweeps, table, tops)
     return tables

@@ -19,8 +19,10 @@ from datainf_ray.common.storage import Options
 from datainf_ray.config import PICTURES, DiffusionConfig, ModelConfig, RunConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
+from datainf_ray.corpus.passages import Passage
 from datainf_ray.corpus.targets import check_targets
-from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields
+from datainf_ray.corpus.thumbnails import thumbnail, told
+from datainf_ray.corpus.tokens import Encode, Encoded, EncoderSpec, Fields, texts_of
 from datainf_ray.tasks.task import Task
 
 if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is looked at before
@@ -171,12 +173,12 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
 
     def encode(rows: Sequence[Fields]) -> list[Encoded | Exception]:
         prompts = [row["prompt"] for row in rows]
-        made = [
+        padded = [
             each(prompts, padding="max_length", truncation=True, max_length=each.model_max_length)
             for each in spec.tokenizer.each
         ]
         whole = spec.tokenizer.each[-1](prompts, verbose=False)["input_ids"]
-        return [one(row, [each["input_ids"][k] for each in made], len(whole[k])) for k, row in enumerate(rows)]
+        return [one(row, [each["input_ids"][k] for each in padded], len(whole[k])) for k, row in enumerate(rows)]
 
     def one(fields: Fields, tokens: list[list[int]], whole: int) -> Encoded | Exception:
         try:
@@ -193,11 +195,27 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
         first = spec.tokenizer.each[0]
         values["input_ids"] = first(fields["prompt"], truncation=True, max_length=first.model_max_length)["input_ids"]
         values["content"] = (_digest(values),)
-        cut = max(whole - len(tokens[-1]), 0)
         rule = "the noise of the picture that is made of it first" if made else "the picture's noise"
-        return Encoded(values, (positions,) * count, tokens_cut=cut, rule=f"{rule}, at every timestep")
+        return Encoded(
+            values,
+            (positions,) * count,
+            tokens_cut=max(whole - len(tokens[-1]), 0),
+            rule=f"{rule}, at every timestep",
+            picture=None if alone else thumbnail(picture.pixels),
+        )
 
     return encode
+
+
+def says(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) -> list[Passage]:
+    """The prompt, and of the picture what it is called and how large it is."""
+    passages = [Passage(role, text) for role, text in texts_of(fields).items() if role == "prompt"]
+    image = fields.get("image")
+    if isinstance(image, bytes):
+        shape = None if values is None else values["sizes"][:2]
+        shown = told(getattr(image, "name", None), len(image), shape)
+        passages.append(Passage("image", shown, answer=True))
+    return passages
 
 
 def collate(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
@@ -246,6 +264,7 @@ TASK = Task(
     encoder=partial(encoder, asked=DiffusionConfig()),
     collate=collate,
     losses=losses,
+    says=says,
     inspect=partial(inspect, asked=DiffusionConfig()),
     load=load,
     tokenizer=tokenizer,

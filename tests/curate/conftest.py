@@ -97,7 +97,9 @@ def make(tmp_path: Path) -> Make:
         missing = np.isnan(values[:, 0])
         queries = tmp_path / "asked" / "queries.jsonl"
         queries.parent.mkdir(exist_ok=True)
-        queries.write_text("".join(f'{{"prompt": "q{n}", "completion": "a"}}\n' for n in range(values.shape[1])))
+        queries.write_text(
+            "".join(f'{{"prompt": "q{n}", "completion": "a", "image": "a"}}\n' for n in range(values.shape[1]))
+        )
         paths = [path] if isinstance(path, str) else path
         made = make_run(
             str(tmp_path / name), len(values), values.shape[1], influence=values, missing=missing, chunk=16,

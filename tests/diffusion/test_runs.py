@@ -17,12 +17,8 @@ from torch import Tensor
 import datainf_ray
 from datainf_ray.common.errors import RequestError
 from datainf_ray.config import load_config
-from datainf_ray.corpus.chunks import plan_corpus
-from datainf_ray.curate.target import _is_folder
 from datainf_ray.planning.sizing import choose_chunk_rows
 from datainf_ray.request.job import prepare
-from datainf_ray.runs.directory import RunDirectory
-from datainf_ray.tasks.text_to_image import TASK
 from tests import reference
 from tests.diffusion import pipelines
 from tests.diffusion.pipelines import TIMESTEPS
@@ -121,7 +117,7 @@ def _is_read(run: datainf_ray.Run, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         capsys.readouterr()
         assert status_of(monkeypatch, *words) == 0
         told = capsys.readouterr().out
-        assert re.search(r"\([\d.]+ kB\)", told)
+        assert re.search(r"\d\.png, [\d.]+ kB", told)
         assert "a dog no 1" in told or words[0] == "top"
         assert "PNG" not in told
     asked = ["curate", run.url, "--because", "helpful", "--drop", 1, "--dry-run"]
@@ -185,7 +181,7 @@ def test_without_the_extra_it_says_how_to_have_it(tmp_path: Path, monkeypatch: p
     assert str(caught.value) == f"model.task: text-to-image: needs pillow, not installed here; {remedy}"
 
 
-def test_a_folder_of_pictures_is_seen_and_not_written(tmp_path: Path) -> None:
+def test_a_folder_of_pictures_is_seen(tmp_path: Path) -> None:
     config = prepared(tmp_path, "sdxl")
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -196,6 +192,3 @@ def test_a_folder_of_pictures_is_seen_and_not_written(tmp_path: Path) -> None:
     seen = datainf_ray.tokens(config)
     assert [(row.id, row.status) for row in seen] == [("0.png", "ok"), ("1.png", "ok")]
     assert "".join(run.text for run in seen[0].sequences[0].runs) == "<|startoftext|>a dog no 0 of 2 <|endoftext|>"
-    corpus = plan_corpus(load_config(config).train, TASK, "train")
-    with pytest.raises(RequestError, match="is a folder of pictures, and no pictures are copied; list them in a"):
-        _is_folder(RunDirectory(str(tmp_path / "to")), str(tmp_path / "to"), "--to", corpus)

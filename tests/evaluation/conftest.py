@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datainf_ray.config import load_config
-from datainf_ray.corpus.chunks import plan_corpus
+from datainf_ray.corpus.beside import known_corpus
 from datainf_ray.runs.directory import RunDirectory
 from datainf_ray.tasks.register import task_of
 from tests.runs.conftest import Made, make_run
@@ -92,7 +92,7 @@ def sign(made: Made) -> None:
     """Write into run.json what its corpora are now, as the main job does."""
     config = load_config(made.run.config)
     task = task_of(config.model)
-    known = {name: plan_corpus(getattr(config, name), task, name).fingerprint() for name in ("train", "queries")}
+    known = {name: known_corpus(getattr(config, name), task, name).fingerprint() for name in ("train", "queries")}
     directory = RunDirectory(made.run.url)
     directory.write_json("run.json", directory.read_json("run.json") | {"identity": known})
 

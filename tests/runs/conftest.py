@@ -70,6 +70,7 @@ def make_run(
     queries_path: str = "eval.jsonl",
     queries_are: str | None = None,
     method: dict[str, Any] | None = None,
+    task: str = "causal-lm",
     **document: Any,
 ) -> Made:
     """A run directory at `url` as the main job leaves it; every tenth row has no score, or those that are `missing`.
@@ -80,7 +81,7 @@ def make_run(
     """
     config = load_config(
         {
-            "model": {"base": "org/base", "adapter": "s3://b/adapter"},
+            "model": {"base": "org/base", "adapter": "s3://b/adapter", "task": task},
             "train": {"path": path},
             "queries": {"path": queries_path, "are": queries_are},
             "method": method or {},

@@ -68,6 +68,7 @@ def made(rows: int = 9, scale: float = 1.0, seed: int = 0) -> Part:
         pa.array(np.where(fine, "positive", None), pa.string()),
         pa.array([f"row {k}" for k in range(rows)]),
         pa.array([f'[{{"role": "text", "text": "row {k}"}}]' for k in range(rows)], pa.large_string()),
+        pa.array([b"\xff\xd8\xff" if k % 2 else None for k in range(rows)], pa.large_binary()),
     ]
     return Part(gradients, sqnorms, pa.Table.from_arrays(columns, schema=facts_schema()))
 
@@ -247,7 +248,7 @@ def test_an_index_in_a_bucket(bucket: str) -> None:
 
 def test_facts_of_an_earlier_version_have_nulls_for_what_it_did_not_write(directory: RunDirectory) -> None:
     part, later = made(), [name for name in facts_schema().names if name in LATER]
-    assert {"tokens_cut", "detail", "text", "predicted"} <= {*later}
+    assert {"tokens_cut", "detail", "text", "predicted", "picture"} <= {*later}
     write_part(directory, 0, *part, "float32", OWNER)
     name = "part-000000.parquet"
     directory.write(name, table_file(part.facts.drop_columns(later), OWNER, name))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +17,7 @@ import datainf_ray
 from datainf_ray.common.errors import RequestError
 from datainf_ray.runs.schemas import ACROSS, matrix
 from tests import reference, tiny
-from tests.interrupting import Interrupter
+from tests.interrupting import Interrupter, killing_workers
 from tests.runs_of import attribute, scores, tables
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
@@ -177,33 +174,9 @@ def test_a_killed_worker_changes_nothing(tmp_path: Path, tiny_llama: dict[str, A
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "quiet")
     config["cluster"] |= {"chunk_rows": 20, "batch_tokens": 20, "max_workers": 2}
     quiet = attribute(config)
-    killed: list[int] = []
-
-    def kill(stop: threading.Event) -> None:
-        while not stop.wait(0.05):
-            busy = [p for p in psutil.Process().children(recursive=True) if "Worker.run" in " ".join(_cmdline(p))]
-            if busy and len(killed) < 2:
-                busy[0].kill()
-                killed.append(busy[0].pid)
-                time.sleep(3)
-
-    stop = threading.Event()
-    killer = threading.Thread(target=kill, args=(stop,))
-    killer.start()
-    try:
+    with killing_workers():
         disturbed = attribute(config, output=str(tmp_path / "disturbed"))
-    finally:
-        stop.set()
-        killer.join()
-    assert killed, "no worker was caught at work"
     assert tables(disturbed) == tables(quiet)
-
-
-def _cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 @pytest.mark.parametrize(("sweep", "kept_scores"), [("curvature", True), ("scores", True), ("scores", False)])

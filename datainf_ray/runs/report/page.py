@@ -29,6 +29,7 @@ from datainf_ray.runs.report.by_token import sections
 from datainf_ray.runs.report.drawing import inline_svg
 from datainf_ray.runs.report.figures import cumulative, histogram, layer_of, layers
 from datainf_ray.runs.report.listed import Listed, also, called, facts_of, marked, said, told_of
+from datainf_ray.runs.report.pictured import Pictured, pictured
 from datainf_ray.runs.report.render import count, render
 from datainf_ray.runs.report.verdict import asked, verdict
 from datainf_ray.runs.results import Run
@@ -43,6 +44,7 @@ _MOST = 100  # per table
 _LATER = 160  # characters of a preview behind the first page
 _BYTES = 10 * 10**6  # of the page
 _TEXT_BYTES = 3 * 10**6  # of full texts
+_PICTURE_BYTES = 4 * 10**6  # of pictures
 _BLOCKS = 20
 _SAMPLE = 2**24  # influences read for the distributions, whatever the size of the corpus
 _PLACES = 4  # parts from which they come at least; a row group has 2**22 of them
@@ -64,14 +66,16 @@ def write_report(run: Run) -> str:
 
 
 def _page(run: Run) -> str:
-    made = _filled(run, _TEXT_BYTES)
-    if len(made) <= _BYTES:
-        return made
-    return _filled(run, 0)  # HTML writes some characters as many
+    for rooms in ((_TEXT_BYTES, _PICTURE_BYTES), (0, _PICTURE_BYTES)):  # HTML writes some characters as many
+        made = _filled(run, *rooms)
+        if len(made.encode()) <= _BYTES:
+            return made
+    bare = _filled(run, 0, 0)
+    return _filled(run, 0, max(0, _BYTES - len(bare.encode())))
 
 
-def _filled(run: Run, room: int) -> str:
-    """The page, with about `room` bytes of full texts."""
+def _filled(run: Run, room: int, picture_room: int) -> str:
+    """The page, with about `room` bytes of full texts, and at most so many of pictures."""
     queries, tops, summary = run.queries().to_pylist(), run.tops(), run.summary()
     usable = [q for q in queries if q["status"] == OK]
     shown = usable[:_QUERIES]
@@ -85,7 +89,9 @@ def _filled(run: Run, room: int) -> str:
     on_page = {*mine["row"].to_pylist()}
     rows = on_page | {row["row"] for row in found.first}
     listed = Listed(facts_of(run, rows), said_by(texts, ROW), said_by(texts, QUERY))
-    entries = _Entries(run, listed, tops, sample, room, len(mine), Beside.of(run, listed, texts, on_page))
+    seen = pictured(run.pictures(), numbers, mine, _ROWS, picture_room)
+    beside = Beside.of(run, listed, texts, on_page)
+    entries = _Entries(run, listed, tops, sample, room, len(mine), beside, seen)
     blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
     return render(
         "report.html.j2",
@@ -101,6 +107,8 @@ def _filled(run: Run, room: int) -> str:
         by_token=sections(run, numbers),
         doubts=doubts.of_run(run.record, listed, sample.losses),
         script=_script(),
+        pictured=bool(seen),
+        pictures=seen.over_all,
         verdict=found,
         labels={row["row"]: listed.labels.of(row["row"]) for row in found.first},
         beside=entries.beside,
@@ -278,9 +286,17 @@ class _Entries:
     """What the page says of each query and of the rows that are listed for it."""
 
     def __init__(
-        self, run: Run, listed: Listed, tops: pa.Table, sample: Sample, room: int, entries: int, beside: Beside
+        self,
+        run: Run,
+        listed: Listed,
+        tops: pa.Table,
+        sample: Sample,
+        room: int,
+        entries: int,
+        beside: Beside,
+        seen: Pictured,
     ) -> None:
-        self.listed, self.tops, self.sample, self.beside = listed, tops, sample, beside
+        self.listed, self.tops, self.sample, self.beside, self.seen = listed, tops, sample, beside, seen
         self.also = also(tops)
         self.are = run.config["queries"].get("are")
         first = min(entries, 2 * _ROWS * min(_QUERIES, len(listed.queries) or 1))
@@ -307,6 +323,7 @@ class _Entries:
             told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms)
         first, why = asked(query, self.are, self.sample.typical_loss)
         extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None}
+        extra["pictures"] = self.seen.queries.get(number, ())
         extra |= {"signs": None, "cumulative": None, "first": first, "why": why, "doubts": told}
         extra["said"] = said(self.listed.queries.get(number, ()), self.room_of_query, None, self.listed.rarity)
         if values is not None and len(values):
@@ -329,6 +346,7 @@ class _Entries:
             "name": called(row),
             "labels": self.listed.labels.of(number),
             **self.beside.row(number),
+            "picture": self.seen.rows.get((row["query"], row["row"])),
             "also": told_of(self.also[row["row"]], row["query"]),
             "said": said(self.listed.rows.get(row["row"], ()), self.rooms[first], phrases, self.listed.rarity),
         }
