@@ -88,7 +88,8 @@ def _filled(run: Run, room: int, picture_room: int) -> str:
     seen = pictured(run.pictures(), numbers, mine, _ROWS, picture_room)
     entries = _Entries(run, listed, tops, sample, room, len(mine), seen)
     blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
-    command, to = f"datainf curate {shlex.quote(visible(run.url))}", f" --to {shlex.quote(_cleaned(run.config))}"
+    command = f"datainf curate {shlex.quote(visible(run.url))}"
+    to = f" --to {shlex.quote(_cleaned(run.config, pictures=bool(seen)))}"
     return render(
         "report.html.j2",
         title=run.url.rstrip("/").rpartition("/")[2],
@@ -352,11 +353,12 @@ def _script() -> dict[str, str]:
     return {"text": Markup(text), "hash": f"sha256-{digest}"}
 
 
-def _cleaned(config: dict[str, Any]) -> str:
-    """A name for the corpus without some rows: a file where it is one."""
+def _cleaned(config: dict[str, Any], pictures: bool = False) -> str:
+    """A name for the corpus without some rows: a file where it is one, but for a list of pictures beside it."""
     first, *more = _paths(config)["train"]
     name = visible(first).rstrip("/").rpartition("/")[2]
-    return f"clean-{name}" if "." in name and not more and not set("*?[{") & set(first) else "cleaned"
+    listed = pictures and not any(suffix in name for suffix in (".parquet", ".pq", ".arrow", ".feather", ".ipc"))
+    return f"clean-{name}" if "." in name and not (more or listed or set("*?[{") & set(first)) else "cleaned"
 
 
 def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:
