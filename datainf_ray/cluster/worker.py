@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -167,9 +168,6 @@ class Worker:
             fetched=fetched,
             seconds=time.perf_counter() - began,
         )
-
-    def _predicted(self, value: Any) -> str | None:
-        return self.task.predicted(self.spec.facts.task, value)
 
     def _batch(self, examples: Sequence[Example], positions: Sequence[int]) -> Batch:
         return self.task.batch(examples, positions, self.pad_id)
@@ -340,12 +338,10 @@ class Worker:
     ) -> tuple[Swept, int | None]:
         """The chunk, in batches that the device has room for; and their size, where that is not as planned."""
         longest = max((self.replica.least_tokens(example.lengths) for example in examples), default=0)
-        budget = batch_tokens
+        budget, rest = batch_tokens, (recorders, self._transform, partial(self.task.predicted, self.spec.facts.task))
         while True:
             try:
-                swept = sweep_chunk(
-                    self.replica, examples, make_fold, budget, self._batch, recorders, self._transform, self._predicted
-                )
+                swept = sweep_chunk(self.replica, examples, make_fold, budget, self._batch, *rest)
                 return swept, budget if budget < batch_tokens else None
             except torch.OutOfMemoryError as error:
                 if budget <= longest:

@@ -83,13 +83,14 @@ def _filled(run: Run, room: int, picture_room: int) -> str:
     share = sample.share
     mine = tops.filter(pc.and_(pc.is_in(tops["query"], pa.array([q["query"] for q in shown], pa.int32())),
                                pc.less_equal(tops["rank"], _MOST)))  # fmt: skip
-    command, to = f"datainf curate {shlex.quote(visible(run.url))}", f" --to {shlex.quote(_cleaned(run.config))}"
     numbers, texts = [q["query"] for q in shown], run.texts()
+    seen = pictured(run.pictures(), numbers, mine, _ROWS, picture_room)
+    command = f"datainf curate {shlex.quote(visible(run.url))}"
+    to = f" --to {shlex.quote(_cleaned(run.config, pictures=bool(seen)))}"
     found = verdict(run, usable, numbers, sample.typical_loss, command, to)
     on_page = {*mine["row"].to_pylist()}
     rows = on_page | {row["row"] for row in found.first}
     listed = Listed(facts_of(run, rows), said_by(texts, ROW), said_by(texts, QUERY))
-    seen = pictured(run.pictures(), numbers, mine, _ROWS, picture_room)
     beside = Beside.of(run, listed, texts, on_page)
     entries = _Entries(run, listed, tops, sample, room, len(mine), beside, seen)
     blocks = run.blocks().sort_by([("mean_sqnorm", "descending")])
@@ -372,11 +373,12 @@ def _script() -> dict[str, str]:
     return {"text": Markup(text), "hash": f"sha256-{digest}"}
 
 
-def _cleaned(config: dict[str, Any]) -> str:
-    """A name for the corpus without some rows: a file where it is one."""
+def _cleaned(config: dict[str, Any], pictures: bool = False) -> str:
+    """A name for the corpus without some rows: a file where it is one, but for a list of pictures beside it."""
     first, *more = _paths(config)["train"]
     name = visible(first).rstrip("/").rpartition("/")[2]
-    return f"clean-{name}" if "." in name and not more and not set("*?[{") & set(first) else "cleaned"
+    listed = pictures and not any(suffix in name for suffix in (".parquet", ".pq", ".arrow", ".feather", ".ipc"))
+    return f"clean-{name}" if "." in name and not (more or listed or set("*?[{") & set(first)) else "cleaned"
 
 
 def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:

@@ -125,6 +125,15 @@ def test_a_cell_shows_them_beside_the_rows(made: Callable[..., Made]) -> None:
     assert SHOWN.findall(run._repr_html_()) == [address(seen(number, 16)) for number in wanted]
 
 
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [("rows/metadata.jsonl", "cleaned"), ("rows/t.parquet", "clean-t.parquet"), ("rows", "cleaned")],
+)
+def test_the_page_names_a_place_that_the_pictures_fit_into(made: Callable[..., Made], path: str, to: str) -> None:
+    run = with_pictures(made(path=path).run, 16)
+    assert f'data-to=" --to {to}"' in Path(write_report(run)).read_text()
+
+
 def test_who_reads_a_run_needs_no_pillow(made: Callable[..., Made], monkeypatch: pytest.MonkeyPatch) -> None:
     url = with_pictures(made(queries=2).run, 16).url
     monkeypatch.setitem(sys.modules, "PIL", None)
