@@ -386,11 +386,10 @@ class Worker:
         return Indexer(self._projector, [block.name for block in self.spec.facts.blocks], rows)
 
     def _write_part(self, chunk: Chunk, swept: Swept, indexer: Indexer) -> None:
-        assert self.spec.index is not None
+        assert self.spec.index is not None and self.spec.index_owner is not None
         sqnorms = swept.fold.sqnorms.cpu().numpy()
         facts = facts_for_index(swept.facts, sqnorms.sum(1), swept.usable)
         gradients = {name: g.numpy() for name, g in indexer.gradients.items()}
-        assert self.spec.index_owner is not None
         dtype, owner = self.spec.config.index_dtype, self.spec.index_owner
         write_part(self.spec.index, chunk.number, gradients, sqnorms, facts, dtype, owner)
 
