@@ -116,6 +116,10 @@ class Indexer:
     def take(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor | None) -> None:
         self.gradients[block][rows.cpu()] = self.transform.apply(block, gradients).cpu()
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: gradients.numpy() for name, gradients in self.gradients.items()}
+
 
 @dataclass
 class Swept:

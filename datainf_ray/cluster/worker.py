@@ -386,12 +386,12 @@ class Worker:
         return Indexer(self._projector, [block.name for block in self.spec.facts.blocks], rows)
 
     def _write_part(self, chunk: Chunk, swept: Swept, indexer: Indexer) -> None:
-        assert self.spec.index is not None and self.spec.index_owner is not None
+        index, owner, dtype = self.spec.index, self.spec.index_owner, self.spec.config.index_dtype
+        assert index is not None
+        assert owner is not None
         sqnorms = swept.fold.sqnorms.cpu().numpy()
         facts = facts_for_index(swept.facts, sqnorms.sum(1), swept.usable)
-        gradients = {name: g.numpy() for name, g in indexer.gradients.items()}
-        dtype, owner = self.spec.config.index_dtype, self.spec.index_owner
-        write_part(self.spec.index, chunk.number, gradients, sqnorms, facts, dtype, owner)
+        write_part(index, chunk.number, indexer.arrays, sqnorms, facts, dtype, owner)
 
     def _fold_maker(self, at: CurrentSweep, order: Order) -> Callable[[], Fold]:
         sweep, inputs = at.sweep, at.inputs

@@ -55,8 +55,8 @@ def test_each_row_and_query_has_its_own(made: Callable[..., Made]) -> None:
     run = with_pictures(run, 16, but=run.top(0, 1)["row"][0].as_py())
     page = Path(write_report(run)).read_text()
     assert "img-src data:;" in policy(page)
-    parts = re.findall(r'<tr data-row="(\d+)".*?</tr>', page, re.S)
-    rows = re.findall(r'<tr data-row="\d+".*?</tr>', page, re.S)
+    parts = re.findall(r'<tr[^>]* data-row="(\d+)".*?</tr>', page, re.S)
+    rows = re.findall(r'<tr[^>]* data-row="\d+".*?</tr>', page, re.S)
     bare = 0
     for number, row in zip(map(int, parts), rows, strict=True):
         if number == run.top(0, 1)["row"][0].as_py():
