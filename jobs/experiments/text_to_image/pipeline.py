@@ -234,7 +234,7 @@ def make_small(folder: Path, table: pa.Table, side: int) -> None:
         tokenizer=transformers.CLIPTokenizer(vocab={x: k for k, x in enumerate(words)}, merges=[], model_max_length=77),
         unet=unet,
         scheduler=diffusers.DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         ),
         safety_checker=None,
         feature_extractor=None,
