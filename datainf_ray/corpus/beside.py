@@ -59,9 +59,9 @@ def named_pictures(corpus: Corpus, number: int) -> Iterator[tuple[int, str | Non
     file = corpus.files[number]
     if not roles or not file.rows or file.format == FOLDER:
         return
-    columns = {role: corpus.columns[role] for role in roles}
-    plain = replace(corpus, columns=columns, types={}, kind="any", id_column=None, group_column=None)
-    with closing(RowReader(plain)) as reader:
+    columns, types = {role: corpus.columns[role] for role in roles}, dict.fromkeys(roles, PICTURE)
+    plain = replace(corpus, columns=columns, types=types, kind="any", id_column=None, group_column=None, made=None)
+    with closing(RowReader(plain, pictures=False)) as reader:
         first = next(_read(plain, reader, number, 0, 1)) if file.format not in TEXT_FORMATS else None
         if first is not None and not any(isinstance(value, str) for value in first.values()):
             return  # whose pictures are in the table, and are not to be read for their names

@@ -150,6 +150,7 @@ def _is_beside(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return (
         bool(name)
+        and "\0" not in name  # which no filesystem takes
         and "://" not in name
         and not name.startswith(("/", "~"))
         and ".." not in parts

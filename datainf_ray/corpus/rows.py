@@ -40,11 +40,12 @@ class Row:
 class RowReader:
     """Reads rows of a corpus: only the columns that are needed, and on from where the last chunk ended.
 
-    Keeps at most one file open, with one decoded batch (about 64 MiB) where it is Parquet or Arrow.
+    Keeps at most one file open, with one decoded batch (about 64 MiB) where it is Parquet or Arrow. Without `pictures`
+    what stands in a row for a picture is left as it is.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus = corpus
+    def __init__(self, corpus: Corpus, pictures: bool = True) -> None:
+        self._corpus, self._pictures = corpus, pictures
         wanted = (*corpus.columns.values(), corpus.id_column, corpus.group_column)
         self._asked = list(dict.fromkeys(column for column in wanted if column is not None))
         self._raw = frozenset(c for role, c in corpus.columns.items() if corpus.types.get(role) == PICTURE)
@@ -86,7 +87,7 @@ class RowReader:
                 row.fields["image"] = self._corpus.made.read(row.row)
             except ValueError as error:
                 row.problem = f"image {error}"
-        for role, wanted in self._corpus.types.items():
+        for role, wanted in self._corpus.types.items() if self._pictures else ():
             if wanted == PICTURE and row.problem is None:
                 try:
                     row.fields[role] = picture_bytes(row.fields[role], file)

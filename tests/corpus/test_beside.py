@@ -89,11 +89,22 @@ def test_a_table_of_names_is_known_by_them_and_one_of_bytes_by_itself(folder: Pa
     pq.write_table(pa.table({"image": ["a.png", "c.png"], "text": ["x", "y"]}), folder / "names.parquet")
     both = [{"bytes": data, "path": "a.png"}, {"bytes": data, "path": "c.png"}]
     pq.write_table(pa.table({"image": both, "text": ["x", "y"]}), folder / "bytes.parquet")
-    before = [known(folder, name) for name in ("names.parquet", "bytes.parquet")]
-    assert before[1] == plan_corpus(RowsConfig(path=f"{folder}/bytes.parquet"), TASK, "train").fingerprint()
+    odd = [data, b"c.png", b"\x89a/b\0c"]  # a name would be text
+    pq.write_table(pa.table({"image": odd, "text": ["x", "y", "z"]}), folder / "plain.parquet")
+    names = ("names.parquet", "bytes.parquet", "plain.parquet")
+    before = [known(folder, name) for name in names]
+    for name, one in zip(names[1:], before[1:], strict=True):
+        assert one == plan_corpus(RowsConfig(path=f"{folder}/{name}"), TASK, "train").fingerprint()
     picture(folder / "c.png", "blue")
-    after = [known(folder, name) for name in ("names.parquet", "bytes.parquet")]
-    assert (after[0] != before[0], after[1] == before[1]) == (True, True)
+    after = [known(folder, name) for name in names]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, True]
+
+
+def test_names_that_no_filesystem_takes_are_the_names_of_nothing(folder: Path) -> None:
+    for name in ("a\0.png", "\0/a.png", "\ud800.png", "x" * 5000, "."):
+        line = json.dumps({"file_name": name, "text": "x"})
+        (folder / "metadata.jsonl").write_text(f"{line}\n")
+        assert isinstance(known(folder), str)
 
 
 def test_rows_of_text_are_what_they_were(tmp_path: Path) -> None:
