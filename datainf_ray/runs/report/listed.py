@@ -24,6 +24,7 @@ _MOST_ROWS = 2**24  # of a run whose rows' files are gone through for the facts 
 _MOST_VALUES = 2**24  # influences that are read for the net score
 _WEIGHT = 2  # of the words in common that are marked
 _OTHERS = 5  # queries that are named
+_PICTURE = "image"  # the role of a passage that describes a file
 _SAFE = re.compile(r"[\w./#:@=+,-]{1,200}", re.ASCII)  # an id that a shell and a person read as it is
 
 
@@ -52,8 +53,8 @@ class Listed:
         self.rarity = Rarity("\n".join(p.text for p in one) for one in [*self.rows.values(), *self.queries.values()])
 
     def phrases(self, query: int) -> Phrases:
-        """What a query says, to look for it in others."""
-        return Phrases("\n".join(passage.text for passage in self.queries.get(query, ())))
+        """What a query says, to look for it in others; not of a picture that it is a file of so many bytes."""
+        return Phrases("\n".join(one.text for one in self.queries.get(query, ()) if one.role != _PICTURE))
 
     @functools.cached_property
     def labels(self) -> Labels:

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pytest
 
 import datainf_ray
+from datainf_ray.corpus.passages import Passage
 from datainf_ray.corpus.thumbnails import thumbnail
 from datainf_ray.runs.checksums import stored
 from datainf_ray.runs.pictures import PICTURES, address, pictures_of
+from datainf_ray.runs.report.listed import Listed, said
 from datainf_ray.runs.report.page import _BYTES, write_report
 from datainf_ray.runs.report.pictured import pictured
 from datainf_ray.runs.results import Run, open_run
@@ -171,3 +173,13 @@ def test_a_browser_shows_them_and_asks_nobody(made: Callable[..., Made]) -> None
         page.run(f"new Promise(done => {{ {foreign}; one.onerror = done; document.body.append(one) }}).then(() => 1)")
         page.call("Runtime.evaluate", expression="0")
         assert any("Content Security Policy" in one["entry"]["text"] for one in page.told("Log.entryAdded"))
+
+
+def test_files_of_one_size_have_nothing_in_common() -> None:
+    """What is marked in a caption is what the query's caption has too, and not that both are files of 1.0 kB."""
+    query = [Passage("prompt", "a green circle"), Passage("image", "a.png, 128 × 128 pixels, 1.0 kB", answer=True)]
+    row = [Passage("prompt", "some green circle"), Passage("image", "b.png, 128 × 128 pixels, 1.0 kB", answer=True)]
+    others = {k: [Passage("prompt", "some red square"), Passage("image", f"{k}.png, {k} kB")] for k in range(1, 40)}
+    listed = Listed({}, {0: row, **others}, {0: query})
+    html = str(said(row, 10_000, listed.phrases(0), listed.rarity))
+    assert re.findall("<mark>(.*?)</mark>", html) == ["green circle"]
