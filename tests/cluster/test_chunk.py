@@ -31,8 +31,7 @@ def test_a_row_whose_scores_are_beyond_float32_has_a_status() -> None:
             status,
             [""] * count,
             [""] * count,
-            [None] * count,
-            [None] * count,
+            *([[None] * count] * 3),
         ],
         schema=FACTS,
     )
