@@ -53,9 +53,7 @@ class Made:
         """The picture of a row. Raises ValueError, to stand behind the role's name, where there is none."""
         fs, path = store_of(f"{self.folder}/{made_name(row)}", self.options)
         fs.invalidate_cache()  # another worker may have made it since
-        found = PictureBytes(_read(fs, path, f"made of its prompt, {made_name(row)}", MOST_BYTES))
-        found.name = made_name(row)
-        return found
+        return PictureBytes(_read(fs, path, f"made of its prompt, {made_name(row)}", MOST_BYTES))
 
 
 def made_name(row: int) -> str:
