@@ -180,7 +180,7 @@ def test_a_machine_without_room_for_a_worker_says_what_it_has(config: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     error = done.stderr.strip().splitlines()[-1]
-    assert error.startswith("error: cluster: no node has room for a worker of 1000000 CPUs; the cluster has ")
+    assert error.startswith("error: cluster: no node has room for a worker of 1,000,000 CPUs; the cluster has ")
 
 
 def test_plan_says_what_cannot_run(
