@@ -69,6 +69,26 @@ def dots(names: Sequence[str], columns: Mapping[str, Sequence[float]]) -> bytes:
     return save(drawing, list(places.flat))
 
 
+def intervals(names: Sequence[str], columns: Mapping[str, Sequence[tuple[float, float, float]]]) -> bytes:
+    """A line for every name, from top to bottom, and beside each other its means with their intervals, a panel each."""
+    _style()
+    drawing, places = pyplot.subplots(
+        1, len(columns), figsize=(2.4 * len(columns) + 1.2, 0.8 + 0.27 * len(names)), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for place, (title, values) in zip(places.flat, columns.items(), strict=True):
+        for at, (name, (mean, low, high)) in enumerate(zip(names, values, strict=True)):
+            color = STYLES.get(name, {"color": "#777777"})["color"]
+            place.plot([low, high], [at, at], color=color)
+            place.plot([mean], [at], "o", color=color, markersize=5)
+        place.axvline(0, color="#999999", linewidth=0.8)
+        place.set_title(title, fontsize=9)
+        place.grid(axis="both", alpha=0.3)
+        place.set_yticks(range(len(names)), names)
+    places[0][0].invert_yaxis()
+    return save(drawing, list(places.flat))
+
+
 def save(drawing: Any, places: list[Any]) -> bytes:
     """The drawing as SVG, with a legend of what its panels show, each once."""
     found: dict[str, Any] = {}

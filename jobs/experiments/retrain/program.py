@@ -30,6 +30,7 @@ from datainf_ray.runs.directory import RunDirectory
 from experiments.common import language
 from experiments.common.attribution import Attribution, losses_of, with_adapter
 from experiments.common.cells import Kept, compute
+from experiments.common.figures import intervals
 from experiments.common.finetune import Recipe, fine_tune
 from experiments.common.statistics import bootstrap, spearman
 from experiments.common.tables import markdown
@@ -61,7 +62,8 @@ def run(config: Mapping[str, Any], directory: RunDirectory) -> dict[str, Any]:
         *_patches(influences, patch),
     ]
     found = pa.Table.from_pylist(records)
-    return {"results.parquet": found, "influences.parquet": scores, "losses.parquet": losses, "table.md": table(found)}
+    files = {"results.parquet": found, "influences.parquet": scores, "losses.parquet": losses}
+    return {**files, "table.md": table(found), "figure.svg": figure(found)}
 
 
 class Bank:
@@ -203,6 +205,13 @@ def _patches(influences: Mapping[str, np.ndarray], patch: np.ndarray) -> list[di
 def _record(question: str, method: str, each: np.ndarray) -> dict[str, Any]:
     mean, low, high = bootstrap(each)
     return {"question": question, "method": method, "mean": mean, "low": low, "high": high, "queries": len(each)}
+
+
+def figure(records: pa.Table) -> bytes:
+    """Every question's answers side by side, by method."""
+    by = {(r["question"], r["method"]): (r["mean"], r["low"], r["high"]) for r in records.to_pylist()}
+    questions = dict.fromkeys(question for question, _ in by)
+    return intervals(METHODS, {q.replace(", ", "\n"): [by[q, method] for method in METHODS] for q in questions})
 
 
 def table(records: pa.Table) -> str:
