@@ -41,6 +41,6 @@ def test_a_script_imports_what_there_is(script: str) -> None:
     for node in ast.walk(ast.parse((JOBS / script).read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "datainf_ray":
             module = importlib.import_module(str(node.module))
-            names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            names = [f"{node.module}.{alias.name}" for alias in node.names if not hasattr(module, alias.name)]
             # a module of a package is no attribute of it before somebody has imported it
-            assert [name for name in names if importlib.util.find_spec(f"{node.module}.{name}") is None] == [], node.lineno
+            assert [name for name in names if importlib.util.find_spec(name) is None] == [], node.lineno
