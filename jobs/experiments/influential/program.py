@@ -20,9 +20,10 @@ from datainf_ray.runs.directory import RunDirectory
 from experiments.common import language
 from experiments.common.attribution import by_epoch, with_adapter
 from experiments.common.cells import Kept, compute
+from experiments.common.classes import by_query
 from experiments.common.figures import STYLES, axes, save
 from experiments.common.finetune import Recipe, fine_tune
-from experiments.common.statistics import auc, bootstrap, recall
+from experiments.common.statistics import bootstrap, recall
 from experiments.common.tables import markdown
 
 METHODS = ("datainf", "exact", "hessian-free", "cosine", "representation")
@@ -72,19 +73,9 @@ def cell(values: Mapping[str, Any], kept: Kept) -> list[dict[str, Any]]:
 def _found(
     method: str, influence: np.ndarray, train: np.ndarray, queries: np.ndarray, seen: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    records = []
-    for q, own in enumerate(queries):
-        truth, scores = train == own, influence[:, q]
-        record = {
-            "method": method,
-            "query": q,
-            "class": own,
-            "auc": auc(-scores, truth),
-            "recall": recall(-scores, truth),
-            "recall_size": recall(np.abs(scores), truth),
-        }
-        records.append({**record, **seen})
-    return records
+    return by_query(
+        method, influence, train, queries, seen, lambda scores, truth: {"recall_size": recall(np.abs(scores), truth)}
+    )
 
 
 def table(records: pa.Table) -> str:

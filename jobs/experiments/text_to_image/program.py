@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from datainf_ray.runs.directory import RunDirectory
 from experiments.common.attribution import Attribution
 from experiments.common.cells import Kept, compute
+from experiments.common.classes import by_query
 from experiments.common.figures import STYLES, axes, save
-from experiments.common.statistics import auc, bootstrap, recall, spearman
+from experiments.common.statistics import bootstrap, spearman
 from experiments.common.tables import markdown
 from experiments.text_to_image.digits import Digits
 from experiments.text_to_image.pipeline import Pictures
@@ -141,19 +142,10 @@ def _others(model: Digits | Pictures, adapter: Path, train: pa.Table, queries: p
 def _found(
     method: str, influence: np.ndarray, train: np.ndarray, queries: np.ndarray, seen: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    records = []
-    for q, own in enumerate(queries):
-        truth, scores = train == own, influence[:, q]
-        record = {
-            "method": method,
-            "query": q,
-            "class": own,
-            "auc": auc(-scores, truth),
-            "recall": recall(-scores, truth),
-            "influence": scores.astype(np.float32).tolist() if seen["last"] else None,
-        }
-        records.append({**record, **seen})
-    return records
+    def kept(scores: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+        return {"influence": scores.astype(np.float32).tolist() if seen["last"] else None}
+
+    return by_query(method, influence, train, queries, seen, kept)
 
 
 def _groups(records: pa.Table, keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
