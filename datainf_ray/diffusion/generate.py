@@ -96,7 +96,7 @@ class Maker:
             output_type="latent",  # its own way to pixels has one dtype for all parts
             **guided,
         ).images
-        if parts.family.name == "Flux":
+        if parts.family.packs:
             latents = pipe._unpack_latents(latents, self._side, self._side, pipe.vae_scale_factor)
         if not latents.isfinite().all():
             raise ValueError("the pipeline made numbers that are not finite")
@@ -107,14 +107,14 @@ class Maker:
 
     def _start(self, key: tuple[int, int]) -> Tensor:
         """The noise that a picture begins as, as the pipeline takes it."""
-        parts, flux = self._parts, self._parts.family.name == "Flux"
+        parts, packs = self._parts, self._parts.family.packs
         device = next(parts.parameters()).device
-        channels = int(parts.denoiser.config.in_channels) // (4 if flux else 1)
+        channels = int(parts.denoiser.config.in_channels) // (4 if packs else 1)
         side = self._side // parts.told.vae_scale
         at = torch.tensor([_START], device=device)
         drawn = noise(torch.tensor([key], device=device), at, channels * side * side, self._asked.seed)
         x = drawn.view(1, channels, side, side).to(parts.dtype)
-        return self._pipe._pack_latents(x, 1, channels, side, side) if flux else x
+        return self._pipe._pack_latents(x, 1, channels, side, side) if packs else x
 
 
 def _pipeline(parts: Parts, tokenizers: Any) -> Any:

@@ -34,6 +34,7 @@ class Family:
     embed: Callable[[Parts, Sequence[Tensor]], dict[str, Tensor]]
     predict: Callable[[Parts, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
     positions: Callable[[Mapping[str, Any], int, int], int]
+    packs: bool = False  #: a token of the denoiser is 2 × 2 latents, with four times their channels
 
 
 class Parts(nn.Module):
@@ -129,7 +130,7 @@ class PipelineConfig:
     @property
     def unit(self) -> int:
         """Of how many pixels the sides of a picture must be multiples."""
-        patch = 2 if self.family.name == "Flux" else int(self.configs[self.family.denoiser].get("patch_size") or 1)
+        patch = 2 if self.family.packs else int(self.configs[self.family.denoiser].get("patch_size") or 1)
         return self.vae_scale * patch
 
     @property

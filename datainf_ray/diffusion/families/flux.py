@@ -45,6 +45,7 @@ def positions(config: Mapping[str, Any], h: int, w: int) -> int:
 
 FLUX = Family(
     name="Flux",
+    packs=True,
     pipelines=("FluxPipeline", "FluxImg2ImgPipeline"),
     denoiser="transformer",
     texts=(("tokenizer", "text_encoder", None), ("tokenizer_2", "text_encoder_2", _T5)),
