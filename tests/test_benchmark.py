@@ -138,7 +138,10 @@ def test_the_gpus_whole_runs_can_be_had_without_a_gpu_and_a_killed_worker_change
     assert max(errors) < 1e-5
     (killed,) = (figure for name, figure in found.items() if name.endswith("same bits"))
     assert killed["value"] == 1
-    assert killed["note"] == "2 kills"
+    assert killed["note"] in (
+        "workers killed: 1",
+        "workers killed: 2",
+    )  # a run may be over before its second worker is seen at work
     names = {name.rsplit(": ", 1)[1] for name in found if name.startswith("gpu-whole")}
     assert names == {"inside the sweeps / training step", "all but start-up / training step"}
 
