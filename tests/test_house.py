@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,6 +214,11 @@ HOUSES: dict[str, tuple[dict[str, str], dict[Rule, list[str]]]] = {
         {"runs/a.py": "x = 1\n" * 401, "runs/b.py": "x = 1\n" * 400}, {too_long: ["datainf_ray.runs.a: 401 lines"]},
     ),
 }  # fmt: skip
+
+
+def test_the_page_on_the_house_shows_its_rooms_in_their_order() -> None:
+    page = (HOUSE / "README.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^ {4}(\w+)/ ", page, re.MULTILINE)) == ROOMS
 
 
 @pytest.mark.parametrize("case", HOUSES)

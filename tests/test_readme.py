@@ -14,7 +14,7 @@ from datainf_ray.cli import app
 from datainf_ray.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *ROOT.glob("datainf_ray/*/README.md"), *ROOT.glob("jobs/**/README.md")]
+PAGES = [ROOT / "README.md", *ROOT.glob("datainf_ray/**/README.md"), *ROOT.glob("jobs/**/README.md")]
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def _shown() -> list[str]:
     """Every command of ours in an indented block."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     return [one.strip() for one in re.findall(r"^ {4}(?:\$ )?(datainf [^\n]*)$", text, re.MULTILINE)]
 
 

@@ -49,7 +49,10 @@ def _family(model: ModelConfig, name: str) -> Family:
     known = "; ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in FAMILIES)
     problem = f"is a {name}, of which text-to-image does not know the loss: it knows {known}"
     raise RequestError(
-        "model.base", model.base, problem, "write a task of your own, model.task: package.module:TASK (README)"
+        "model.base",
+        model.base,
+        problem,
+        "write a task of your own, model.task: package.module:TASK (datainf_ray/tasks/README.md)",
     )
 
 

@@ -28,7 +28,7 @@ def _all_texts(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | No
 
 @dataclass(frozen=True)
 class Task:
-    """A task: a record of functions. The first six have no default; the README has a complete example.
+    """A task: a record of functions. The first six have no default; README.md beside this has a complete example.
 
     A row of a corpus is a dictionary, {role: value}. `encoder` makes it an `Encoded`, whose `values` are plain Python;
     `collate` makes tensors of the values of b rows; `losses` gives b losses.

@@ -1,4 +1,4 @@
-"""A task of the user's own: the README's, whole; found or refused, taken to the workers, part of the fingerprint."""
+"""The example of a task of the user's own, whole; found or refused, taken to the workers, part of the fingerprint."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ from datainf_ray.tasks.register import MODULES, task_of
 from tests import reference, tiny
 from tests.runs_of import COMMAND, attribute, scores
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "datainf_ray" / "tasks" / "README.md"
 UNUSABLE = 5  # a training row without negatives
 
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
     """A folder with the README's embedding.py, a small encoder with LoRA, and rows."""
-    section = README.read_text(encoding="utf-8").partition("\n## Your own task\n")[2].partition("\n## ")[0]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    found = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     (tmp_path / "embedding.py").write_text(found[1], encoding="utf-8")
     torch.manual_seed(0)
