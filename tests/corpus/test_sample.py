@@ -105,9 +105,9 @@ def test_neighbours_share_a_segment_but_not_across_files_or_chunks():
 def test_drawing_from_a_hundred_million_rows_takes_neither_time_nor_memory():
     corpus = corpus_of(*[1_000_000] * 100)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     (chunks,) = sample_chunks(corpus, 1024, 0, 128)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert tracemalloc.get_traced_memory()[1] < 10e6  # a byte per row would be 100 MB
     tracemalloc.stop()
     assert sum(chunk.rows for chunk in chunks) == 1024
