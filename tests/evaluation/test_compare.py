@@ -138,6 +138,35 @@ def test_other_runs_on_the_same_rows_stand_in_the_same_table(evaluated: Evaluate
     assert [line.name for line in found.lines].count("loss") == 1
 
 
+@pytest.mark.parametrize("asked", [{"truth": "flipped"}, {"same": "topic"}], ids=["truth", "same"])
+def test_a_query_that_another_run_could_not_use_is_mixed_up_with_no_other(
+    evaluated: Evaluated, asked: dict[str, Any]
+) -> None:
+    """Its figures are told under the numbers of the queries that they are of; and classes are met by the same ones."""
+    statuses = ["nonfinite", "ok", "ok", "ok"]
+    other = make(evaluated.folder, "second", seed=1, query_status=statuses)
+    found = datainf_ray.evaluate(evaluated.url, other.url, **asked, bm25=False, resamples=0)
+    numbers: dict[str, list[int]] = {}
+    for row in found.by_query().to_pylist():
+        if row["figure"] != "AUC" or not row["ranking"].startswith("datainf"):
+            continue
+        query = row["query"]
+        numbers.setdefault(row["run"], []).append(query)
+        made = evaluated.made if row["run"] == evaluated.url else other.made
+        if "same" in asked:
+            scores = -made.influence[:, query]
+            true = column(evaluated, "topic") == evaluated.queries[query]["topic"]
+        else:
+            scores, true = made.influence[:, query], column(evaluated, "flipped")
+        known = np.where(np.isnan(scores), -1e9, scores)
+        assert row["value"] == pytest.approx(roc_auc_score(true, known), rel=1e-12)
+    assert numbers[other.url] == [1, 2, 3]
+    assert numbers[evaluated.url] == ([1, 2, 3] if "same" in asked else [0, 1, 2, 3])
+    if "same" in asked:
+        assert found.queries == [1, 2, 3]
+        assert "1 query of 4 left out: no score, or no row that is to be found" in found.notes
+
+
 def test_few_influences_at_a_time_give_the_same(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = datainf_ray.evaluate(evaluated.url, truth="flipped", bm25=False)
     monkeypatch.setattr(rankings, "_AT_ONCE", 2 * ROWS + 1)
