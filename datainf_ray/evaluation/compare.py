@@ -130,7 +130,7 @@ def _evaluated(sources: list[Source], judge: _Judge, side: Side, bm25: bool) -> 
         if words.found:
             lines += judge.lines(Ranking("BM25", each=words.scores), queries)
         else:
-            notes.append("BM25 is left out: the rows have no text")
+            notes.append("BM25 is left out: the rows have no words")
     lines.append(judge.chance(queries))
     count = first.run.queries().num_rows
     if len(queries) < count:

@@ -119,6 +119,17 @@ def test_bm25_is_what_the_words_in_common_say(evaluated: Evaluated) -> None:
     assert figures(found, "BM25")["AUC"] == pytest.approx(auc, rel=1e-9)
 
 
+def test_without_any_word_bm25_is_left_out(tmp_path: Path) -> None:
+    """A word has two characters, so that texts of signs and of single letters have none."""
+    evaluated = make(tmp_path)
+    rows = [row | {"prompt": "a ? b", "completion": "!"} for row in evaluated.rows]
+    write_corpora(tmp_path, rows, evaluated.queries)
+    sign(evaluated.made)
+    found = datainf_ray.evaluate(evaluated.url, truth="flipped", resamples=0)
+    assert "BM25 is left out: the rows have no words" in found.notes
+    assert not [line for line in found.lines if line.name == "BM25"]
+
+
 def test_all_words_of_a_row_count_and_a_label_does_not() -> None:
     talk = [{"role": "user", "content": "hello " * 200 + "there"}, {"role": "assistant", "content": "so long"}]
     row = datainf_ray.evaluation.words.Row(0, "a", {"messages": talk, "system": "be kind"}, None, None)
