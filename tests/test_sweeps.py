@@ -13,6 +13,7 @@ import torch
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError
+from datainf_ray.influence import exact
 from tests import reference, tiny
 from tests.runs_of import attribute, scores, tables
 
@@ -35,6 +36,25 @@ def test_kept_gradients_and_recomputed_ones_give_the_same_bits(tmp_path: Path, c
     assert sources(again)[-2:] == [("curvature", "backward"), ("scores", "backward")]
     assert tables(keep) == tables(again)
     assert keep.record.sizes.gradients == "keep"
+
+
+@pytest.mark.parametrize("method", ["datainf", "lissa", "exact"])
+def test_those_of_a_sample_are_kept_from_its_first_sweep_to_its_last(
+    tmp_path: Path, config: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DataInf's moments and curvature; the steps of LiSSA, and of exact by conjugate gradient."""
+    monkeypatch.setattr(exact, "SIDE", 4)
+    steps = {"lissa": {"iterations": 2, "scale": 60.0}, "exact": {"iterations": 3}}
+    config["method"] = {"name": method, "curvature_rows": 20, **steps.get(method, {})}
+    keep = attribute(config)
+    again = attribute(config, gradients="recompute", output=str(tmp_path / "again"))
+    first, second = ("moments", "curvature") if method == "datainf" else ("moments", "iteration")
+    found = sources(keep)[1:-1]
+    assert found[:2] == [(first if method != "exact" else second, "backward")] * 2  # a half each
+    assert found[2:] == [(second, "object-store")] * (2 if method == "datainf" else 4)
+    assert {source for _, source in sources(again)} == {"backward"}
+    assert sources(keep)[-1] == ("scores", "backward")
+    assert tables(keep) == tables(again)
 
 
 def test_blocks_whose_bound_is_too_large_are_swept_again(tmp_path: Path, config: dict[str, Any]) -> None:

@@ -115,6 +115,8 @@ class Fold(ABC):
 class Moments(Fold):
     """The blocks' `moments` and nothing else; the damping follows from them."""
 
+    keeps = True
+
     def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
         pass
 
