@@ -64,8 +64,8 @@ def datainf(
     `rows`, the number of the corpus' rows, there is every row's influence on itself, too (see `self_influence`).
 
     `few` is for a corpus of at most `FEW` rows. Of a single one, or where all are alike, r·g is what h leaves of v·g: a
-    share of about λ / ‖g‖², which is c / d_l, and rounding in float32 may be larger. So r is float64 then, and no damping
-    is interpolated.
+    share of about λ / ‖g‖², which is c / d_l, and rounding in float32 may be larger. So r is float64 then, and no
+    damping is interpolated.
 
     Returns `facts` (`damping` and `moments` a block; `left_out` where it is; where it was interpolated, `bound` too,
     and `again` where the block was swept once more), `nodes` where it was interpolated or sampled, and with `sampled`

@@ -24,8 +24,8 @@ from datainf_ray.influence.sampled import over_sample, planned_over
 
 SAMPLE = 512  #: rows that DataInf's sum is taken from, where nobody says how many
 MOST_BYTES = 4 * 2**30  #: of the sample's gradients, which every worker holds
-#: Of ‖x‖², what is left of it at least when DataInf's sum is taken off, or that sum is float64. Less is left where rows
-#: are all alike: of a single one λ / (λ + ‖x‖²), which float32's rounding is larger than where a block has many entries.
+#: The share of ‖x‖² that DataInf's sum must leave to be taken in float32. Less is left where rows are all alike: of a
+#: single one λ / (λ + ‖x‖²), and where a block has many entries float32's rounding is larger than that.
 _ROOM = 1e-2
 _STEPS = 3
 
