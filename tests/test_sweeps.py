@@ -137,6 +137,35 @@ def test_an_index_answers_new_queries_as_a_run_would(tmp_path: Path, config: dic
     assert tables(made).keys() >= {"index/part-000000.parquet"}
 
 
+@pytest.mark.parametrize("method", ["datainf", "exact"])
+def test_an_index_is_asked_with_another_damping(tmp_path: Path, config: dict[str, Any], method: str) -> None:
+    """What the run knows is λ with its own c; and what an index cannot give is not passed over in silence."""
+    made = attribute(config, index=True, index_dtype="float32", **{"method.curvature_rows": None})
+    peft = reference.load(config["model"])
+    g, v = (
+        reference.gradients(peft, reference.encode(config["model"], str(tmp_path / f"{name}.jsonl")))
+        for name in ("train", "queries")
+    )
+
+    def ask(**changed: Any) -> datainf_ray.Run:
+        queries = {"path": str(tmp_path / "queries.jsonl"), "id": "name"}
+        output = str(tmp_path / "answers")
+        changed = {"method.name": method, **changed}
+        return datainf_ray.query(made.url, queries=queries, output=output, progress=False, **changed)
+
+    for key, value, said in (
+        ("loss", "sum", "method.loss: sum: the index of .*run holds gradients of mean losses"),
+        ("curvature_rows", 20, "method.curvature_rows: 20: has no effect: the curvature is that of all rows of the in"),
+        ("scale", 3, "method.scale: 3.0: has no effect on .*; it belongs to lissa"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            ask(**{f"method.{key}": value})
+    answers = ask(**{"method.damping": 10})
+    assert reference.worst(scores(answers), getattr(reference, method)(g, v, 10)) < 1e-4
+    dampings = (run.blocks()["damping"].to_numpy() for run in (answers, made))
+    np.testing.assert_allclose(next(dampings), 100 * next(dampings), rtol=1e-12, atol=0)
+
+
 def test_a_projected_index_says_how_good_it_is_and_a_run_without_one_cannot_be_asked(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:
