@@ -351,3 +351,14 @@ def test_datainf_of_one_row_is_what_the_curvature_leaves(copies: int, damping: f
     method_named("datainf").program(sweeps, sweeps.vectors(v), settings, None)
     assert sweeps.scores is not None
     np.testing.assert_allclose(sweeps.scores, want.expand(copies, 3), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-39])
+def test_cosine_of_gradients_whose_squares_or_inverses_are_beyond_float32(scale: float) -> None:
+    """As of rows, and queries, that a model knows by heart."""
+    g, v = ({"a": scale * gradients(20, seed)["a"]} for seed in (1, 2))
+    sweeps = InMemory(g, batch=7, chunk=16)
+    cosine(sweeps, unit(sweeps, sweeps.vectors(v)))
+    assert sweeps.scores is not None
+    rtol = 1e-5 if scale > 1e-38 else 1e-3  # float32 has few bits there
+    assert reference.worst(sweeps.scores, reference.cosine(doubled(g), doubled(v))) < rtol
