@@ -147,3 +147,15 @@ def test_one_row_is_a_corpus(tmp_path: Path, method: str) -> None:
     asked = {"path": str(tmp_path / "queries.jsonl"), "id": "name"}
     answers = datainf_ray.query(run.url, queries=asked, output=str(tmp_path / "answers"), progress=False)
     assert reference.worst(scores(answers), want) < 1e-4
+
+
+def test_lissa_that_diverges_ends_with_the_step_that_shows_it(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    """In a line that says what to do, and not after all the steps that it was asked for."""
+    method = {"name": "lissa", "scale": 1e-3, "iterations": 100}
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", method=method)
+    with pytest.raises(
+        datainf_ray.RunFailedError, match=r"LiSSA does not converge with a scale of 0.001: use a larger"
+    ):
+        attribute(config)
+    record = datainf_ray.open_run(str(tmp_path / "run")).record
+    assert [sweep.name for sweep in record.sweeps] == ["queries", "moments", "iteration"]
