@@ -87,6 +87,8 @@ def evaluate(
             raise RequestError("-k", value, "want at least 1")
     if resamples < 0 or resamples == 1:
         raise RequestError("--resamples", resamples, "want 0, or at least 2")
+    if seed < 0:
+        raise RequestError("--seed", seed, "want 0 or more")
     chosen = side or ("harmful" if truth is not None else "helpful")
     if chosen not in SIDES:
         raise RequestError("--side", side, "no such side", meant(str(side), SIDES))

@@ -316,6 +316,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "k of nothing": (None, {"truth": "flipped", "k": [0]}, "-k: 0: want at least 1"),
     "one resample": (None, {"truth": "flipped", "resamples": 1}, "--resamples: 1: want 0, or at least 2"),
+    "a seed below zero": (None, {"truth": "flipped", "seed": -1}, "--seed: -1: want 0 or more"),
     "a side of its own": (None, {"truth": "flipped", "side": "harmfull"}, "no such side; did you mean 'harmful'?"),
     "changed": (change_a_row, {"truth": "flipped"}, "has changed since "),
     "fewer rows": (lose_rows, {"truth": "flipped"}, "it has 32 rows, and the run 40"),
