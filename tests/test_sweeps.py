@@ -13,6 +13,7 @@ import torch
 
 import datainf_ray
 from datainf_ray.common.errors import RequestError
+from datainf_ray.influence import exact
 from tests import reference, tiny
 from tests.runs_of import attribute, scores, tables
 
@@ -35,6 +36,25 @@ def test_kept_gradients_and_recomputed_ones_give_the_same_bits(tmp_path: Path, c
     assert sources(again)[-2:] == [("curvature", "backward"), ("scores", "backward")]
     assert tables(keep) == tables(again)
     assert keep.record.sizes.gradients == "keep"
+
+
+@pytest.mark.parametrize("method", ["datainf", "lissa", "exact"])
+def test_those_of_a_sample_are_kept_from_its_first_sweep_to_its_last(
+    tmp_path: Path, config: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DataInf's moments and curvature; the steps of LiSSA, and of exact by conjugate gradient."""
+    monkeypatch.setattr(exact, "SIDE", 4)
+    steps = {"lissa": {"iterations": 2, "scale": 60.0}, "exact": {"iterations": 3}}
+    config["method"] = {"name": method, "curvature_rows": 20, **steps.get(method, {})}
+    keep = attribute(config)
+    again = attribute(config, gradients="recompute", output=str(tmp_path / "again"))
+    first, second = ("moments", "curvature") if method == "datainf" else ("moments", "iteration")
+    found = sources(keep)[1:-1]
+    assert found[:2] == [(first if method != "exact" else second, "backward")] * 2  # a half each
+    assert found[2:] == [(second, "object-store")] * (2 if method == "datainf" else 4)
+    assert {source for _, source in sources(again)} == {"backward"}
+    assert sources(keep)[-1] == ("scores", "backward")
+    assert tables(keep) == tables(again)
 
 
 def test_blocks_whose_bound_is_too_large_are_swept_again(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -115,6 +135,35 @@ def test_an_index_answers_new_queries_as_a_run_would(tmp_path: Path, config: dic
     assert answers.top(query=1, k=3)["row"].to_pylist() == direct.top(query=1, k=3)["row"].to_pylist()
     assert answers.blocks()["damping"] == made.blocks()["damping"]
     assert tables(made).keys() >= {"index/part-000000.parquet"}
+
+
+@pytest.mark.parametrize("method", ["datainf", "exact"])
+def test_an_index_is_asked_with_another_damping(tmp_path: Path, config: dict[str, Any], method: str) -> None:
+    """What the run knows is λ with its own c; and what an index cannot give is not passed over in silence."""
+    made = attribute(config, index=True, index_dtype="float32", **{"method.curvature_rows": None})
+    peft = reference.load(config["model"])
+    g, v = (
+        reference.gradients(peft, reference.encode(config["model"], str(tmp_path / f"{name}.jsonl")))
+        for name in ("train", "queries")
+    )
+
+    def ask(**changed: Any) -> datainf_ray.Run:
+        queries = {"path": str(tmp_path / "queries.jsonl"), "id": "name"}
+        output = str(tmp_path / "answers")
+        changed = {"method.name": method, **changed}
+        return datainf_ray.query(made.url, queries=queries, output=output, progress=False, **changed)
+
+    for key, value, said in (
+        ("loss", "sum", "method.loss: sum: the index of .*run holds gradients of mean losses"),
+        ("curvature_rows", 20, "method.curvature_rows: 20: has no effect: the curvature is that of all rows of the in"),
+        ("scale", 3, "method.scale: 3.0: has no effect on .*; it belongs to lissa"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            ask(**{f"method.{key}": value})
+    answers = ask(**{"method.damping": 10})
+    assert reference.worst(scores(answers), getattr(reference, method)(g, v, 10)) < 1e-4
+    dampings = (run.blocks()["damping"].to_numpy() for run in (answers, made))
+    np.testing.assert_allclose(next(dampings), 100 * next(dampings), rtol=1e-12, atol=0)
 
 
 def test_a_projected_index_says_how_good_it_is_and_a_run_without_one_cannot_be_asked(

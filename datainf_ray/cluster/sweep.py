@@ -19,7 +19,7 @@ from datainf_ray.cluster.sums import Sums, Tally
 from datainf_ray.common.errors import StoppedError
 from datainf_ray.corpus.chunks import Chunk
 from datainf_ray.influence.folds import Fold
-from datainf_ray.influence.method import Over
+from datainf_ray.influence.method import CURVATURE, Over
 from datainf_ray.planning.sizing import Sizes
 from datainf_ray.request.job import Source
 from datainf_ray.runs.checkpoints import CHECKPOINTS
@@ -77,7 +77,8 @@ class ClusterSweeps(States):
         self.tables: list[pa.Table] = []
         self.recorded, self.pulse = recorded, pulse
         self._runs: Counter[str] = Counter()
-        self._kept: dict[int, tuple[Any, str]] = {}  # by chunk: the reference to its gradients, and their node
+        # of each set of rows, by chunk: the reference to its gradients, and their node
+        self._kept: dict[str, dict[int, tuple[Any, str]]] = {}
 
     def run(
         self,
@@ -90,7 +91,7 @@ class ClusterSweeps(States):
         **inputs: Shards,
     ) -> Shards:
         """`Sweeps.run`; over the rows of the queries too. `per_row` are inputs of the fold with an entry per row."""
-        kept = dict(self._kept) if over == "train" else {}
+        kept = dict(self._kept.get(over, {}))
         sweep = self._sweep(name, fold, over, {**(values or {})}, inputs, keeps=not kept)
         chunks = self.query_chunks if over == "queries" else self.chunks[over]
         key = self._key(name, over)
@@ -106,7 +107,7 @@ class ClusterSweeps(States):
             self.say,
         )
         sums.restore()
-        running = _RunningSweep(sweep, chunks, kept, per_row or {}, sums)
+        running = _RunningSweep(sweep, over, chunks, kept, per_row or {}, sums)
         began = time.perf_counter()
         self.watcher.begin(name, running.rows)
         self.pool.log("sweep_begun", sweep=name, rows=running.rows)
@@ -170,7 +171,7 @@ class ClusterSweeps(States):
             values=values,
             resident=self.sizes.resident,
             source=source,
-            keep=keeps and over == "train" and backward and fold.keeps and self.sizes.gradients == "keep",
+            keep=keeps and over in CURVATURE and backward and fold.keeps and self.sizes.gradients == "keep",
             index=fold.scoring and backward and self.spec.index is not None,
             unusable=self.unusable,
             directory=self.elsewhere,
@@ -217,7 +218,7 @@ class ClusterSweeps(States):
         """A chunk's results: into the sums, and what is kept of it."""
         sweep, report = running.sweep, done.report
         if sweep.keep:
-            self._kept[done.chunk.number] = (done.results[-1], done.node)
+            self._kept.setdefault(running.over, {})[done.chunk.number] = (done.results[-1], done.node)
         running.sums.add(running.leaves[done.chunk.number], done.results[: sweep.statistics], Tally.of(report))
         if report.facts is not None:
             running.tables[report.chunk] = report.facts
@@ -270,6 +271,7 @@ class _RunningSweep:
     """A sweep that goes on."""
 
     sweep: Sweep
+    over: str
     chunks: list[Chunk]
     kept: dict[int, tuple[Any, str]]  # by chunk: the reference to gradients kept by an earlier sweep, and their node
     per_row: Mapping[str, np.ndarray]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -86,6 +87,8 @@ def evaluate(
             raise RequestError("-k", value, "want at least 1")
     if resamples < 0 or resamples == 1:
         raise RequestError("--resamples", resamples, "want 0, or at least 2")
+    if seed < 0:
+        raise RequestError("--seed", seed, "want 0 or more")
     chosen = side or ("harmful" if truth is not None else "helpful")
     if chosen not in SIDES:
         raise RequestError("--side", side, "no such side", meant(str(side), SIDES))
@@ -110,12 +113,12 @@ def _opened(run: str | Run, overrides: dict[str, Any]) -> Run:
 
 def _evaluated(sources: list[Source], judge: _Judge, side: Side, bm25: bool) -> Evaluation:
     first, names, notes = sources[0], _names([source.run for source in sources]), []
-    queries = scored_queries(first, judge.truth)
+    asked = _queries(sources, judge.truth)
+    queries = asked[0]
     lines: list[Line] = []
-    for source, name in zip(sources, names, strict=True):
+    for source, name, own in zip(sources, names, asked, strict=True):
         if source.run.has_scores:
-            ranking = influence_of(source.run, name, side)
-            lines += judge.lines(ranking, scored_queries(source, judge.truth))
+            lines += judge.lines(influence_of(source.run, name, side), own)
         else:
             notes.append(f"{source.run.url} stored no scores (results.scores: false): its influence is left out")
         for ranking in self_influence_of(source.run, f"{name}, self-influence"):
@@ -129,7 +132,7 @@ def _evaluated(sources: list[Source], judge: _Judge, side: Side, bm25: bool) -> 
         if words.found:
             lines += judge.lines(Ranking("BM25", each=words.scores), queries)
         else:
-            notes.append("BM25 is left out: the rows have no text")
+            notes.append("BM25 is left out: the rows have no words")
     lines.append(judge.chance(queries))
     count = first.run.queries().num_rows
     if len(queries) < count:
@@ -149,6 +152,20 @@ def _evaluated(sources: list[Source], judge: _Judge, side: Side, bm25: bool) -> 
         lines,
         notes,
     )
+
+
+def _queries(sources: list[Source], truth: Truth) -> list[np.ndarray]:
+    """The numbers of the queries that count in each run.
+
+    Where each looks for the rows of its own class, those that count in all of them: means are over the same queries.
+    """
+    found = [scored_queries(source, truth) for source in sources]
+    if not isinstance(truth, SameClass):
+        return found
+    common = functools.reduce(np.intersect1d, found)
+    if not len(common):
+        raise RequestError("run", sources[-1].run.url, "no query has scores in all of the runs")
+    return [common] * len(sources)
 
 
 def _names(runs: list[Run]) -> list[str]:
@@ -185,13 +202,13 @@ class _Judge:
         if ranking.fixed is not None:
             if isinstance(self.truth, Marked):
                 return [self._of_rows(ranking, ranking.fixed)]
-            return [self._of_queries(ranking, self._fixed(ranking.fixed, queries))]
+            return [self._of_queries(ranking, self._fixed(ranking.fixed, queries), queries)]
         assert ranking.each is not None  # as a ranking has one of the two
         total, figures = np.zeros(len(self.truth.rows)), []
         for query, found in zip(queries, ranking.each(queries.tolist()), strict=True):
             figures.append(self._figures(ranking.searched(found), self.truth.of(query)))
             total += found
-        lines = [self._of_queries(ranking, np.stack(figures))]
+        lines = [self._of_queries(ranking, np.stack(figures), queries)]
         if isinstance(self.truth, SameClass):
             return lines
         mean = self._of_rows(ranking, ranking.searched(total / len(queries)))
@@ -222,8 +239,9 @@ class _Judge:
         bounds = interval(resampled_rows(levels, ks, self.resamples, self.seed)) if self.resamples else None
         return Line(ranking.name, ranking.name, ranking.run, "rows", figures_of(levels, ks), bounds, curve=curve)
 
-    def _of_queries(self, ranking: Ranking, figures: np.ndarray) -> Line:
+    def _of_queries(self, ranking: Ranking, figures: np.ndarray, queries: np.ndarray) -> Line:
         several = len(figures) > 1 and self.resamples
         bounds = interval(resampled_queries(figures, self.resamples, self.seed)) if several else None
         label = f"{ranking.name}, by query" if isinstance(self.truth, Marked) else ranking.name
-        return Line(ranking.name, label, ranking.run, "queries", figures.mean(axis=0), bounds, each=figures)
+        mean = figures.mean(axis=0)
+        return Line(ranking.name, label, ranking.run, "queries", mean, bounds, each=figures, queries=queries)

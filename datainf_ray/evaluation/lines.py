@@ -23,6 +23,7 @@ class Line:
     values: np.ndarray  #: figures
     bounds: np.ndarray | None = None  #: figures × 2; None where nothing was resampled
     each: np.ndarray | None = None  #: queries × figures, of the queries that count
+    queries: np.ndarray | None = None  #: the numbers that those queries have, in the run that the order is of
     curve: np.ndarray | None = None  #: share of the true rows that is found, by share of rows looked at; see `SHARES`
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from datainf_ray.common.words import counted, percent
 from datainf_ray.runs.results import Run
-from datainf_ray.runs.schemas import OK, matrix
+from datainf_ray.runs.schemas import OK, matrix, norm_of
 
 Side = Literal["harmful", "helpful", "largest"]
 Scores = Callable[[Sequence[int]], Iterator[np.ndarray]]  #: for each of these queries, the scores of all rows
@@ -41,11 +41,14 @@ def influence_of(run: Run, name: str, side: Side) -> Ranking:
 
 
 def facts_of(run: Run) -> list[Ranking]:
-    """The orders by loss and by the gradient's norm, the largest first; NaN where a row has none."""
+    """The orders by loss and by the norm of the gradient, or of what stands in its place, the largest first.
+
+    NaN where a row has none.
+    """
     table = run.examples(["loss", "sqnorm"])
     found = [
         Ranking(name, run.url, table[column].to_numpy(zero_copy_only=False).astype(np.float32))
-        for name, column in (("loss", "loss"), ("gradient norm", "sqnorm"))
+        for name, column in (("loss", "loss"), (norm_of(run.blocks()), "sqnorm"))
     ]
     return [ranking for ranking in found if _has_any(ranking)]
 

@@ -50,12 +50,15 @@ class Evaluation:
         return pa.Table.from_pylist(self._records(), schema=_SCHEMA)
 
     def by_query(self) -> pa.Table:
-        """A row per order, query and figure, of those orders that each query has its own of: ranking, query, value."""
+        """A row per order, query and figure, of those orders that each query has its own of: ranking, query, value.
+
+        A query's number is the one that it has in the order's run; other runs may have had other queries.
+        """
         found = [
             {"ranking": line.name, "run": line.run, "query": query, "figure": figure, "value": float(value)}
             for line in self.lines
-            if line.each is not None
-            for query, values in zip(self.queries, line.each, strict=True)
+            if line.each is not None and line.queries is not None
+            for query, values in zip(line.queries.tolist(), line.each, strict=True)
             for figure, value in zip(self.figures, values, strict=True)
         ]
         return pa.Table.from_pylist(found, schema=_BY_QUERY)

@@ -30,13 +30,14 @@ class SharedWords:
             raise RequestError("evaluate", None, "bm25s is not installed", remedy) from None
         rows = [text_of(row) for row in read(train)]
         self._rows = len(rows)
-        self.found = any(rows)  #: there is any text at all
+        # No list of stop words: it would be of one language, and BM25 gives words that are everywhere no weight anyway.
+        tokens = bm25s.tokenize(rows, stopwords=None, show_progress=False)
+        self.found = any(tokens.ids)  #: there is any word at all, of two characters at least
         self._queries: list[list[str]] = [[] for _ in range(int(groups.max()) + 1)]
         if not self.found:
             return
-        # No list of stop words: it would be of one language, and BM25 gives words that are everywhere no weight anyway.
         self._index = bm25s.BM25()
-        self._index.index(bm25s.tokenize(rows, stopwords=None, show_progress=False), show_progress=False)
+        self._index.index(tokens, show_progress=False)
         asked = [text_of(row) for row in read(queries)]
         words = bm25s.tokenize(asked, stopwords=None, return_ids=False, show_progress=False)
         for group, found in zip(groups.tolist(), words, strict=True):

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+HIDDEN_STATE = "hidden state"  #: the kind of a block that is a row's last hidden state, and no gradient
+
 _DRAW = re.compile(r"t\d+/")  # stands before a tensor's name: t25/NAME
 
 

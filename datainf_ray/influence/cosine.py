@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datainf_ray.influence.block import Block
-from datainf_ray.influence.folds import Scores, Statistic
+from datainf_ray.influence.folds import Scores, Statistic, sqnorms_of
 from datainf_ray.influence.method import Extent, Handle, Method, PlannedSweep, Settings, Sweeps
 
 
@@ -19,16 +19,16 @@ class Cosines(Scores):
     """`Scores` over the norm of the row's gradient in all blocks. Give it unit vectors for `vectors`."""
 
     def influence(self) -> Tensor:
-        return super().influence() * self._factors()[:, None]
+        return _times(super().influence(), self._factors())
 
     def by_block(self) -> Tensor | None:
         scores = super().by_block()
-        return None if scores is None else scores * self._factors()[:, None, None]
+        return None if scores is None else _times(scores, self._factors())
 
     def _factors(self) -> Tensor:
-        """1 / ‖g_k‖ of every row, in the scores' own precision; 0 for a row without a gradient."""
+        """1 / ‖g_k‖ of every row, in float64; 0 for a row without a gradient."""
         norms = self.sqnorms.sum(1).sqrt()
-        return torch.where(norms > 0, 1 / norms, 0).to(self.scores)
+        return torch.where(norms > 0, 1 / norms, 0)
 
 
 def cosine(sweeps: Sweeps[Handle], queries: Handle) -> dict[str, Handle]:
@@ -47,11 +47,21 @@ def unit(sweeps: Sweeps[Handle], gradients: Handle) -> Handle:
 
 
 def _squares(block: Block, queries: Statistic) -> Statistic:
-    return {"squares": torch.linalg.vector_norm(queries["vector"], dim=1).double().square()}
+    return {"squares": sqnorms_of(queries["vector"])}
 
 
 def _scaled(block: Block, queries: Statistic, *, factors: Tensor) -> Statistic:
-    return {"vector": queries["vector"] * factors.to(queries["vector"])[:, None]}
+    return {"vector": _times(queries["vector"], factors)}
+
+
+def _times(values: Tensor, factors: Tensor) -> Tensor:
+    """Every row of `values` (b × …) times its factor (b, float64), in the values' own precision.
+
+    One over a norm may be beyond that, as of a row that the model knows by heart, and only their product is not.
+    """
+    factors = factors.view(-1, *[1] * (values.dim() - 1))
+    own = factors.to(values)
+    return values * own if own.isfinite().all() else (values.double() * factors).to(values)
 
 
 def _program(sweeps: Sweeps[Handle], queries: Handle, settings: Settings, known: Handle | None) -> dict[str, Handle]:

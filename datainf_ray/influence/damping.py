@@ -61,10 +61,13 @@ def share_damping(block: Block, facts: Statistic, *, dampings: Mapping[str, floa
     return {**facts, "damping": torch.full_like(facts["damping"], dampings[block.tensor])}
 
 
-def choose_nodes(block: Block, pilot: Statistic, *, c: float, pooled: Mapping[str, Tensor] | None = None) -> Statistic:
+def choose_nodes(
+    block: Block, pilot: Statistic, *, c: float, pooled: Mapping[str, Tensor] | None = None, whole: bool = False
+) -> Statistic:
     """`nodes` (K float64, ascending) from the pilot's `sqnorms`; none where all of those are zero.
 
-    With `pooled` the guess is by every tensor's squared norms, the mean over its draws, which share a damping.
+    With `pooled` the guess is by every tensor's squared norms, the mean over its draws, which share a damping. A pilot
+    of the `whole` corpus needs no guess: the damping itself is the only node.
 
     They are Chebyshev's, in log λ, on an interval around the guess that is as wide as the guess is uncertain: three
     standard errors of the mean either way. K is the least from 2 to `MOST_NODES` whose error over that interval would
@@ -76,6 +79,8 @@ def choose_nodes(block: Block, pilot: Statistic, *, c: float, pooled: Mapping[st
     guess = c * own.mean() / block.size if len(s) else s.new_zeros(())
     if guess == 0:
         return {"nodes": s.new_zeros(0)}
+    if whole:
+        return {"nodes": guess[None]}
     spread = own.std() / (own.mean() * len(s) ** 0.5) if len(s) > 1 else s.new_ones(())
     width = float((3 * spread).clamp(0.05, 1.5))
     true = guess * torch.linspace(-width, width, 33, dtype=s.dtype).exp()

@@ -40,6 +40,7 @@ from datainf_ray.influence.self_influence import (
 )
 
 NODES = 2  #: of damping that a block usually needs; what time and transport are reckoned with
+FEW = 16  #: rows that a pilot has at least: it sees all of a corpus of no more
 
 
 def datainf(
@@ -51,6 +52,7 @@ def datainf(
     known: Handle | None = None,
     norms_first: bool = False,
     rows: int | None = None,
+    few: bool = False,
 ) -> dict[str, Handle]:
     """DataInf in two sweeps: the curvature from one, the scores from another.
 
@@ -61,10 +63,17 @@ def datainf(
     `moments` a block) the damping is given. Blocks whose gradient is rounding are left out (see `damping`). With
     `rows`, the number of the corpus' rows, there is every row's influence on itself, too (see `self_influence`).
 
+    `few` is for a corpus of at most `FEW` rows. Of a single one, or where all are alike, r·g is what h leaves of v·g: a
+    share of about λ / ‖g‖², which is c / d_l, and rounding in float32 may be larger. So r is float64 then, and no
+    damping is interpolated.
+
     Returns `facts` (`damping` and `moments` a block; `left_out` where it is; where it was interpolated, `bound` too,
     and `again` where the block was swept once more), `nodes` where it was interpolated or sampled, and with `sampled`
     `error`; the scores are with the rows.
     """
+
+    if few:
+        queries = sweeps.each_block(_wide, queries)
 
     def solve() -> dict[str, Handle]:
         if known is not None:
@@ -75,7 +84,7 @@ def datainf(
         if norms_first:
             facts = damping_of(sweeps, sweeps.run("moments", Moments), damping)
             return {"facts": facts, "vectors": _exact(sweeps, queries, facts, sweeps.groups)}
-        return _interpolated(sweeps, queries, damping)
+        return _interpolated(sweeps, queries, damping, few)
 
     solved = sweeps.remember("ihvp", solve)
     if rows is None:
@@ -87,12 +96,13 @@ def datainf(
     return {name: state for name, state in solved.items() if name != "vectors"}
 
 
-def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str, Handle]:
+def _interpolated(sweeps: Sweeps[Handle], queries: Handle, c: float, whole: bool) -> dict[str, Handle]:
     """Damping and iHVP from one sweep over all rows for the first group of queries; the others know the damping."""
 
     def chosen() -> dict[str, Handle]:
         pilot = sweeps.run("pilot", Norms, "pilot")
-        return {"nodes": sweeps.each_block(choose_nodes, pilot, c=c, pooled=_pooled(sweeps.collect(pilot)))}
+        pooled = _pooled(sweeps.collect(pilot))
+        return {"nodes": sweeps.each_block(choose_nodes, pilot, c=c, pooled=pooled, whole=whole)}
 
     nodes = sweeps.remember("nodes", chosen)["nodes"]
     first, *others = sweeps.groups
@@ -144,6 +154,10 @@ def _from_sample(sweeps: Sweeps[Handle], queries: Handle, c: float) -> dict[str,
         "vectors": sweeps.each_block(joined, *vectors) if join else vectors[0],
         "error": sweeps.each_block(joined, *errors) if join else errors[0],
     }
+
+
+def _wide(block: Block, queries: Statistic) -> Statistic:
+    return {"vector": queries["vector"].double()}
 
 
 def damping_of(sweeps: Sweeps[Handle], moments: Handle, c: float) -> Handle:
@@ -254,12 +268,13 @@ def _without_bound(block: Block, facts: Statistic, again: Statistic) -> Statisti
 
 def pilot_rows(rows: int) -> int:
     """How many random rows of `rows` tell the damping well enough to put nodes around it: 1/32, 16 to 1024."""
-    return min(rows, max(16, min(1024, rows // 32)))
+    return min(rows, max(FEW, min(1024, rows // 32)))
 
 
 def _program(sweeps: Sweeps[Handle], queries: Handle, settings: Settings, known: Handle | None) -> dict[str, Handle]:
     rows = settings.rows if settings.self_influence else None
-    return datainf(sweeps, queries, settings.damping, sampled=settings.sampled, known=known, rows=rows)
+    few = 0 < settings.rows <= FEW and not settings.sampled
+    return datainf(sweeps, queries, settings.damping, sampled=settings.sampled, known=known, rows=rows, few=few)
 
 
 def _sweeps(extent: Extent) -> list[PlannedSweep]:

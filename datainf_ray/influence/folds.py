@@ -115,6 +115,8 @@ class Fold(ABC):
 class Moments(Fold):
     """The blocks' `moments` and nothing else; the damping follows from them."""
 
+    keeps = True
+
     def accumulate(self, block: str, gradients: Tensor, rows: Tensor, sqnorms: Tensor) -> None:
         pass
 
@@ -193,10 +195,10 @@ class _Waiting:
 class Curvature(Fold):
     """Σ_i (v_ql·g_il) / (λ + ‖g_il‖²) · g_il for every query, at K values of the damping λ, the nodes.
 
-    `queries` holds the queries' gradients v (`vector`, m × d_l), `nodes` the values of λ (`nodes`, K in ascending
-    order; a block with K = 0 is left out). A block's statistic has its `moments`, its `sums` (K × m × d_l: n times the
-    paper's h_ql, by node) and its `tail` (a float64), from which `damping.interpolation_error` bounds what is lost
-    between the nodes:
+    `queries` holds the queries' gradients v (`vector`, m × d_l, in whose precision products and sums are), `nodes` the
+    values of λ (`nodes`, K in ascending order; a block with K = 0 is left out). A block's statistic has its `moments`,
+    its `sums` (K × m × d_l: n times the paper's h_ql, by node) and its `tail` (a float64), from which
+    `damping.interpolation_error` bounds what is lost between the nodes:
 
         tail = Σ_i  s_i / (λ_1 + s_i) · Π_j λ_j / (λ_j + s_i)    with s_i = ‖g_il‖²
     """
@@ -244,6 +246,10 @@ class Curvature(Fold):
     def _add(self, block: str, gradients: Tensor, sqnorms: Tensor) -> None:
         """Add the terms of some rows to the block's sums."""
         v, nodes = self.queries[block], self.nodes[block].to(sqnorms)[:, None]
+        if gradients.dtype != v.dtype:
+            gradients = gradients.to(v.dtype)
+            if gradients.shape[1] == self.blocks[block].size:  # else they are projected, and these are not their norms
+                sqnorms = sqnorms_of(gradients)
         # A row without gradient has no curvature; λ may be zero too, where every row is such a one.
         shifted = (nodes + sqnorms).masked_fill(sqnorms == 0, torch.inf)
         self.tails[self.position[block]] += ((sqnorms / shifted[0]) * (nodes / shifted).prod(0)).sum()

@@ -24,6 +24,9 @@ Handle = TypeVar("Handle")
 #: self-influence sums over.
 Over = Literal["train", "pilot", "half a", "half b", "self"]
 
+#: Of these, the ones that a curvature is taken from, which may be swept several times.
+CURVATURE: tuple[Over, ...] = ("train", "half a", "half b")
+
 
 class Sweeps(Protocol[Handle]):
     """Where a method's program runs. A handle stands for a state: a statistic for every block, wherever it lies."""

@@ -24,6 +24,10 @@ from datainf_ray.influence.sampled import over_sample, planned_over
 
 SAMPLE = 512  #: rows that DataInf's sum is taken from, where nobody says how many
 MOST_BYTES = 4 * 2**30  #: of the sample's gradients, which every worker holds
+#: The share of ‖x‖² that DataInf's sum must leave to be taken in float32. Less is left where rows are all alike: of a
+#: single one λ / (λ + ‖x‖²), and where a block has many entries float32's rounding is larger than that.
+_ROOM = 1e-2
+_STEPS = 3
 
 
 class Gathered(Fold):
@@ -131,7 +135,22 @@ def _from_rows(block: Block, swept: Statistic, facts: Statistic) -> Statistic:
         return {"shift": shift, "sign": -torch.ones_like(lam), "factor": g[:0]}
     wide = g.double()
     weights = (len(g) * lam * (lam + wide.square().sum(1))).rsqrt()
-    return {"shift": 1 / lam, "sign": -torch.ones_like(lam), "factor": (wide * weights[:, None]).to(g.dtype)}
+    factor = wide * weights[:, None]
+    if not 1 - lam * _largest(factor) <= _ROOM:  # nor where no row has a gradient here, and there is none
+        factor = factor.to(g.dtype)
+    return {"shift": 1 / lam, "sign": -torch.ones_like(lam), "factor": factor}
+
+
+def _largest(factor: Tensor) -> Tensor:
+    """The largest eigenvalue of factorᵀ factor, or a little less, in a few steps of the power iteration.
+
+    The sum of all is at most 1/λ here. So where one of them comes near to that, the others are far below it, and a step
+    or two find it.
+    """
+    x = factor[factor.square().sum(1).argmax()]
+    for _ in range(_STEPS):
+        x = factor.T @ (factor @ (x / x.norm()))
+    return x.norm()
 
 
 def _size(block: Block, swept: Statistic) -> Statistic:

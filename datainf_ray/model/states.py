@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from datainf_ray.common.errors import RequestError, RunFailedError
-from datainf_ray.influence.block import Block
+from datainf_ray.influence.block import HIDDEN_STATE, Block
 from datainf_ray.model.alike import forget_lengths
 from datainf_ray.model.capture import Consume
 from datainf_ray.model.forward import bare_rows, base_of
 from datainf_ray.model.replica import BatchLike, Replica, wide
 from datainf_ray.model.seen import See, placing
-
-KIND = "hidden state"  #: of the block
 
 
 def state_block(hidden_size: int) -> Block:
@@ -30,7 +28,7 @@ def state_block(hidden_size: int) -> Block:
     if not hidden_size:
         problem = "needs hidden states, and the model's configuration has no hidden_size"
         raise RequestError("method.name", "representation", problem, "use another method")
-    return Block("last_hidden_state", KIND, (hidden_size,))
+    return Block("last_hidden_state", HIDDEN_STATE, (hidden_size,))
 
 
 class StateReplica(Replica):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from datainf_ray.common.words import byte_size, counted, estimate
 from datainf_ray.influence.datainf import NODES
+from datainf_ray.influence.method import CURVATURE
 from datainf_ray.planning.calibration import Calibration
 from datainf_ray.planning.estimate import (
     PROCESS_BYTES,
@@ -38,6 +39,7 @@ from datainf_ray.planning.sizing import (
     choose_query_rows,
     choose_sizes,
     expected_batch_tokens,
+    kept_rows,
     nodes_of,
     state_bytes,
     transport_seconds,
@@ -159,7 +161,7 @@ def forecast(job: Job, calibration: Calibration | None = None, room: Room | None
     group = max(last - first for first, last in sizes.groups) / m * state
     largest = max(nodes_of(job) * group, state_bytes(job))
     between = int(job.method.between(job.extent(sizes.groups)) * group)
-    kept = 4 * facts.parameters * job.rows if sizes.gradients == "keep" else 0
+    kept = 4 * facts.parameters * kept_rows(job) if sizes.gradients == "keep" else 0
     blocks = len(facts.blocks) if config.results.blocks else 0
     places = 2 * m * min(config.results.top_k, job.rows)
     output = job.rows * row_bytes(m, config.results.scores, blocks, config.results.self_influence)
@@ -278,12 +280,13 @@ class _SweepCost:
 def _sweeps(job: Job, sizes: Sizes) -> list[_SweepCost]:
     """The sweeps of a run, in order: the method's own, behind the one over the queries."""
     planned = [_SweepCost("queries", 0, True, 0.0)]  # its rows are of another corpus
-    kept = False
+    kept: set[str] = set()
     for sweep in job.method.sweeps(job.extent(sizes.groups)):
         operations = 2.0 * sweep.products * sweep.rows * sweep.queries * job.facts.parameters
-        whole = sweep.over == "train"
-        planned.append(_SweepCost(sweep.name, sweep.rows, not (whole and kept), operations, sweep.state, sweep.guess))
-        kept = kept or (whole and sizes.gradients == "keep")
+        backward = sweep.over not in kept
+        planned.append(_SweepCost(sweep.name, sweep.rows, backward, operations, sweep.state, sweep.guess))
+        if sweep.over in CURVATURE and sizes.gradients == "keep":
+            kept.add(sweep.over)
     return planned
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -144,7 +145,8 @@ def choose_groups(job: Job, room: Room, batch_tokens: int) -> tuple[tuple[tuple[
 
 
 def choose_gradients(job: Job, room: Room, chunk_rows: int) -> tuple[Literal["keep", "recompute"], str]:
-    """Whether the second sweep reads the gradients of the first in the object store, and why.
+    """Whether later sweeps read the gradients of the first in the object store, and why: those of all rows, or, where
+    the curvature is taken from a sample, those of its rows.
 
     They may take half of the store, less four times the queries' own gradients, and 1 GiB a chunk. Raises
     `RequestError` where `gradients: keep` is asked for and they do not fit.
@@ -152,22 +154,38 @@ def choose_gradients(job: Job, room: Room, chunk_rows: int) -> tuple[Literal["ke
     config, parameters = job.config, job.facts.parameters
     if job.not_kept is not None:
         return "recompute", job.not_kept
-    if sum(sweep.over == "train" for sweep in job.method.sweeps(job.extent(((0, job.queries),)))) < 2:
+    rows = kept_rows(job)
+    if not rows:
         return "recompute", "gradients are not kept: only one sweep needs those of all rows"
+    whole = rows == job.rows
+    portion = chunk_rows if whole else min(chunk_rows, rows)
+    computed = "gradients are computed in both sweeps" if whole else "gradients are computed in every sweep"
     if config.gradients == "recompute":
-        return "recompute", "gradients are computed in both sweeps, as asked for"
-    kept, chunk = 4 * parameters * job.rows, 4 * parameters * chunk_rows
+        return "recompute", f"{computed}, as asked for"
+    kept, chunk = 4 * parameters * rows, 4 * parameters * portion
     limit = max(room.store_bytes // 2 - 16 * job.queries * parameters, 0)
     size = f"{byte_size(kept)} fit into {byte_size(limit)}, half of the object store less the queries' part"
     if kept <= limit and chunk <= _KEPT_BYTES:
-        return "keep", f"gradients are kept for the second sweep: {size}"
+        what = "gradients are kept for the second sweep" if whole else "gradients of the sampled rows are kept"
+        return "keep", f"{what}: {size}"
     if kept > limit:
         size = size.replace("fit", "do not fit", 1)
     else:
-        size = f"{byte_size(chunk)} in a chunk of {chunk_rows:,} rows are more than {byte_size(_KEPT_BYTES)}"
+        size = f"{byte_size(chunk)} in a chunk of {portion:,} rows are more than {byte_size(_KEPT_BYTES)}"
     if config.gradients == "keep":
         raise RequestError("gradients", "keep", f"is not possible: {size}", "use auto or recompute")
-    return "recompute", f"gradients are computed in both sweeps: {size}"
+    return "recompute", f"{computed}: {size}"
+
+
+def kept_rows(job: Job) -> int:
+    """The rows whose gradients more than one sweep needs: all, those of a sampled curvature, or none.
+
+    A method never needs those of all rows twice where its curvature is that of a sample.
+    """
+    sweeps = Counter(sweep.over for sweep in job.method.sweeps(job.extent(((0, job.queries),))))
+    if sweeps["train"] > 1:
+        return job.rows
+    return (job.sampled_rows or 0) if sweeps["half a"] > 1 else 0
 
 
 def held_bytes(job: Job, device_bytes: int | None = None) -> int:

@@ -83,17 +83,25 @@ def prepare_combination(
     for at, run in enumerate(runs):
         if run.url in [one.url for one in runs[:at]]:
             raise RequestError("run", run.url, "is named twice", "name each once, and give it a weight")
+        if twin := next((one for one in runs[:at] if same_request(one.record, run.record)), None):
+            problem = f"is the same run as {twin.url}: a link to it, a copy or the same done again"
+            raise RequestError("run", run.url, problem, "name each once, and give it a weight")
     directory = RunDirectory(output, options=options)
     check_places(directory, None, [place_of(run.url, "run", options) for run in runs], {})
     sources = sources_of(runs, factors, mixed=mixed, by_id=by_id)
     last = {**runs[-1].record.identity, "train": _train_of(runs[-1])}
     identity = identity_of([run.record.fingerprint for run in runs], factors, last, by_id)
     combination = Combination(directory, _config(runs, factors, directory), identity)
-    there = read_record(directory) if directory.exists(RUN_FILE) else None
     directory.check_writable()
+    there = read_record(directory) if directory.exists(RUN_FILE) else None
     if there is not None:
         combination.refuse_another(there)
     return combination, sources
+
+
+def same_request(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two runs are the same model, rows, queries and settings."""
+    return bool(one.fingerprint) and one.fingerprint == other.fingerprint
 
 
 def weights_of(given: Sequence[float] | None, count: int, key: str) -> tuple[float, ...]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.config import RunConfig, load_config
+from datainf_ray.config import MethodConfig, RunConfig, load_config
 from datainf_ray.corpus.beside import known_corpus
 from datainf_ray.corpus.chunks import Chunk, Segment
 from datainf_ray.corpus.tokens import ENCODING
@@ -21,7 +22,7 @@ from datainf_ray.model.inspect import load_tokenizer
 from datainf_ray.model.limits import traces
 from datainf_ray.request.encoding import first_rows
 from datainf_ray.request.groups import query_groups
-from datainf_ray.request.job import Job, Source, check_extent, facts_for, let_go
+from datainf_ray.request.job import METHOD_KEYS, Job, Source, check_extent, facts_for, let_go, require_effect
 from datainf_ray.request.places import check_places, model_places
 from datainf_ray.request.template import with_day, with_template
 from datainf_ray.request.understand import absolute, begun, index_directory
@@ -133,6 +134,8 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
     if method_named(method).states != method_named(made_with).states:
         held = "hidden states" if method_named(made_with).states else "gradients"
         raise RequestError("method.name", method, f"the index of {run.url} holds {held}, of {made_with}")
+    check_changes(config.method, made.method, run.url)
+    factor = config.method.damping / made.method.damping
     directory = RunDirectory(config.output, options=options)
     config = with_template(absolute(config))
     task = task_for(config)
@@ -166,10 +169,10 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         groups,
         names,
         run.url,
-        index,
+        index if index.damping is None else replace(index, damping={k: factor * x for k, x in index.damping.items()}),
         place,
         sizes.chunk_rows,
-        run.blocks(),
+        _scaled(run.blocks(), factor),
         traces=limits,
     )
     check_extent(job)
@@ -183,3 +186,27 @@ def prepare_query(run: Run, config: RunConfig, meanwhile: Callable[[], None] = l
         raise RequestError("model.task", config.model.task, f"its code has changed since {run.url} was made")
     job.check_output()
     return job
+
+
+def check_changes(asked: MethodConfig, made: MethodConfig, url: str) -> None:
+    """Raises `RequestError` where a key of the method is another than in the run at `url`, and can mean nothing here.
+
+    What the run has is no mistake, whatever the method is now.
+    """
+    changed = [key for key in type(asked).model_fields if getattr(asked, key) != getattr(made, key)]
+    if "loss" in changed and not method_named(asked.name).states:
+        raise RequestError("method.loss", asked.loss, f"the index of {url} holds gradients of {made.loss} losses")
+    if "curvature_rows" in changed and asked.curvature_rows is not None:
+        problem = "has no effect: the curvature is that of all rows of the index"
+        raise RequestError("method.curvature_rows", asked.curvature_rows, problem, "use null")
+    for key in METHOD_KEYS:
+        if key in changed:
+            require_effect(asked, key)
+
+
+def _scaled(blocks: pa.Table, factor: float) -> pa.Table:
+    """A run's blocks.parquet with so many times its dampings."""
+    if factor == 1:
+        return blocks
+    at = blocks.schema.get_field_index("damping")
+    return blocks.set_column(at, blocks.schema.field(at), pc.multiply(blocks["damping"], factor))

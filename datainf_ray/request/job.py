@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.words import counted
-from datainf_ray.config import RunConfig
+from datainf_ray.config import MethodConfig, RunConfig
 from datainf_ray.corpus.chunks import Chunk, Corpus
 from datainf_ray.corpus.tokens import ENCODING, Example
 from datainf_ray.influence.folds import Statistics
@@ -312,7 +312,8 @@ def facts_for(config: RunConfig, task: Task) -> ModelFacts:
     return replace(facts, blocks=(state_block(facts.hidden_size),))
 
 
-_METHOD_KEYS = ("tolerance", "iterations", "scale")
+#: What belongs to some methods only.
+METHOD_KEYS = ("tolerance", "iterations", "scale")
 
 
 def check_method(config: RunConfig) -> None:
@@ -320,16 +321,21 @@ def check_method(config: RunConfig) -> None:
     asked, method = config.method, method_named(config.method.name)
     if asked.curvature_rows is not None and not method.damped:
         raise RequestError("method.curvature_rows", asked.curvature_rows, f"{asked.name} has no curvature", "use null")
-    for key in _METHOD_KEYS:
-        value = getattr(asked, key)
-        if key not in method.keys and value != type(asked).model_fields[key].default:
-            those = " and ".join(name for name in NAMES if key in method_named(name).keys)
-            raise RequestError(f"method.{key}", value, f"has no effect on {asked.name}", f"it belongs to {those}")
+    for key in METHOD_KEYS:
+        require_effect(asked, key)
     if config.results.self_influence and not method.self_influence:
         those = " or ".join(name for name in NAMES if method_named(name).self_influence)
         raise RequestError("results.self_influence", "true", f"{asked.name} has none", f"use {those}")
     if config.results.tokens:
         check_tokens(config)
+
+
+def require_effect(asked: MethodConfig, key: str) -> None:
+    """Raises `RequestError` where one of `METHOD_KEYS` is given and means nothing to the method."""
+    value = getattr(asked, key)
+    if key not in method_named(asked.name).keys and value != type(asked).model_fields[key].default:
+        those = " and ".join(name for name in NAMES if key in method_named(name).keys)
+        raise RequestError(f"method.{key}", value, f"has no effect on {asked.name}", f"it belongs to {those}")
 
 
 def check_tokens(config: RunConfig) -> None:

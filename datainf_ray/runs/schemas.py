@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from datainf_ray.influence.block import HIDDEN_STATE
+
 #: The only status of a row or query that has a score; every other status says why there is none.
 OK = "ok"
 #: The status of a row that ended every worker that computed it.
@@ -75,6 +77,11 @@ def examples_schema(queries: int, scores: bool = True, blocks: int = 0, selves: 
     if selves:
         fields += [pa.field("self_influence", pa.float32()), pa.field("self_influence_error", pa.float32())]
     return pa.schema([*fields, pa.field("predicted", pa.string())])
+
+
+def norm_of(blocks: pa.Table) -> str:
+    """What the rows' `sqnorm` is the square of, for a person, by the run's blocks.parquet."""
+    return "hidden state’s norm" if HIDDEN_STATE in blocks["kind"].to_pylist() else "gradient norm"
 
 
 def queries_schema() -> pa.Schema:

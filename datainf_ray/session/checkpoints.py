@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datainf_ray.cluster.ahead import Ahead
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RunConfig
 from datainf_ray.request.combination import Combination, combined_config, identity_of, sources_of, weights_of
 from datainf_ray.request.job import Job
@@ -23,11 +24,17 @@ def sum_of_jobs(config: RunConfig, directory: RunDirectory, jobs: Sequence[Job])
     Raises `RequestError` where it cannot be written, or another run is there.
     """
     weights = weights_of(config.model.adapter_weights, len(jobs), "model.adapter_weights")
+    names = config.model.adapter or ()
+    for at, job in enumerate(jobs):
+        twin = next((k for k in range(at) if jobs[k].fingerprint == job.fingerprint), None)
+        if twin is not None:
+            problem = f"is the same adapter as {names[twin]}: a link to it, or a copy"
+            raise RequestError("model.adapter", names[at], problem, "name each once, and give it a weight")
     asked = combined_config(config.model_dump(mode="json"), directory, config.results.self_influence)
     identity = identity_of([job.fingerprint for job in jobs], weights, jobs[-1].identity, by_id=False)
     what = Combination(directory, asked, identity)
-    there = read_record(directory) if directory.exists(RUN_FILE) else None
     directory.check_writable()
+    there = read_record(directory) if directory.exists(RUN_FILE) else None
     if there is not None:
         what.refuse_another(there)
     return what

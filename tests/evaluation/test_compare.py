@@ -119,6 +119,17 @@ def test_bm25_is_what_the_words_in_common_say(evaluated: Evaluated) -> None:
     assert figures(found, "BM25")["AUC"] == pytest.approx(auc, rel=1e-9)
 
 
+def test_without_any_word_bm25_is_left_out(tmp_path: Path) -> None:
+    """A word has two characters, so that texts of signs and of single letters have none."""
+    evaluated = make(tmp_path)
+    rows = [row | {"prompt": "a ? b", "completion": "!"} for row in evaluated.rows]
+    write_corpora(tmp_path, rows, evaluated.queries)
+    sign(evaluated.made)
+    found = datainf_ray.evaluate(evaluated.url, truth="flipped", resamples=0)
+    assert "BM25 is left out: the rows have no words" in found.notes
+    assert not [line for line in found.lines if line.name == "BM25"]
+
+
 def test_all_words_of_a_row_count_and_a_label_does_not() -> None:
     talk = [{"role": "user", "content": "hello " * 200 + "there"}, {"role": "assistant", "content": "so long"}]
     row = datainf_ray.evaluation.words.Row(0, "a", {"messages": talk, "system": "be kind"}, None, None)
@@ -136,6 +147,35 @@ def test_other_runs_on_the_same_rows_stand_in_the_same_table(evaluated: Evaluate
         mean = np.nan_to_num(run.made.influence.astype(np.float64).mean(axis=1), nan=-1e9)
         assert figures(found, name, run=run.url)["AUC"] == pytest.approx(roc_auc_score(truth, mean), rel=1e-6)
     assert [line.name for line in found.lines].count("loss") == 1
+
+
+@pytest.mark.parametrize("asked", [{"truth": "flipped"}, {"same": "topic"}], ids=["truth", "same"])
+def test_a_query_that_another_run_could_not_use_is_mixed_up_with_no_other(
+    evaluated: Evaluated, asked: dict[str, Any]
+) -> None:
+    """Its figures are told under the numbers of the queries that they are of; and classes are met by the same ones."""
+    statuses = ["nonfinite", "ok", "ok", "ok"]
+    other = make(evaluated.folder, "second", seed=1, query_status=statuses)
+    found = datainf_ray.evaluate(evaluated.url, other.url, **asked, bm25=False, resamples=0)
+    numbers: dict[str, list[int]] = {}
+    for row in found.by_query().to_pylist():
+        if row["figure"] != "AUC" or not row["ranking"].startswith("datainf"):
+            continue
+        query = row["query"]
+        numbers.setdefault(row["run"], []).append(query)
+        made = evaluated.made if row["run"] == evaluated.url else other.made
+        if "same" in asked:
+            scores = -made.influence[:, query]
+            true = column(evaluated, "topic") == evaluated.queries[query]["topic"]
+        else:
+            scores, true = made.influence[:, query], column(evaluated, "flipped")
+        known = np.where(np.isnan(scores), -1e9, scores)
+        assert row["value"] == pytest.approx(roc_auc_score(true, known), rel=1e-12)
+    assert numbers[other.url] == [1, 2, 3]
+    assert numbers[evaluated.url] == ([1, 2, 3] if "same" in asked else [0, 1, 2, 3])
+    if "same" in asked:
+        assert found.queries == [1, 2, 3]
+        assert "1 query of 4 left out: no score, or no row that is to be found" in found.notes
 
 
 def test_few_influences_at_a_time_give_the_same(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +316,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "k of nothing": (None, {"truth": "flipped", "k": [0]}, "-k: 0: want at least 1"),
     "one resample": (None, {"truth": "flipped", "resamples": 1}, "--resamples: 1: want 0, or at least 2"),
+    "a seed below zero": (None, {"truth": "flipped", "seed": -1}, "--seed: -1: want 0 or more"),
     "a side of its own": (None, {"truth": "flipped", "side": "harmfull"}, "no such side; did you mean 'harmful'?"),
     "changed": (change_a_row, {"truth": "flipped"}, "has changed since "),
     "fewer rows": (lose_rows, {"truth": "flipped"}, "it has 32 rows, and the run 40"),

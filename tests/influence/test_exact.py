@@ -225,8 +225,19 @@ def test_lissas_steps_are_the_recursion() -> None:
     lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=3, scale=scale))
     want = reference.lissa(doubled(g), doubled(v), 3, scale)
     assert reference.worst(sweeps.scores, want) < 1e-5
-    with pytest.raises(FloatingPointError, match=r"b0: LiSSA does not converge with a scale of 0.01: use a larger"):
-        lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=3, scale=0.01))
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(0.01, 1), (1e-30, 1), (0.48, 50)])
+def test_a_series_that_grows_ends_when_that_is_seen(scale: float, steps: int) -> None:
+    """And not after all of its steps, each of which is a sweep. Above half the first eigenvalue it does not grow."""
+    g, v = {"b0": gradients(50, 1)["b0"]}, {"b0": gradients(3, 2)["b0"]}
+    top = float(torch.linalg.eigvalsh(reference.damped(g["b0"].double()))[-1]) if scale == 0.48 else 1.0
+    sweeps = InMemory(g, chunk=64)
+    with pytest.raises(FloatingPointError, match=r"b0: LiSSA does not converge with a scale of .*: use a larger"):
+        lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=200, scale=scale * top))
+    assert sweeps.names.count("iteration") <= steps
+    found = lissa(sweeps, sweeps.vectors(v), Settings(0.1, iterations=200, scale=max(scale, 0.52) * top + 100))
+    assert float(found["facts"]["b0"]["residual"]) < 1
 
 
 def test_the_scale_is_just_above_the_largest_eigenvalue() -> None:

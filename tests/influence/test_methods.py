@@ -333,3 +333,32 @@ def test_retraining_without_the_most_harmful_row_lowers_the_querys_loss() -> Non
         assert sweeps.scores[harmful, q] > 0 > sweeps.scores[helpful, q]
         assert query_loss(fit(everyone[everyone != harmful]))[q] < before[q]
         assert query_loss(fit(everyone[everyone != helpful]))[q] > before[q]
+
+
+@pytest.mark.parametrize("damping", [0.1, 1e-3])
+@pytest.mark.parametrize("copies", [1, 9])
+def test_datainf_of_one_row_is_what_the_curvature_leaves(copies: int, damping: float) -> None:
+    """r·g = v·g / (λ + ‖g‖²): a share c / d_l of v·g / λ, most of which must cancel out."""
+    generator = torch.Generator().manual_seed(0)
+    g = {"a": torch.randn(1, 4000, generator=generator), "b": 1e-3 * torch.randn(1, 30, generator=generator)}
+    v = {name: torch.randn(3, x.shape[1], generator=generator) for name, x in g.items()}
+    want = torch.zeros(3, dtype=torch.float64)
+    for name, x in g.items():
+        s = x.double().square().sum()
+        want -= (v[name].double() @ x.double()[0]) / (damping * s / x.numel() + s)
+    sweeps = InMemory({name: x.repeat(copies, 1) for name, x in g.items()}, batch=4, chunk=4)
+    settings = Settings(damping, rows=copies, curvature_rows=copies)
+    method_named("datainf").program(sweeps, sweeps.vectors(v), settings, None)
+    assert sweeps.scores is not None
+    np.testing.assert_allclose(sweeps.scores, want.expand(copies, 3), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-39])
+def test_cosine_of_gradients_whose_squares_or_inverses_are_beyond_float32(scale: float) -> None:
+    """As of rows, and queries, that a model knows by heart."""
+    g, v = ({"a": scale * gradients(20, seed)["a"]} for seed in (1, 2))
+    sweeps = InMemory(g, batch=7, chunk=16)
+    cosine(sweeps, unit(sweeps, sweeps.vectors(v)))
+    assert sweeps.scores is not None
+    rtol = 1e-5 if scale > 1e-38 else 1e-3  # float32 has few bits there
+    assert reference.worst(sweeps.scores, reference.cosine(doubled(g), doubled(v))) < rtol

@@ -39,6 +39,30 @@ def test_it_is_the_formula_over_all_pairs(method: str, rows: int) -> None:
     assert want[4] == 0
 
 
+@pytest.mark.parametrize("damping", [0.1, 1e-6, 1e-9])
+@pytest.mark.parametrize("rows", ["one", "copies", "signs"])
+def test_of_rows_that_are_all_alike_a_small_rest_of_datainfs_sum_is_right(rows: str, damping: float) -> None:
+    """Of ‖x‖² then next to nothing is left, as of the bias of two classes, (a, −a), where the damping is small."""
+    g, v = gradients(1, 1), gradients(3, 2)
+    if rows == "copies":
+        g = {name: x.repeat(9, 1) for name, x in g.items()}
+    if rows == "signs":
+        signs = torch.tensor([[1.0], [-2.0], [0.0], [3.0]])
+        g, v = {"bias": signs * torch.tensor([[1.0, -1.0]])}, {"bias": v["b0"][:, :2]}
+    count = len(next(iter(g.values())))
+    sweeps = InMemory(g, batch=7, chunk=16)
+    method_named("datainf").program(sweeps, sweeps.vectors(v), settings(count, damping=damping), None)
+    assert sweeps.selves is not None
+    want = torch.zeros(count, dtype=torch.float64)
+    for x in doubled(g).values():
+        if not x.any():
+            continue
+        # all y = t u: ‖x‖² − Σ_y (y·x)² / (λ + ‖y‖²) / n  =  ‖x‖² · mean of λ / (λ + ‖y‖²)
+        lam = damping * x.square().sum() / x.numel()
+        want -= x.square().sum(1) * (1 / (lam + x.square().sum(1))).mean()
+    np.testing.assert_allclose(sweeps.selves[0], want, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_are_what_they_are_without_it(method: str) -> None:
     g, v = gradients(40, 1), gradients(3, 2)

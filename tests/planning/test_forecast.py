@@ -156,6 +156,16 @@ def test_kept_gradients_save_a_backward_pass_and_take_their_bytes_in_the_store(c
     assert "are kept for the second sweep: " in " ".join(render(kept).split())
 
 
+def test_those_of_a_sample_take_the_bytes_of_its_rows_and_one_backward_pass_over_it(config):
+    asked = {"method.name": "lissa", "method.curvature_rows": 20, "method.iterations": 3}
+    kept = forecast(prepared(config, **asked), room=ROOM)
+    again = forecast(prepared(config, gradients="recompute", **asked), room=ROOM)
+    assert (kept.gradients, again.gradients) == ("keep", "recompute")
+    saved = (4 + 3 - 1) * kept.tokens / 40 * 20  # four steps to the scale and three of the series, but for the first
+    assert again.flops - kept.flops == pytest.approx(4 * kept.base_parameters * saved)
+    assert kept.store_bytes - again.store_bytes == 4 * 20 * kept.parameters
+
+
 def test_a_run_takes_what_a_calibrated_worker_would(config):
     job = prepared(config, gradients="recompute")
     measured = Calibration(tokens_per_second=10.0, worker_bytes=7 * 10**8, start_seconds=3.0, device="a GPU")

@@ -220,10 +220,21 @@ def test_gradients_are_kept_where_they_fit_into_half_of_the_store_beside_the_que
 
 
 def test_gradients_are_not_kept_where_nothing_would_read_them_or_nobody_wants_them():
-    for settings in ({"method.name": "hessian-free"}, {"method.curvature_rows": 100}):
+    for settings in ({"method.name": "hessian-free"}, {"method.name": "exact", "method.curvature_rows": 100}):
         assert choose_gradients(job(gradients="keep", **settings), cpu(), 36)[0] == "recompute"
     assert choose_gradients(job(**{"method.curvature_rows": 600}), cpu(), 36)[0] == "keep"  # all rows: no sample
     assert choose_gradients(job(gradients="recompute"), cpu(), 36)[0] == "recompute"
+
+
+def test_those_of_a_sample_are_kept_where_several_sweeps_go_over_it():
+    sampled = job(rows=60_000, **{"method.curvature_rows": 600})  # all rows would take 11.8 GB
+    assert choose_gradients(sampled, cpu(), 36) == (
+        "keep",
+        "gradients of the sampled rows are kept: 118.0 MB fit into 4.0 GB, half of the object store less the queries' "
+        "part",
+    )
+    refused = choose_gradients(sampled, cpu(store=2 * 10**8), 36)
+    assert refused[1].startswith("gradients are computed in every sweep: 118.0 MB do not fit into ")
 
 
 def test_gradients_that_must_be_kept_and_do_not_fit_are_a_wrong_request():

@@ -158,7 +158,11 @@ def test_a_list_of_one_is_a_plain_run(tmp_path: Path, tiny_llama: dict[str, Any]
 
 def test_what_is_wrong_is_told_before_anything_is_written(tmp_path: Path, config: dict[str, Any]) -> None:
     first, second = config["model"]["adapter"]
+    (tmp_path / "latest").symlink_to(first)
     wrong = {
+        "model.adapter: .*latest: is the same adapter as .*checkpoint-100: a link": {
+            "model.adapter": [first, str(tmp_path / "latest")]
+        },
         "model.adapter: .*: name an adapter, or several": {"model.adapter": []},
         "model.adapter: .*: names .*checkpoint-100 twice": {"model.adapter": [first, first]},
         r"model.adapter_weights: \[0.0002, 5e-05\]: has 2 for 3 adapters": {"model.adapter": [first, second, "x"]},

@@ -297,6 +297,11 @@ WRONG: dict[str, tuple[Change, list[str], str]] = {
     "zero": (lambda f: None, ["a", "b", "--output", "out", "--weights", "1,0"], "--weights: 0.0: is no weight"),
     "nan": (lambda f: None, ["a", "b", "--output", "out", "--weights", "nan,1"], "--weights: nan: is no weight"),
     "taken": (lambda f: None, ["a", "b", "--output", "taken"], "taken: is not empty and holds no run"),
+    "a file": (lambda f: (f / "file").write_text("x"), ["a", "b", "--output", "file"], "output: "),
+    "a link": (
+        lambda f: (f / "latest").symlink_to(f / "a"), ["a", "b", "latest", "--output", "out"],
+        "latest: is the same run as ",
+    ),
     "another run": (lambda f: None, ["a", "b", "--output", "other"], "other: holds another run"),
     "itself": (lambda f: None, ["a", "b", "--output", "a"], "a: is what the request reads as run"),
     "inside": (lambda f: None, ["a", "b", "--output", "a/sum"], "a/sum: lies inside run"),

@@ -129,3 +129,33 @@ def test_a_sampled_curvature_and_an_index_answer_too(tmp_path: Path, tiny_llama:
     answers = datainf_ray.query(whole.url, queries=asked, output=str(tmp_path / "answers"), progress=False)
     assert reference.worst(scores(answers), scores(whole).double()) < 1e-5
     assert answers.summary()["curvature"]["way"] == "direct"
+
+
+@pytest.mark.parametrize("method", ["datainf", "exact", "hessian-free", "cosine"])
+def test_one_row_is_a_corpus(tmp_path: Path, method: str) -> None:
+    """Of DataInf and exact, what the curvature leaves of v·g then is a share c / d_l of it."""
+    model = rows_for(tmp_path, "llama", 1)
+    results = {"self_influence": method != "cosine", "scores": True}
+    config = tiny.configuration(tmp_path, model, tmp_path / "run", method={"name": method}, results=results)
+    run = attribute(config, index=True, index_dtype="float32")
+    g, v = gradients(model, tmp_path)
+    want = getattr(reference, method.replace("-", "_"))(g, v)
+    assert reference.worst(scores(run), want) < 1e-4
+    if method != "cosine":
+        own = run.examples()["self_influence"].to_numpy()
+        np.testing.assert_allclose(own, reference.self_influence(g, method), rtol=1e-4, atol=0)
+    asked = {"path": str(tmp_path / "queries.jsonl"), "id": "name"}
+    answers = datainf_ray.query(run.url, queries=asked, output=str(tmp_path / "answers"), progress=False)
+    assert reference.worst(scores(answers), want) < 1e-4
+
+
+def test_lissa_that_diverges_ends_with_the_step_that_shows_it(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
+    """In a line that says what to do, and not after all the steps that it was asked for."""
+    method = {"name": "lissa", "scale": 1e-3, "iterations": 100}
+    config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run", method=method)
+    with pytest.raises(
+        datainf_ray.RunFailedError, match=r"LiSSA does not converge with a scale of 0.001: use a larger"
+    ):
+        attribute(config)
+    record = datainf_ray.open_run(str(tmp_path / "run")).record
+    assert [sweep.name for sweep in record.sweeps] == ["queries", "moments", "iteration"]

@@ -73,6 +73,9 @@ def test_the_bits_are_the_same_for_any_number_of_workers_and_an_index_answers(
     asked = {"path": str(tmp_path / "queries.jsonl"), "id": "name"}
     answers = datainf_ray.query(one.url, queries=asked, output=str(tmp_path / "answers"), progress=False)
     assert reference.worst(scores(answers), scores(one).double()) < 1e-5
+    truth = f"name={one.examples()['id'][0]}"
+    found = datainf_ray.evaluate(one.url, truth=truth, bm25=False, resamples=0)
+    assert {line.name for line in found.lines} == {"representation", "loss", "hidden state’s norm", "random order"}
     with pytest.raises(datainf_ray.RequestError, match=r"the index of .* holds hidden states, of representation"):
         datainf_ray.query(
             one.url, queries=asked, output=str(tmp_path / "no"), progress=False, method={"name": "cosine"}

@@ -61,10 +61,13 @@ def _of_predictions(rows: Sequence[dict[str, Any]], listed: Listed) -> list[str]
     return [f"{count} of the first {len(first)} have another label than the model predicts: {what}."]
 
 
-def of_query(influence: np.ndarray, losses: np.ndarray, sqnorms: np.ndarray) -> list[str]:
-    """What the sizes of a query's influences follow, a sentence each; all are of the same sample of rows."""
+def of_query(influence: np.ndarray, losses: np.ndarray, sqnorms: np.ndarray, norm: str) -> list[str]:
+    """What the sizes of a query's influences follow, a sentence each; all are of the same sample of rows.
+
+    `norm` says what `sqnorms` are the squares of.
+    """
     told = []
-    for name, values in (("loss", losses), ("gradient norm", sqnorms)):
+    for name, values in (("loss", losses), (norm, sqnorms)):
         found = rank_correlation(np.abs(influence), values)
         if found is not None and found >= _CLOSE:
             told.append(

@@ -33,7 +33,7 @@ from datainf_ray.runs.report.pictured import Pictured, pictured
 from datainf_ray.runs.report.render import count, render
 from datainf_ray.runs.report.verdict import asked, verdict
 from datainf_ray.runs.results import Run
-from datainf_ray.runs.schemas import OK, matrix
+from datainf_ray.runs.schemas import OK, matrix, norm_of
 from datainf_ray.runs.texts import QUERY, ROW, said_by
 from datainf_ray.runs.top import DIRECTIONS
 
@@ -297,6 +297,7 @@ class _Entries:
         beside: Beside,
         seen: Pictured,
     ) -> None:
+        self.norm = norm_of(run.blocks())
         self.listed, self.tops, self.sample, self.beside, self.seen = listed, tops, sample, beside, seen
         self.also = also(tops)
         self.are = run.config["queries"].get("are")
@@ -321,7 +322,7 @@ class _Entries:
             full = [self._row(row, phrases, strongest, typical) for row in rows]
             pages[word] = [full[k : k + _ROWS] for k in range(0, len(full), _ROWS)]
         if values is not None:
-            told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms)
+            told += doubts.of_query(values, self.sample.losses, self.sample.sqnorms, self.norm)
         first, why = asked(query, self.are, self.sample.typical_loss)
         extra: dict[str, Any] = {"pages": pages, "typical": typical or None, "histogram": None}
         extra["pictures"] = self.seen.queries.get(number, ())

@@ -39,11 +39,11 @@ def test_sizes_that_follow_loss_or_norm_are_said() -> None:
     draw = np.random.default_rng(0)
     losses, norms = draw.uniform(size=400), draw.uniform(size=400)
     signs = draw.choice([-1, 1], 400)
-    (line,) = of_query(signs * losses**3, losses, norms)
+    (line,) = of_query(signs * losses**3, losses, norms, "gradient norm")
     assert line.startswith("The size of the influence follows the rows’ loss (rank correlation 1.00)")
-    (line,) = of_query(signs * norms, losses, norms)
+    (line,) = of_query(signs * norms, losses, norms, "gradient norm")
     assert "gradient norm" in line
-    assert of_query(draw.normal(size=400), losses, norms) == []
+    assert of_query(draw.normal(size=400), losses, norms, "gradient norm") == []
 
 
 def _listed(labels: list[str], facts: list[Facts]) -> Listed:
