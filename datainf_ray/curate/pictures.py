@@ -53,7 +53,7 @@ def copy_named(target: Target, corpus: Corpus, number: int, stays: Stays) -> Non
     folder = PurePosixPath(target.named(file)).parent
     kept = stays(0, file.rows)
     for row, name in named_pictures(corpus, number):
-        if name is not None and kept[row]:
+        if kept[row]:
             _copy(target, file, name, folder)
 
 

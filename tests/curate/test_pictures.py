@@ -59,6 +59,20 @@ def folder(tmp_path: Path, make: Make) -> datainf_ray.Run:
     return make("rows", INFLUENCE, task="text-to-image")
 
 
+@pytest.fixture
+def table(tmp_path: Path, make: Make) -> datainf_ray.Run:
+    """A run over a table as `datasets` writes it, with the names of some pictures, and the bytes of others."""
+    draw(tmp_path / "rows")
+    images: list[Any] = [{"bytes": None, "path": name} for name in names()]
+    images[4] = {"bytes": (tmp_path / "rows" / names()[4]).read_bytes(), "path": names()[4]}
+    pq.write_table(
+        pa.table({"image": images, "text": [f"é {n}" for n in range(ROWS)]}),
+        tmp_path / "rows/rows.parquet",
+        row_group_size=5,
+    )
+    return make("rows/rows.parquet", INFLUENCE, task="text-to-image")
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -98,6 +112,17 @@ def test_a_new_folder_has_the_pictures_of_its_rows(listed: datainf_ray.Run, tmp_
     told = [json.loads(line) for line in gone["metadata.jsonl"].splitlines()]
     assert [(one["file_name"], one["row"]) for one in told] == [(names()[n], n) for n in WORST]
     assert all(one["reason"].startswith("among the 2 rows") for one in told)
+
+
+def test_a_new_folder_has_the_pictures_that_a_table_names(table: datainf_ray.Run, tmp_path: Path) -> None:
+    table.curate(to=str(tmp_path / "clean"), drop=2, because="harmful")
+    whole, clean = files(tmp_path / "rows"), files(tmp_path / "clean")
+    kept = {name for n, name in enumerate(names()) if n not in WORST and n != 4}
+    assert clean.keys() - {"rows.parquet"} == kept
+    assert all(whole[name] == clean[name] for name in kept)
+    assert read(tmp_path / "clean") == [
+        one for n, one in enumerate(read(tmp_path / "rows/rows.parquet")) if n not in WORST
+    ]
 
 
 def test_elsewhere_a_list_is_refused_in_one_line(
@@ -172,7 +197,7 @@ def test_a_table_keeps_its_pictures_bytes_and_what_datasets_says_of_it(tmp_path:
     assert clean.to_pylist() == [row for n, row in enumerate(table.to_pylist()) if n not in WORST]
 
 
-@pytest.mark.parametrize("which", ["listed", "folder"])
+@pytest.mark.parametrize("which", ["listed", "folder", "table"])
 def test_a_picture_that_has_changed_makes_it_another_corpus(
     which: str,
     request: pytest.FixtureRequest,
