@@ -47,18 +47,20 @@ def told_of_loss(header: Mapping[str, str], name: str, asked: DiffusionConfig, r
             continue
         yield f"the header of {name} says {key.removeprefix('ss_')} {printable(value, 40)}; the loss here is without it"
     if (classes := header.get("ss_num_reg_images", "None")) not in _NOTHING:
-        weight = printable(header.get("ss_prior_loss_weight", "1.0"), 40)
         yield (
-            f"the header of {name} says that it was trained on {printable(classes, 40)} pictures of its class, too, "
-            f"with prior_loss_weight {weight}: they have a score if they are rows of train, where each row weighs 1"
+            f"the header of {name} says that it was trained on {printable(classes, 40)} pictures of its class, too: "
+            "they have a score if they are rows of train"
         )
+        there, weight = header.get("ss_prior_loss_weight", "1.0"), asked.prior_loss_weight
+        if weight is not None or _number(there) != 1:
+            also = ", and train.columns.prior to the column that says which rows they are"
+            yield from _compared(there, name, "prior_loss_weight", weight, also)
 
 
-def _compared(there: str, name: str, key: str, here: float | None) -> Iterator[str]:
-    """What the header says of a key that the configuration has."""
-    try:
-        value = None if there in _NOTHING else float(there)
-    except ValueError:
+def _compared(there: str, name: str, key: str, here: float | None, also: str = "") -> Iterator[str]:
+    """What the header says of a key that the configuration has; `also` is what is to be set with it."""
+    value = None if there in _NOTHING else _number(there)
+    if value is None and there not in _NOTHING:
         yield f"the header of {name} says {key} {printable(there, 40)}, which is no number"
         return
     if value == here:
@@ -66,10 +68,17 @@ def _compared(there: str, name: str, key: str, here: float | None) -> Iterator[s
     if value is None:
         yield f"the header of {name} says that it was trained without {key}, and diffusion.{key} is {here:g}"
     elif here is None:
-        remedy = f"set diffusion.{key}: {value:g}"
+        remedy = f"set diffusion.{key}: {value:g}{also}"
         yield f"the header of {name} says {key} {value:g}, and the loss here is without it: {remedy}"
     else:
         yield f"the header of {name} says {key} {value:g}, and diffusion.{key} is {here:g}"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def pictures_in(header: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ loss = mean (or sum) over the latents of (denoiser(z, t, prompt) − y)²
 
 With `diffusion.noise_offset` o, ε is moved by o · η_c in channel c, η drawn likewise. With `diffusion.min_snr_gamma` γ
 the loss is weighed, as trainers do it, by min(SNR, γ) / SNR, or min(SNR, γ) / (SNR + 1) where v is predicted, or by
-min(SNR, γ) where x is; SNR = ᾱ_t / (1−ᾱ_t).
+min(SNR, γ) where x is; SNR = ᾱ_t / (1−ᾱ_t). With `diffusion.prior_loss_weight` W the loss of a row that is a picture of
+the class weighs W, as in DreamBooth's loss of a pair, instance + W · class.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def frozen(parts: Parts, values: Values) -> dict[str, Tensor]:
         "latents": latents.to(torch.promote_types(kind, torch.float32)),
         "keys": values["keys"],
         "sizes": values["sizes"],
+        **({"weights": values["weights"]} if "weights" in values else {}),
         **given,
     }
 
@@ -107,6 +109,8 @@ def losses(
     each = off.mean(1) if reduction == "mean" else off.sum(1)
     if options.min_snr_gamma is not None:
         each = each * _weights(parts, at, options.min_snr_gamma).to(each)
+    if "weights" in rows:
+        each = each * rows["weights"].to(each)
     return each.view(-1, count)
 
 

@@ -17,6 +17,7 @@ from tests.diffusion import pipelines
 from tests.diffusion.test_runs import ROWS, prepared
 
 SAYS = "the header of a.safetensors says "
+CLASS = "that it was trained on 200 pictures of its class, too: they have a score if they are rows of train"
 
 #: The header, `diffusion`, and what is said.
 LOSSES: list[tuple[dict[str, str], dict[str, Any], list[str]]] = [
@@ -36,8 +37,14 @@ LOSSES: list[tuple[dict[str, str], dict[str, Any], list[str]]] = [
      []),
     ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "0"}, {}, []),
     ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "200"}, {},
-     ["that it was trained on 200 pictures of its class, too, with prior_loss_weight 0.5: they have a score if they "
-      "are rows of train, where each row weighs 1"]),
+     [CLASS, "prior_loss_weight 0.5, and the loss here is without it: set diffusion.prior_loss_weight: 0.5, and "
+      "train.columns.prior to the column that says which rows they are"]),
+    ({"ss_prior_loss_weight": "1.0", "ss_num_reg_images": "200"}, {}, [CLASS]),
+    ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "200"}, {"prior_loss_weight": 0.5}, [CLASS]),
+    ({"ss_prior_loss_weight": "1.0", "ss_num_reg_images": "200"}, {"prior_loss_weight": 0.5},
+     [CLASS, "prior_loss_weight 1, and diffusion.prior_loss_weight is 0.5"]),
+    ({"ss_prior_loss_weight": "much", "ss_num_reg_images": "200"}, {},
+     [CLASS, "prior_loss_weight much, which is no number"]),
 ]  # fmt: skip
 
 
