@@ -14,7 +14,7 @@ from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.columns import Takes
 from datainf_ray.corpus.files import FOLDER, SourceFile
 from datainf_ray.corpus.named import names_in_table
-from datainf_ray.corpus.pictures import PICTURE, folder_of, marks_of, place_in
+from datainf_ray.corpus.pictures import PICTURE, folder_of, marks_of, path_beside, place_in
 from datainf_ray.corpus.records import TEXT_FORMATS
 from datainf_ray.corpus.rows import RowReader
 
@@ -85,4 +85,5 @@ def _marks(file: SourceFile, names: list[str]) -> list[bytes]:
     """A line of each picture that is there: its name, its size, and what changes when its content does."""
     fs, path = store_of(file.path, file.options)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
-    return [] if protocols & _UNLISTED else marks_of(fs, folder_of(fs, path, file), names)
+    paths = [one for one in (path_beside(name, file) for name in names) if one is not None]
+    return [] if protocols & _UNLISTED else marks_of(fs, folder_of(fs, path, file), paths)

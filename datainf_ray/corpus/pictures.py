@@ -92,10 +92,11 @@ def place_in(value: Any) -> str | None:
 def read_beside(name: str, file: SourceFile) -> bytes:
     """The content of a file of this name beside a file of rows, or in a folder. Raises as `picture_bytes` does."""
     shown = escaped(name, 120)
-    if not _is_beside(name):
+    path = path_beside(name, file)
+    if path is None:
         raise ValueError(f"is {shown}, and only files in the folder of {file.name or 'the rows'} are read")
-    fs, path = store_of(file.path, file.options)
-    return _read(fs, f"{folder_of(fs, path, file)}/{name}", shown, MOST_BYTES)
+    fs, root = store_of(file.path, file.options)
+    return _read(fs, f"{folder_of(fs, root, file)}/{path}", shown, MOST_BYTES)
 
 
 def folder_of(fs: AbstractFileSystem, path: str, file: SourceFile) -> str:
@@ -126,10 +127,10 @@ def folder_of_pictures(fs: AbstractFileSystem, path: str) -> dict[str, Any] | No
     return {"rows": len(names), "columns": COLUMNS, "size": _size(found), "identity": identity}
 
 
-def marks_of(fs: AbstractFileSystem, path: str, names: Collection[str]) -> list[bytes]:
-    """A line of each file of these names that is in the folder, or below it: what changes when its content does."""
+def marks_of(fs: AbstractFileSystem, path: str, below_it: Collection[str]) -> list[bytes]:
+    """A line of each of these files that are in the folder, or below it: what changes when its content does."""
     found: dict[str, Mapping[str, Any]] = {}
-    wanted = {posixpath.normpath(name) for name in names if _is_beside(name)}
+    wanted = {posixpath.normpath(name) for name in below_it}
     fs.invalidate_cache()  # a listing that an earlier request of this process left
     for folder in sorted({posixpath.dirname(name) for name in wanted}):
         try:
@@ -143,17 +144,18 @@ def marks_of(fs: AbstractFileSystem, path: str, names: Collection[str]) -> list[
     return _marked(fs, {name: found[name] for name in there})
 
 
-def _is_beside(name: str) -> bool:
-    """Whether it is the name of a file in the same folder, or below it."""
-    parts = name.replace("\\", "/").split("/")
-    return (
-        bool(name)
-        and "\0" not in name  # which no filesystem takes
-        and "://" not in name
-        and not name.startswith(("/", "~"))
-        and ".." not in parts
-        and ":" not in parts[0]
-    )
+def path_beside(name: str, file: SourceFile) -> str | None:
+    """Where the file of this name is below the folder of a file of rows, or in a folder; None where it is elsewhere.
+
+    Rows may name it as Windows does, as `datasets` takes it; in a folder of pictures names are its files' own.
+    """
+    path = name if file.format == FOLDER else name.replace("\\", "/")
+    first, *_ = parts = path.split("/")
+    if not path or "\0" in path or path.startswith("/") or ".." in parts:  # no filesystem takes a \0
+        return None
+    if file.format != FOLDER and ("://" in path or path.startswith("~") or ":" in first):
+        return None
+    return path
 
 
 def _marked(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]) -> list[bytes]:

@@ -14,7 +14,7 @@ from datainf_ray.common.storage import persistently
 from datainf_ray.corpus.beside import named_pictures
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import FOLDER, SourceFile
-from datainf_ray.corpus.pictures import PictureSource, read_beside
+from datainf_ray.corpus.pictures import PictureSource, path_beside, read_beside
 from datainf_ray.curate.extra import Extra, as_json
 from datainf_ray.curate.lines import Stays
 from datainf_ray.curate.target import Target
@@ -95,12 +95,15 @@ def _list(
 
 
 def _copy(target: Target, file: SourceFile, name: str, folder: PurePosixPath) -> None:
-    place = str(folder / PurePosixPath(name.replace("\\", "/")))
+    path = path_beside(name, file)
+    if path is None:
+        return  # it lies where no picture is read, and none is written
+    place = str(folder / path)
     if target.has(place):
         return  # another row has the same picture; or its name is that of a table
     try:
         data = persistently(lambda: read_beside(name, file))
-    except ValueError:  # there is none, or it lies where no picture is read
+    except ValueError:  # there is none
         return
     with target.other(place) as out:
         out.write(data)

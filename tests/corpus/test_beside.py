@@ -31,11 +31,11 @@ def picture(path: Path, color: str) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a.png", "deep/er/b.png", "c.png", "not-named.png"):
+    for name in ("a.png", "deep/er/b.png", "c.png", "not-named.png", "deep/win.png"):
         picture(tmp_path / "rows" / name, "red")
     lines = [
         {"file_name": name, "text": "x"}
-        for name in ("a.png", "deep/er/b.png", "c.png", "gone.png", "../c.png", "a.png")
+        for name in ("a.png", "deep/er/b.png", "c.png", "gone.png", "../c.png", "a.png", "deep\\win.png")
     ]
     (tmp_path / "rows/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path / "rows"
@@ -48,6 +48,7 @@ def known(path: object, name: str = "metadata.jsonl") -> str:
 CHANGES: dict[str, tuple[Callable[[Path], object], bool]] = {
     "nothing": (lambda folder: None, False),
     "another picture": (lambda folder: picture(folder / "a.png", "blue"), True),
+    "one that is named as Windows does": (lambda folder: picture(folder / "deep/win.png", "blue"), True),
     "another one deeper": (lambda folder: picture(folder / "deep/er/b.png", "blue"), True),
     "one is gone": (lambda folder: (folder / "c.png").unlink(), True),
     "one has come": (lambda folder: picture(folder / "gone.png", "red"), True),

@@ -113,6 +113,24 @@ def test_pictures_in_an_archive(captioned: Path, tmp_path: Path) -> None:
     assert_whole([rows[0], rows[2], rows[1]], ["b.png", "more/a.webp", "c.JPG"])
 
 
+def test_names_as_windows_writes_them(beside: Path) -> None:
+    """As `datasets` reads them."""
+    text = (beside / "metadata.jsonl").read_text()
+    (beside / "metadata.jsonl").write_text(text.replace("more/a.webp", "more\\\\a.webp"))
+    assert_whole(read(beside), [f"metadata.jsonl#{k}" for k in range(3)])
+
+
+def test_odd_names_in_a_folder_are_those_of_its_files(captioned: Path) -> None:
+    for name in ("12:30.png", "\\etc\\x.png", "a\\..\\b.png"):
+        (captioned / name).write_bytes(b"odd")
+        (captioned / name).with_suffix(".txt").write_text(name)
+    rows = read(captioned)
+    assert [row.problem for row in rows] == [None] * 6
+    odd = {row.id: row.fields["prompt"] for row in rows if row.fields["image"] == b"odd"}
+    assert len(odd) == 3
+    assert all(name == caption for name, caption in odd.items())
+
+
 def planned(folder: Path) -> Corpus:
     return plan_corpus(RowsConfig(path=str(folder)), TASK, "train")
 
@@ -134,6 +152,8 @@ HOSTILE = {
     "../secret.png": "image is ../secret.png, and only files in the folder of metadata.jsonl are read",
     "more/../../secret.png": "and only files in the folder",
     "..\\secret.png": "and only files in the folder",
+    "\\etc\\passwd": "and only files in the folder",
+    "\\\\host\\share\\x.png": "and only files in the folder",
     "/etc/passwd": "and only files in the folder",
     "~/secret.png": "and only files in the folder",
     "file:///etc/passwd": "and only files in the folder",

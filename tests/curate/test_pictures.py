@@ -138,6 +138,24 @@ def test_elsewhere_a_list_is_refused_in_one_line(
     assert files(tmp_path) == before
 
 
+def test_no_row_names_a_place_outside_of_the_new_folder(make: Make, tmp_path: Path) -> None:
+    """A file may be called as a path of Windows, and its content is anybody's."""
+    draw(tmp_path / "rows")
+    lines = [{"file_name": name, "text": f"é {n}"} for n, name in enumerate(names())]
+    outside = tmp_path / "outside.txt"
+    lines[1]["file_name"] = str(outside).replace("/", "\\")
+    lines[2]["file_name"] = "x\\..\\..\\..\\outside.txt"
+    for n in (1, 2):
+        (tmp_path / "rows" / lines[n]["file_name"]).write_bytes(b"run me")
+    (tmp_path / "rows/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = make("rows/metadata.jsonl", INFLUENCE, task="text-to-image")
+    run.curate(to=str(tmp_path / "clean"), drop=2, because="harmful")
+    assert not outside.exists()
+    assert files(tmp_path / "clean").keys() - {"metadata.jsonl"} == {
+        name for n, name in enumerate(names()) if n not in (*WORST, 1, 2)
+    }
+
+
 def test_a_folder_of_captions_stays_one(folder: datainf_ray.Run, tmp_path: Path) -> None:
     folder.curate(to=str(tmp_path / "clean"), drop=2, because="harmful")
     whole, order = files(tmp_path / "rows"), sorted(names())
