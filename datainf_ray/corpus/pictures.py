@@ -6,6 +6,7 @@ of pictures each is a row, whose `text` is that of the .txt (or .caption) file o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import posixpath
@@ -33,6 +34,8 @@ _SUFFIXES = frozenset((
 ))  # fmt: skip
 _CAPTIONS = (".txt", ".caption")
 _LONGEST = 2**16  # bytes of a caption
+#: What is said of names that no file can have: below a file, too long, of links that lead to themselves.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _HASHED = 64 * 2**20  # bytes; a local folder up to this size is known by its files' content
 
 
@@ -112,7 +115,9 @@ def _read(fs: AbstractFileSystem, path: str, shown: str, most: int) -> bytes:
         if size > most:
             raise ValueError(f"is {shown}, of {byte_size(size)}: {byte_size(most)} is the most")
         data: bytes = fs.cat_file(path)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _NO_FILE and not isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(f"is {shown}, and there is no such file") from None
     return data
 
@@ -135,7 +140,9 @@ def marks_of(fs: AbstractFileSystem, path: str, below_it: Collection[str]) -> li
     for folder in sorted({posixpath.dirname(name) for name in wanted}):
         try:
             infos = fs.ls(f"{path}/{folder}" if folder else path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE and not isinstance(error, FileNotFoundError):
+                raise
             continue  # its rows will say that there is no such file
         found |= {below(str(info["name"]).rstrip("/"), path): info for info in infos if info["type"] != "directory"}
     there = sorted(wanted & found.keys())

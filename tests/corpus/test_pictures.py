@@ -162,6 +162,10 @@ HOSTILE = {
     "absent.png": "image is absent.png, and there is no such file",
     "pipe": "image is pipe, which is no file",
     "more": "image is more, which is no file",
+    "b.png/b.png": "and there is no such file",
+    "x" * 300: "and there is no such file",
+    "y/" * 3000 + "a.png": "and there is no such file",
+    "loop": "and there is no such file",
     "": "and only files in the folder",
     "\x00": "image ",
 }
@@ -170,6 +174,7 @@ HOSTILE = {
 def test_a_row_names_no_other_file(beside: Path) -> None:
     (beside.parent / "secret.png").write_bytes(b"secret")
     os.mkfifo(beside / "pipe")
+    (beside / "loop").symlink_to("loop")
     with (beside / "metadata.jsonl").open("w") as file:
         for name in [*HOSTILE, 7, None]:
             file.write(json.dumps({"file_name": name, "text": "x"}) + "\n")
