@@ -188,7 +188,7 @@ def _listed(fs: AbstractFileSystem, path: str) -> dict[str, Mapping[str, Any]]:
     kept = {name: info for name, info in found.items() if not hidden(name)}
     if isinstance(fs, LocalFileSystem):
         kept = {name: info for name, info in kept.items() if os.path.isfile(info["name"])}
-    return {name: kept[name] for name in sorted(kept) if _is_picture(name) or name.endswith(_CAPTIONS)}
+    return {name: kept[name] for name in sorted(kept) if _is_picture(name) or name.lower().endswith(_CAPTIONS)}
 
 
 def _is_picture(name: str) -> bool:
@@ -202,6 +202,13 @@ class PictureSource:
         self._fs, self._path = store_of(file.path, file.options)
         self._found = _listed(self._fs, self._path)
         self.names = [name for name in self._found if _is_picture(name)]  #: of the pictures, in order
+        #: By the stem: capitals come before other letters, and .txt counts before .caption.
+        self._captions = {
+            name[: -len(suffix)]: name
+            for suffix in reversed(_CAPTIONS)
+            for name in self._found
+            if name.lower().endswith(suffix)
+        }
         if len(self.names) != file.rows:
             raise changed(file, f"{len(self.names)} pictures instead of {file.rows}")
 
@@ -219,8 +226,7 @@ class PictureSource:
 
     def caption_of(self, name: str) -> str | None:
         """The name of a picture's caption; None where it has none."""
-        stem = name.rpartition(".")[0]
-        return next((stem + suffix for suffix in _CAPTIONS if stem + suffix in self._found), None)
+        return self._captions.get(name.rpartition(".")[0])
 
     def _caption(self, name: str) -> str:
         caption = self.caption_of(name)

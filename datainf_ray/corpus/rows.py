@@ -70,7 +70,8 @@ class RowReader:
         try:
             source, lookup = self._source(index)
             for number, parsed in enumerate(source.read(start, stop), start):
-                name = parsed.values["file_name"] if file.format == FOLDER else f"{file.name}#{number}"
+                own = file.format == FOLDER and _encodable(parsed.values["file_name"])
+                name = parsed.values["file_name"] if own else f"{file.name}#{number}"
                 row = self._row(self._starts[index] + number, name, parsed, lookup)
                 self._fetch(row, file)
                 if file.format in ("parquet", "arrow"):  # whose structs have null where a dict had nothing

@@ -105,6 +105,27 @@ def test_a_folder_with_captions(captioned: Path) -> None:
     assert [row.problem for row in read(captioned)] == [None, "its caption is not UTF-8", None]
 
 
+def test_captions_of_cameras_and_windows(captioned: Path) -> None:
+    """Suffixes in capitals; where two captions differ in that alone, the one as trainers write it counts."""
+    (captioned / "c.txt").rename(captioned / "c.TXT")
+    (captioned / "more" / "a.caption").rename(captioned / "more" / "a.Caption")
+    (captioned / "b.TXT").write_text("not this one")
+    rows = read(captioned)
+    assert_whole([rows[0], rows[2], rows[1]])
+    before = planned(captioned).fingerprint()
+    (captioned / "c.TXT").write_text("another")
+    assert planned(captioned).fingerprint() != before
+
+
+def test_a_name_that_is_not_utf_8_is_a_row_with_a_status(captioned: Path) -> None:
+    """Its id is what a row has that has no name, since tables have names in UTF-8 alone."""
+    for name in (b"z\xff.png", b"z\xff.txt"):
+        Path(os.fsdecode(os.fsencode(captioned) + b"/" + name)).write_bytes(b"x")
+    rows = read(captioned)
+    assert [(row.id, row.problem) for row in rows[:3]] == [(name, None) for name in ("b.png", "c.JPG", "more/a.webp")]
+    assert (rows[3].id, rows[3].problem) == ("#3", "image is not UTF-8")
+
+
 def test_pictures_in_an_archive(captioned: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for path in sorted(captioned.rglob("*.*")):
