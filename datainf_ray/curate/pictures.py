@@ -91,7 +91,8 @@ def _list(
     for one, columns in zip(parsed, more, strict=True):
         _copy(target, file, one.values["file_name"], folder)
         known = {name: one.values[name] for name in ("file_name", "text") if name in one.values}
-        out.write(json.dumps(known, ensure_ascii=False).encode()[:-1] + b", " + columns + b"}\n")
+        line = json.dumps(known, ensure_ascii=False).encode("utf-8", "surrogateescape")  # a name may be any bytes
+        out.write(line[:-1] + b", " + columns + b"}\n")
 
 
 def _copy(target: Target, file: SourceFile, name: str, folder: PurePosixPath) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,22 @@ def test_a_picture_that_has_changed_makes_it_another_corpus(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"has changed since {run.url} was made" in line
     assert not (tmp_path / "clean").exists()
+
+
+def test_a_picture_whose_name_is_not_utf_8_goes_with_the_others(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "rows")
+    order = sorted(names())
+    for name in order:
+        (tmp_path / "rows" / name).with_suffix(".txt").write_text(name)
+    odd = os.fsdecode(b"00\xff.jpg")
+    (tmp_path / "rows" / order[0]).rename(tmp_path / "rows" / odd)
+    (tmp_path / "rows" / order[0]).with_suffix(".txt").rename((tmp_path / "rows" / odd).with_suffix(".txt"))
+    run = make("rows", INFLUENCE, task="text-to-image")
+    drop = ["--because", "harmful", "--drop", 2, "--rejected", tmp_path / "gone"]
+    for name, words, rows in (("clean", drop, ROWS - 2), ("told", ["--annotate"], ROWS)):
+        assert status_of(monkeypatch, "curate", run.url, "--to", tmp_path / name, *words) == 0
+        assert (tmp_path / name / odd).read_bytes() == (tmp_path / "rows" / odd).read_bytes()
+        assert len(read(tmp_path / name)) == rows
+    assert status_of(monkeypatch, "show", run.url, 0) == 0
