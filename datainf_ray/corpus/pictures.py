@@ -125,7 +125,7 @@ def _read(fs: AbstractFileSystem, path: str, shown: str, most: int) -> bytes:
 def folder_of_pictures(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
     """What a `SourceFile` is to know of a folder of pictures: rows, size and identity; None where it has none."""
     found = _listed(fs, path)
-    names = [name for name in found if _is_picture(name)]
+    names = [name for name in found if is_picture(name)]
     if not names:
         return None
     identity = hashlib.sha256(b"".join(_marked(fs, found))).hexdigest()
@@ -188,10 +188,11 @@ def _listed(fs: AbstractFileSystem, path: str) -> dict[str, Mapping[str, Any]]:
     kept = {name: info for name, info in found.items() if not hidden(name)}
     if isinstance(fs, LocalFileSystem):
         kept = {name: info for name, info in kept.items() if os.path.isfile(info["name"])}
-    return {name: kept[name] for name in sorted(kept) if _is_picture(name) or name.lower().endswith(_CAPTIONS)}
+    return {name: kept[name] for name in sorted(kept) if is_picture(name) or name.lower().endswith(_CAPTIONS)}
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is a picture's, by its suffix."""
     return PurePosixPath(name.lower()).suffix in _SUFFIXES
 
 
@@ -201,7 +202,7 @@ class PictureSource:
     def __init__(self, file: SourceFile) -> None:
         self._fs, self._path = store_of(file.path, file.options)
         self._found = _listed(self._fs, self._path)
-        self.names = [name for name in self._found if _is_picture(name)]  #: of the pictures, in order
+        self.names = [name for name in self._found if is_picture(name)]  #: of the pictures, in order
         #: By the stem: capitals come before other letters, and .txt counts before .caption.
         self._captions = {
             name[: -len(suffix)]: name

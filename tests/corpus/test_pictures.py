@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,22 @@ def test_a_folder_with_captions(captioned: Path) -> None:
     assert [row.problem for row in read(captioned)] == [None, "its caption is not there: no c.txt", None]
     (captioned / "c.txt").write_bytes(b"\xff")
     assert [row.problem for row in read(captioned)] == [None, "its caption is not UTF-8", None]
+
+
+def test_pictures_of_two_folders_have_ids_of_their_own(captioned: Path, tmp_path: Path) -> None:
+    """As trainers have a folder for each subject, with 0.png in each: noise is drawn by the id."""
+    shutil.copytree(captioned, tmp_path / "other")
+    corpus = plan_corpus(RowsConfig(path=[str(captioned), str(tmp_path / "other")]), TASK, "train")
+    ids = [row.id for row in RowReader(corpus).read(corpus.chunks(6)[0])]
+    names = ["b.png", "c.JPG", "more/a.webp"]
+    assert ids == [f"{folder}/{name}" for folder in (captioned, tmp_path / "other") for name in names]
+
+
+def test_a_pattern_of_pictures_is_told_what_would_be_right(captioned: Path) -> None:
+    with pytest.raises(RequestError, match=r"b.png: unknown kind of file; .*; or name the folder of the pictures$"):
+        plan_corpus(RowsConfig(path=f"{captioned}/*.png"), TASK, "train")
+    with pytest.raises(RequestError, match=r"b.png: unknown kind of file; .*\.lz4$"):
+        plan_corpus(RowsConfig(path=f"{captioned}/*.png"), task_of(ModelConfig(base="b", adapter="a")), "train")
 
 
 def test_captions_of_cameras_and_windows(captioned: Path) -> None:
