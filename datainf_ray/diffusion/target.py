@@ -44,11 +44,11 @@ def frozen(parts: Parts, values: Values) -> dict[str, Tensor]:
 
     Where a text encoder has a LoRA the tokens are left in the place of the embeddings.
     """
-    told = parts.told.configs["vae"]
+    shift, scale = parts.told.latent_scale
     vae: Any = parts.vae
     pixels = values["pixels"].permute(0, 3, 1, 2).to(next(vae.parameters()).dtype) / 127.5 - 1
     latents = vae.encode(pixels).latent_dist.mode()
-    latents = (latents - (told.get("shift_factor") or 0.0)) * (told.get("scaling_factor") or 1.0)
+    latents = (latents - shift) * scale
     given = {name: x for name, x in values.items() if name.startswith(_TOKENS)}
     if not parts.trains_texts:
         given = _embedded(parts, given)
