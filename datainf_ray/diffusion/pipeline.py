@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,19 @@ def pipeline_config(model: ModelConfig, options: Options | None = None, weights:
     return told
 
 
-def _require_sound(model: ModelConfig, told: PipelineConfig) -> None:
-    """Raises `RequestError` where a part is none that is known here, or its configuration says what cannot be."""
-    for part in (told.family.denoiser, "vae", *(encoder for _, encoder, _ in told.texts)):
-        library, name = told.classes[part]
+def require_there(model: ModelConfig, classes: Mapping[str, tuple[str, str]], parts: Iterable[str]) -> None:
+    """Raises `RequestError` where the class of one of the `parts` is none of its library's."""
+    for part in parts:
+        library, name = classes[part]
         module = importlib.import_module(library)
         if name not in dir(module):  # which imports none of them
             problem = f"its {part} is {printable(name, 60)}, which {library} {module.__version__} does not have"
             raise RequestError("model.base", model.base, problem)
+
+
+def _require_sound(model: ModelConfig, told: PipelineConfig) -> None:
+    """Raises `RequestError` where a part is none that is known here, or its configuration says what cannot be."""
+    require_there(model, told.classes, (told.family.denoiser, "vae", *(encoder for _, encoder, _ in told.texts)))
     if told.classes["vae"][1] != "AutoencoderKL":
         problem = f"its vae is {told.classes['vae'][1]}, and latents are taken of an AutoencoderKL"
         raise RequestError("model.base", model.base, problem)

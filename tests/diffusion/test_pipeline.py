@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import datainf_ray
@@ -63,3 +64,16 @@ def test_a_base_that_says_what_cannot_be(case: str, tmp_path: Path) -> None:
     line = str(caught.value)
     assert line.startswith(f"model.base: {tmp_path}/base: {said}"), line
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_a_scheduler_that_no_picture_can_be_made_with(family: str, tmp_path: Path) -> None:
+    """Gradients need no more of it than its numbers."""
+    config = prepared(tmp_path, family)
+    index = tmp_path / "base" / INDEX
+    told = json.loads(index.read_text()) | {"scheduler": ["diffusers", "NewScheduler"]}
+    index.write_text(json.dumps(told))
+    datainf_ray.plan(config)
+    pq.write_table(pq.read_table(tmp_path / "queries.parquet").drop_columns("image"), tmp_path / "queries.parquet")
+    with pytest.raises(RequestError, match=r"^model.base: \S*: its scheduler is NewScheduler, which diffusers "):
+        datainf_ray.plan(config, **{"diffusion.generate": {"steps": 4}})
