@@ -123,13 +123,15 @@ def _read(fs: AbstractFileSystem, path: str, shown: str, most: int) -> bytes:
 
 
 def folder_of_pictures(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """What a `SourceFile` is to know of a folder of pictures: rows, size and identity; None where it has none."""
+    """What a `SourceFile` is to know of a folder of pictures: rows, size and identity; None where it has none. With
+    the pictures' `names`.
+    """
     found = _listed(fs, path)
     names = [name for name in found if is_picture(name)]
     if not names:
         return None
     identity = hashlib.sha256(b"".join(_marked(fs, found))).hexdigest()
-    return {"rows": len(names), "columns": COLUMNS, "size": _size(found), "identity": identity}
+    return {"names": names, "rows": len(names), "columns": COLUMNS, "size": _size(found), "identity": identity}
 
 
 def marks_of(fs: AbstractFileSystem, path: str, below_it: Collection[str]) -> list[bytes]:

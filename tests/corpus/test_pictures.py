@@ -122,6 +122,27 @@ def test_a_pattern_of_pictures_is_told_what_would_be_right(captioned: Path) -> N
         plan_corpus(RowsConfig(path=f"{captioned}/*.png"), task_of(ModelConfig(base="b", adapter="a")), "train")
 
 
+def test_of_several_splits_one_is_to_be_named(captioned: Path, tmp_path: Path) -> None:
+    """As `datasets` has them; a folder that is only called so, beside others, is one of subjects."""
+    for name in ("both/train", "both/Test/deep", "toys/train", "toys/car", "alone/test"):
+        shutil.copytree(captioned, tmp_path / name)
+    with pytest.raises(RequestError) as caught:
+        planned(tmp_path / "both")
+    assert str(caught.value) == (
+        f"train.path: {tmp_path}/both: holds several splits or configurations: train, Test; "
+        f'name one, as in path: "{tmp_path}/both/train"'
+    )
+    assert planned(tmp_path / "both/train").rows == 3
+    assert planned(tmp_path / "toys").rows == 6
+    assert planned(tmp_path / "alone").rows == 3
+
+
+def test_columns_of_other_names_are_told_by_an_example(beside: Path) -> None:
+    (beside / "metadata.jsonl").write_text('{"image_file_name": "b.png", "texts": "x"}\n')
+    with pytest.raises(RequestError, match=r"takes prompt\+image: map them, as in \{prompt: COLUMN, image: COLUMN\}$"):
+        planned(beside)
+
+
 def test_captions_of_cameras_and_windows(captioned: Path) -> None:
     """Suffixes in capitals; where two captions differ in that alone, the one as trainers write it counts."""
     (captioned / "c.txt").rename(captioned / "c.TXT")
