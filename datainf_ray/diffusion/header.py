@@ -84,16 +84,16 @@ def _number(text: str) -> float | None:
 def pictures_in(header: Mapping[str, str], name: str) -> dict[str, Any]:
     """On how many pictures the file called `name` was trained, in plain values; {} where its header does not say.
 
-    `counts` has the pictures of each folder and how often an epoch repeats them; where that is not known `all` has
-    their number with repeats.
+    `counts` has the pictures of each folder and how often an epoch repeats them, and `classes` how many there are of
+    the class; where that is not known `all` has their number with repeats.
     """
     found: dict[str, Any] = {}
-    folders = [*_subsets(_json(header.get("ss_datasets")))]
-    if not folders and isinstance(dirs := _json(header.get("ss_dataset_dirs")), dict):
-        folders = [one for one in dirs.values() if isinstance(one, dict)]
+    subsets = [*_subsets(_json(header.get("ss_datasets")))]
+    folders = [one for one in subsets if not one.get("is_reg")] or _folders(header.get("ss_dataset_dirs"))
+    classes = [one for one in subsets if one.get("is_reg")] or _folders(header.get("ss_reg_dataset_dirs"))
     counts = [(one.get("img_count"), one.get("n_repeats", one.get("num_repeats", 1))) for one in folders]
     if counts and all(type(count) is int and type(repeats) is int for count, repeats in counts):
-        found["counts"] = counts
+        found |= {"counts": counts, "classes": sum(n for one in classes if type(n := one.get("img_count")) is int)}
     elif (total := header.get("ss_num_train_images", "")).isascii() and total.isdigit() and 0 < len(total) < 16:
         found["all"] = int(total)
     return found | {"file": name} if found else {}
@@ -105,8 +105,10 @@ def told_of_pictures(trained: Mapping[str, Any], rows: int) -> Iterator[str]:
     have = f"train has {counted(rows, 'row')}: influence is of the rows that are there"
     if "counts" in trained:
         pictures = sum(count for count, _ in trained["counts"])
-        if pictures != rows:
-            yield f"{said} {counted(pictures, 'picture')}, and {have}"
+        classes = trained.get("classes", 0)
+        if rows not in (pictures, pictures + classes):
+            also = f" and {classes:,} of their class" if classes else ""
+            yield f"{said} {counted(pictures, 'picture')}{also}, and {have}"
         repeats = {times for _, times in trained["counts"]}
         if len(repeats) > 1:
             some = " and ".join(f"{times} times" for times in sorted(repeats))
@@ -116,12 +118,17 @@ def told_of_pictures(trained: Mapping[str, Any], rows: int) -> Iterator[str]:
 
 
 def _subsets(datasets: Any) -> Iterator[Mapping[str, Any]]:
-    """The folders of all datasets, but for those of the class' pictures."""
+    """The folders of all datasets."""
     for dataset in datasets if isinstance(datasets, list) else ():
         subsets = dataset.get("subsets") if isinstance(dataset, dict) else None
         for one in subsets if isinstance(subsets, list) else ():
-            if isinstance(one, dict) and not one.get("is_reg"):
+            if isinstance(one, dict):
                 yield one
+
+
+def _folders(text: str | None) -> list[Mapping[str, Any]]:
+    dirs = _json(text)
+    return [one for one in dirs.values() if isinstance(one, dict)] if isinstance(dirs, dict) else []
 
 
 def _json(text: str | None) -> Any:

@@ -64,6 +64,7 @@ def test_a_schedule_that_ends_in_noise_alone() -> None:
 
 
 DIRS = {"10_cat": {"n_repeats": 10, "img_count": 15}, "5_dog": {"n_repeats": 5, "img_count": 10}}
+CLASS = {"1_animal": {"n_repeats": 1, "img_count": 40}}
 SETS = [
     {"is_dreambooth": True, "subsets": [
         {"img_count": 12, "num_repeats": 3, "image_dir": "a", "is_reg": False},
@@ -82,7 +83,12 @@ COUNTS: list[tuple[dict[str, str], int, list[str]]] = [
     ({"ss_num_train_images": "200", "ss_dataset_dirs": json.dumps(DIRS)}, 25, [TWICE]),
     ({"ss_dataset_dirs": json.dumps(DIRS)}, 1, [f"{ON}25 pictures, and train has 1 row: {HAVE}", TWICE]),
     ({"ss_datasets": json.dumps(SETS)}, 20, []),  # without the class' pictures
-    ({"ss_datasets": json.dumps(SETS)}, 110, [f"{ON}20 pictures, and train has 110 rows: {HAVE}"]),
+    ({"ss_datasets": json.dumps(SETS)}, 110, []),  # with them
+    ({"ss_datasets": json.dumps(SETS)}, 90, [f"{ON}20 pictures and 90 of their class, and train has 90 rows: {HAVE}"]),
+    ({"ss_dataset_dirs": json.dumps(DIRS), "ss_reg_dataset_dirs": json.dumps(CLASS)}, 65, [TWICE]),
+    ({"ss_dataset_dirs": json.dumps(DIRS), "ss_reg_dataset_dirs": json.dumps(CLASS)}, 40,
+     [f"{ON}25 pictures and 40 of their class, and train has 40 rows: {HAVE}", TWICE]),
+    ({"ss_dataset_dirs": json.dumps(DIRS), "ss_reg_dataset_dirs": '{"1_c": {"img_count": "x"}}'}, 25, [TWICE]),
     *(({"ss_dataset_dirs": text, "ss_datasets": text, "ss_num_train_images": text}, 3, []) for text in (
         "None", "[]", "{", "[" * 5000, "9" * 5000, "-4", "٣", '{"a": {"img_count": "x"}}', '[{"subsets": [3]}]',
         '{"a": 3}',
