@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,19 @@ def test_a_picture_whose_name_is_not_utf_8_goes_with_the_others(
         assert (tmp_path / name / odd).read_bytes() == (tmp_path / "rows" / odd).read_bytes()
         assert len(read(tmp_path / name)) == rows
     assert status_of(monkeypatch, "show", run.url, 0) == 0
+
+
+def test_near_duplicates_of_pictures_are_not_looked_for(
+    folder: datainf_ray.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is the library asked for, which would not help."""
+    why = "compares texts, and pictures of the same caption need not be alike"
+    for library in (True, False):
+        if not library:
+            monkeypatch.setitem(sys.modules, "rensa", None)
+        words = ["curate", folder.url, "--because", "harmful", "--drop", 2, "--to", tmp_path / "clean"]
+        assert status_of(monkeypatch, *words, "--near-duplicates") == 2
+        assert capsys.readouterr().err == f"error: --near-duplicates: {why}\n"
+        assert status_of(monkeypatch, "show", folder.url, 0) == 0
+        assert f"nearly alike rows are not looked for: it {why}" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "clean").exists()
