@@ -40,7 +40,7 @@ OTHER: dict[str, Any] = {
     "model.adapter_weights": [2, 0.5], "model.lora_alpha": 4, "diffusion.timesteps": [25, 225],
     "diffusion.noise": "shared", "diffusion.combine": "mean", "diffusion.resolution": 256, "diffusion.crop": "none",
     "diffusion.generate": {"steps": 4, "guidance": 3.5, "seed": 1}, "diffusion.min_snr_gamma": 5.0,
-    "diffusion.noise_offset": 0.1,
+    "diffusion.noise_offset": 0.1, "diffusion.prior_loss_weight": 0.5,
 }  # fmt: skip
 PICTURES = {"model.task": "text-to-image"}
 NEEDS = {"index_projection": {"index": True}, "model.adapter_weights": {"model.adapter": ["a", "b"]}} | dict.fromkeys(

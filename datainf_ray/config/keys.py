@@ -232,6 +232,12 @@ class DiffusionConfig(_Part):
     noise_offset: float | None = Field(
         None, gt=0, le=100, description="of the noise's mean in each channel, as in the training; null: none"
     )
+    prior_loss_weight: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="of the rows that the column of role `prior` says are pictures of the class; null: no such column",
+    )
 
     @field_validator("timesteps")
     @classmethod

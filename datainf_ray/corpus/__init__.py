@@ -12,7 +12,7 @@
     tokens    rows as token ids, targets and a preview; chat has the conversations
     passages  what a row says, for people; preview makes a line of it, common_words finds what two texts share
     alike     which texts are nearly the same
-    pictures  pictures among rows; beside knows those that rows name, thumbnails makes the small ones that people see
+    pictures  pictures among rows; beside knows those that rows name, in a table by named; thumbnails makes small ones
     batches   examples of like length, padded together
 
 Only `batches` imports torch, and nothing here imports Ray.

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options, persistently, reason, store_of
@@ -14,7 +13,8 @@ from datainf_ray.config import RowsConfig
 from datainf_ray.corpus.chunks import Chunk, Corpus, Segment, plan_corpus
 from datainf_ray.corpus.columns import Takes
 from datainf_ray.corpus.files import FOLDER, SourceFile
-from datainf_ray.corpus.pictures import PICTURE, folder_of, marks_of, place_in
+from datainf_ray.corpus.named import names_in_table
+from datainf_ray.corpus.pictures import PICTURE, folder_of, marks_of, path_beside, place_in
 from datainf_ray.corpus.records import TEXT_FORMATS
 from datainf_ray.corpus.rows import RowReader
 
@@ -45,40 +45,45 @@ def known_corpus(rows: RowsConfig, task: Takes, key: str, options: Options | Non
 
 
 def names_in(corpus: Corpus, number: int) -> Iterator[str]:
-    """The names of files that the rows of one file of a corpus have for pictures, row by row; none of rows that have
-    the picture itself, or nothing that is one.
+    """The names of files that the rows of one file of a corpus have for pictures; none of rows that have the picture
+    itself, or nothing that is one.
     """
-    for _, name in named_pictures(corpus, number):
-        if name is not None:
-            yield name
+    return (name for _, name in named_pictures(corpus, number))
 
 
-def named_pictures(corpus: Corpus, number: int) -> Iterator[tuple[int, str | None]]:
-    """The rows of one file of a corpus, by their numbers in it, with what `names_in` has of each."""
-    roles = [role for role, wanted in corpus.types.items() if wanted == PICTURE]
+def named_pictures(corpus: Corpus, number: int) -> Iterator[tuple[int, str]]:
+    """The rows of one file of a corpus that name a picture, by their numbers in it, with the names."""
     file = corpus.files[number]
-    if not roles or not file.rows or file.format == FOLDER:
-        return
-    columns, types = {role: corpus.columns[role] for role in roles}, dict.fromkeys(roles, PICTURE)
-    plain = replace(corpus, columns=columns, types=types, kind="any", id_column=None, group_column=None, made=None)
+    for role, wanted in corpus.types.items():
+        if wanted == PICTURE and file.rows and file.format != FOLDER:
+            in_table = None if file.format in TEXT_FORMATS else names_in_table(file, corpus.columns[role])
+            yield from _read(corpus, number, role) if in_table is None else in_table
+
+
+def _read(corpus: Corpus, number: int, role: str) -> Iterator[tuple[int, str]]:
+    """What rows have for a picture where it is text, or anything but bytes."""
+    plain = replace(
+        corpus,
+        columns={role: corpus.columns[role]},
+        types={role: PICTURE},
+        kind="any",
+        id_column=None,
+        group_column=None,
+        made=None,
+    )
     with closing(RowReader(plain, pictures=False)) as reader:
-        first = next(_read(plain, reader, number, 0, 1)) if file.format not in TEXT_FORMATS else None
-        if first is not None and not any(isinstance(value, str) for value in first.values()):
-            return  # whose pictures are in the table, and are not to be read for their names
-        for start in range(0, file.rows, _PORTION):
-            stop = min(file.rows, start + _PORTION)
-            for at, fields in enumerate(_read(plain, reader, number, start, stop), start):
-                yield at, next(filter(None, map(place_in, fields.values())), None)
-
-
-def _read(corpus: Corpus, reader: RowReader, number: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    segment = Segment(number, start, stop)
-    for row in reader.read(Chunk(0, corpus.number_of(segment), (segment,))):
-        yield row.fields
+        rows = corpus.files[number].rows
+        for start in range(0, rows, _PORTION):
+            segment = Segment(number, start, min(rows, start + _PORTION))
+            for at, row in enumerate(reader.read(Chunk(0, plain.number_of(segment), (segment,))), start):
+                name = place_in(row.fields.get(role))
+                if name is not None:
+                    yield at, name
 
 
 def _marks(file: SourceFile, names: list[str]) -> list[bytes]:
     """A line of each picture that is there: its name, its size, and what changes when its content does."""
     fs, path = store_of(file.path, file.options)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
-    return [] if protocols & _UNLISTED else marks_of(fs, folder_of(fs, path, file), names)
+    paths = [one for one in (path_beside(name, file) for name in names) if one is not None]
+    return [] if protocols & _UNLISTED else marks_of(fs, folder_of(fs, path, file), paths)

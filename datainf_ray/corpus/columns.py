@@ -238,7 +238,9 @@ def _no_combination(
     mapping = mapping_of([*sorted(common), *within], _roles(task))
     if mapping is not None and other == task.name:
         return RequestError(f"{key}.columns", None, problem, f"{takes}: map them by {mapping}")
-    return RequestError(f"{key}.columns", None, problem, f"{takes}: map them, as in {{text: body}}")
+    roles = ", ".join(f"{role}: COLUMN" for role in task.kinds[0].required)
+    example = "text: body" if "text" in _roles(task) else roles
+    return RequestError(f"{key}.columns", None, problem, f"{takes}: map them, as in {{{example}}}")
 
 
 def _listed(columns: Sequence[str]) -> str:

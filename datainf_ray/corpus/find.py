@@ -22,8 +22,17 @@ from datainf_ray.common.redaction import redacted
 from datainf_ray.common.regular import local_path, nameable, regular, sought
 from datainf_ray.common.storage import Options, open_store, persistently, reason, store_of
 from datainf_ray.corpus.files import FOLDER, SourceFile, below, kind_of, known_kinds
-from datainf_ray.corpus.folders import ask_for_one, hidden, linked_folder, partition_of, parts_of, rows_among, rows_in
-from datainf_ray.corpus.pictures import folder_of_pictures
+from datainf_ray.corpus.folders import (
+    ask_for_one,
+    hidden,
+    linked_folder,
+    partition_of,
+    parts_of,
+    rows_among,
+    rows_in,
+    splits_of_pictures,
+)
+from datainf_ray.corpus.pictures import folder_of_pictures, is_picture
 
 _MAGIC = "*?["
 _LINK = "is a link to a folder, which is not followed"
@@ -77,6 +86,8 @@ def _expand(entry: str, key: str, options: Options, pictures: bool = False) -> I
     if info is not None and info["type"] == "directory":
         infos, directory = _in_folder(fs, path, entry, key, options), path
         if pictures and not infos and (known := folder_of_pictures(fs, path)) is not None:
+            if parts := splits_of_pictures(known.pop("names")):
+                raise ask_for_one(parts, key, entry, lambda name: _url(entry, fs, f"{path}/{name}", options))
             yield SourceFile(_url(entry, fs, path, options), "", FOLDER, None, options=options, **known)
     elif info is not None:
         infos, directory = {path: info}, fs._parent(path)
@@ -90,7 +101,8 @@ def _expand(entry: str, key: str, options: Options, pictures: bool = False) -> I
             regular(p, key)
         kind = kind_of(fs, p)
         if kind is None:
-            raise RequestError(key, p, "unknown kind of file", f"known are {known_kinds()}")
+            also = "; or name the folder of the pictures" if pictures and is_picture(p) else ""
+            raise RequestError(key, p, "unknown kind of file", f"known are {known_kinds()}{also}")
         size = int(infos[p].get("size") or 0)
         name = redacted(below(p, directory))  # it stands in tables, and an address may be signed
         url, identity = _url(entry, fs, p, options), _identity(fs, p, size, infos[p])

@@ -37,6 +37,7 @@ _SPLITS = {
 _NAMED = {
     split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)") for split, words in _SPLITS.items()
 }
+_WORDS = {word for words in _SPLITS.values() for word in words}
 _SHARD = re.compile(r"data/([^/]*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 _STARS, _MOST_STARS = re.compile(r"\*+"), 4  # in a pattern; matching takes long with many
 _NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -124,6 +125,16 @@ def parts_of(fs: AbstractFileSystem, directory: str, found: Mapping[str, Any], r
             if (split := told(name)) is not None:
                 parts.setdefault(split, []).append(name)
     return parts if len(parts) > 1 else {}
+
+
+def splits_of_pictures(names: Sequence[str]) -> Parts:
+    """The splits of which a folder of pictures has several, {} where it is one: by its own folders, which are all
+    called as splits are. A folder that is called so beside others is one of subjects, and so may a picture be.
+    """
+    parts: Parts = {}
+    for name in names:
+        parts.setdefault(name.partition("/")[0] if "/" in name else "", []).append(name)
+    return parts if len(parts) > 1 and all(part.lower() in _WORDS for part in parts) else {}
 
 
 def ask_for_one(parts: Parts, key: str, entry: str, address: Callable[[str], str]) -> RequestError:

@@ -6,6 +6,7 @@ of pictures each is a row, whose `text` is that of the .txt (or .caption) file o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import posixpath
@@ -33,6 +34,8 @@ _SUFFIXES = frozenset((
 ))  # fmt: skip
 _CAPTIONS = (".txt", ".caption")
 _LONGEST = 2**16  # bytes of a caption
+#: What is said of names that no file can have: below a file, too long, of links that lead to themselves.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _HASHED = 64 * 2**20  # bytes; a local folder up to this size is known by its files' content
 
 
@@ -92,10 +95,11 @@ def place_in(value: Any) -> str | None:
 def read_beside(name: str, file: SourceFile) -> bytes:
     """The content of a file of this name beside a file of rows, or in a folder. Raises as `picture_bytes` does."""
     shown = escaped(name, 120)
-    if not _is_beside(name):
+    path = path_beside(name, file)
+    if path is None:
         raise ValueError(f"is {shown}, and only files in the folder of {file.name or 'the rows'} are read")
-    fs, path = store_of(file.path, file.options)
-    return _read(fs, f"{folder_of(fs, path, file)}/{name}", shown, MOST_BYTES)
+    fs, root = store_of(file.path, file.options)
+    return _read(fs, f"{folder_of(fs, root, file)}/{path}", shown, MOST_BYTES)
 
 
 def folder_of(fs: AbstractFileSystem, path: str, file: SourceFile) -> str:
@@ -111,30 +115,36 @@ def _read(fs: AbstractFileSystem, path: str, shown: str, most: int) -> bytes:
         if size > most:
             raise ValueError(f"is {shown}, of {byte_size(size)}: {byte_size(most)} is the most")
         data: bytes = fs.cat_file(path)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _NO_FILE and not isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(f"is {shown}, and there is no such file") from None
     return data
 
 
 def folder_of_pictures(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """What a `SourceFile` is to know of a folder of pictures: rows, size and identity; None where it has none."""
+    """What a `SourceFile` is to know of a folder of pictures: rows, size and identity; None where it has none. With
+    the pictures' `names`.
+    """
     found = _listed(fs, path)
-    names = [name for name in found if _is_picture(name)]
+    names = [name for name in found if is_picture(name)]
     if not names:
         return None
     identity = hashlib.sha256(b"".join(_marked(fs, found))).hexdigest()
-    return {"rows": len(names), "columns": COLUMNS, "size": _size(found), "identity": identity}
+    return {"names": names, "rows": len(names), "columns": COLUMNS, "size": _size(found), "identity": identity}
 
 
-def marks_of(fs: AbstractFileSystem, path: str, names: Collection[str]) -> list[bytes]:
-    """A line of each file of these names that is in the folder, or below it: what changes when its content does."""
+def marks_of(fs: AbstractFileSystem, path: str, below_it: Collection[str]) -> list[bytes]:
+    """A line of each of these files that are in the folder, or below it: what changes when its content does."""
     found: dict[str, Mapping[str, Any]] = {}
-    wanted = {posixpath.normpath(name) for name in names if _is_beside(name)}
+    wanted = {posixpath.normpath(name) for name in below_it}
     fs.invalidate_cache()  # a listing that an earlier request of this process left
     for folder in sorted({posixpath.dirname(name) for name in wanted}):
         try:
             infos = fs.ls(f"{path}/{folder}" if folder else path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE and not isinstance(error, FileNotFoundError):
+                raise
             continue  # its rows will say that there is no such file
         found |= {below(str(info["name"]).rstrip("/"), path): info for info in infos if info["type"] != "directory"}
     there = sorted(wanted & found.keys())
@@ -143,17 +153,18 @@ def marks_of(fs: AbstractFileSystem, path: str, names: Collection[str]) -> list[
     return _marked(fs, {name: found[name] for name in there})
 
 
-def _is_beside(name: str) -> bool:
-    """Whether it is the name of a file in the same folder, or below it."""
-    parts = name.replace("\\", "/").split("/")
-    return (
-        bool(name)
-        and "\0" not in name  # which no filesystem takes
-        and "://" not in name
-        and not name.startswith(("/", "~"))
-        and ".." not in parts
-        and ":" not in parts[0]
-    )
+def path_beside(name: str, file: SourceFile) -> str | None:
+    """Where the file of this name is below the folder of a file of rows, or in a folder; None where it is elsewhere.
+
+    Rows may name it as Windows does, as `datasets` takes it; in a folder of pictures names are its files' own.
+    """
+    path = name if file.format == FOLDER else name.replace("\\", "/")
+    first, *_ = parts = path.split("/")
+    if not path or "\0" in path or path.startswith("/") or ".." in parts:  # no filesystem takes a \0
+        return None
+    if file.format != FOLDER and ("://" in path or path.startswith("~") or ":" in first):
+        return None
+    return path
 
 
 def _marked(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]) -> list[bytes]:
@@ -179,10 +190,11 @@ def _listed(fs: AbstractFileSystem, path: str) -> dict[str, Mapping[str, Any]]:
     kept = {name: info for name, info in found.items() if not hidden(name)}
     if isinstance(fs, LocalFileSystem):
         kept = {name: info for name, info in kept.items() if os.path.isfile(info["name"])}
-    return {name: kept[name] for name in sorted(kept) if _is_picture(name) or name.endswith(_CAPTIONS)}
+    return {name: kept[name] for name in sorted(kept) if is_picture(name) or name.lower().endswith(_CAPTIONS)}
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is a picture's, by its suffix."""
     return PurePosixPath(name.lower()).suffix in _SUFFIXES
 
 
@@ -192,7 +204,14 @@ class PictureSource:
     def __init__(self, file: SourceFile) -> None:
         self._fs, self._path = store_of(file.path, file.options)
         self._found = _listed(self._fs, self._path)
-        self.names = [name for name in self._found if _is_picture(name)]  #: of the pictures, in order
+        self.names = [name for name in self._found if is_picture(name)]  #: of the pictures, in order
+        #: By the stem: capitals come before other letters, and .txt counts before .caption.
+        self._captions = {
+            name[: -len(suffix)]: name
+            for suffix in reversed(_CAPTIONS)
+            for name in self._found
+            if name.lower().endswith(suffix)
+        }
         if len(self.names) != file.rows:
             raise changed(file, f"{len(self.names)} pictures instead of {file.rows}")
 
@@ -210,8 +229,7 @@ class PictureSource:
 
     def caption_of(self, name: str) -> str | None:
         """The name of a picture's caption; None where it has none."""
-        stem = name.rpartition(".")[0]
-        return next((stem + suffix for suffix in _CAPTIONS if stem + suffix in self._found), None)
+        return self._captions.get(name.rpartition(".")[0])
 
     def _caption(self, name: str) -> str:
         caption = self.caption_of(name)

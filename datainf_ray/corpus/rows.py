@@ -31,7 +31,9 @@ class Row:
     """One row: its fields by role, or what is wrong with it in `problem`, and then `fields` has what could be read."""
 
     row: int  #: number in the corpus
-    id: str  #: the id column's value; "<file>#<row in file>" without one, or where it is null or not UTF-8
+    #: The id column's value; "<file>#<row in file>" without one, or where it is null or not UTF-8. Of a folder of
+    #: pictures the name of the picture, behind that of the folder where there are several.
+    id: str
     fields: dict[str, Any]
     group: str | None  #: the group column's value
     problem: str | None  #: null in a row that can be encoded
@@ -70,7 +72,9 @@ class RowReader:
         try:
             source, lookup = self._source(index)
             for number, parsed in enumerate(source.read(start, stop), start):
-                name = parsed.values["file_name"] if file.format == FOLDER else f"{file.name}#{number}"
+                name = f"{file.name}#{number}"
+                if file.format == FOLDER and _encodable(picture := parsed.values["file_name"]):
+                    name = f"{file.name}/{picture}" if file.name else picture  # it has a name where there are several
                 row = self._row(self._starts[index] + number, name, parsed, lookup)
                 self._fetch(row, file)
                 if file.format in ("parquet", "arrow"):  # whose structs have null where a dict had nothing

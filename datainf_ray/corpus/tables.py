@@ -65,6 +65,14 @@ class TableSource:
 
     def read(self, start: int, stop: int) -> Iterator[Parsed]:
         """Rows start..stop-1; the rows of a group that cannot be decoded each say so."""
+        for rows, piece in self.pieces(start, stop):
+            if isinstance(piece, Exception):
+                yield from (Parsed({}, f"cannot be decoded: {piece}") for _ in rows)
+            else:
+                yield from parse_batch(piece.select(self._columns), self._raw)
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[range, pa.RecordBatch | Exception]]:
+        """Rows start..stop-1 in pieces of batches; or why those of a group cannot be decoded."""
         while start < stop:
             group = bisect.bisect_right(self._file.groups, start) - 1
             end = min(stop, self._group_end(group))
@@ -74,12 +82,34 @@ class TableSource:
                 self._group = -1
                 if not of_content(error):
                     raise
-                yield from (Parsed({}, f"cannot be decoded: {error}") for _ in range(end - start))
+                yield range(start, end), error
                 start = end
                 continue
             piece = batch.slice(start - self._first, end - start)
-            yield from parse_batch(piece.select(self._columns), self._raw)
+            yield range(start, start + piece.num_rows), piece
             start += piece.num_rows
+
+    def schema(self) -> pa.Schema:
+        """That of the whole file."""
+        if self._file.format == "parquet":
+            return self._reader.schema_arrow
+        self._source.seek(0)
+        opened = pa.ipc.open_file if is_ipc_file(self._source) else pa.ipc.open_stream
+        return opened(self._source).schema
+
+    @property
+    def far(self) -> bool:
+        """Whether a column's parts cannot be read alone: those of an Arrow file in a store."""
+        return self._file.format == "arrow" and not isinstance(self._source, pa.MemoryMappedFile)
+
+    def nulls(self, row: int, path: Path) -> int | None:
+        """How many nulls the group that begins at a row has in a leaf; None where nobody says, as Parquet files may."""
+        if self._file.format != "parquet":
+            return None
+        told = self._reader.metadata.row_group(bisect.bisect_right(self._file.groups, row) - 1)
+        leaf = ".".join(path)
+        found = (told.column(k) for k in range(told.num_columns) if told.column(k).path_in_schema == leaf)
+        return next((c.statistics.null_count for c in found if c.is_stats_set and c.statistics.has_null_count), None)
 
     def close(self) -> None:
         self._batch, self._batches = None, iter(())

@@ -14,7 +14,6 @@ from datainf_ray.common.errors import RequestError, RunFailedError, one_line
 from datainf_ray.common.redaction import redacted
 from datainf_ray.common.storage import Options, failing
 from datainf_ray.config import options_among
-from datainf_ray.corpus.alike import require_minhash
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import FOLDER, open_file, open_seekable
 from datainf_ray.corpus.records import TEXT_FORMATS
@@ -24,7 +23,7 @@ from datainf_ray.curate.lines import Stays, copy_text
 from datainf_ray.curate.pictures import check_pictures, copy_folder, copy_named
 from datainf_ray.curate.result import Curated, Suggested
 from datainf_ray.curate.rules import AUTO, GOES, SIBLING, STAYS, Decided, Rule, decide, rule_of, side_of
-from datainf_ray.curate.siblings import add_siblings
+from datainf_ray.curate.siblings import add_siblings, require_comparable
 from datainf_ray.curate.source import Source, require_same, source_of, values_of
 from datainf_ray.curate.tables import copy_table
 from datainf_ray.curate.target import Target
@@ -54,10 +53,10 @@ class Judged:
 
 def judge(runs: Sequence[str | Run], rule: Rule, overrides: dict[str, Any]) -> Judged:
     """What the rule makes of the runs' rows. Raises `RequestError` as `curate` does."""
-    if rule.siblings:
-        require_minhash()
     sources = [source_of(_opened(run, overrides), **overrides) for run in runs]
     corpus = sources[0].corpus("train")
+    if rule.siblings:
+        require_comparable(corpus)
     for other in sources[1:]:
         require_same(sources[0], other, "train")
     scores = Scores([source.run for source in sources], rule.because)

@@ -14,7 +14,7 @@ from datainf_ray.common.storage import persistently
 from datainf_ray.corpus.beside import named_pictures
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.files import FOLDER, SourceFile
-from datainf_ray.corpus.pictures import PictureSource, read_beside
+from datainf_ray.corpus.pictures import PictureSource, path_beside, read_beside
 from datainf_ray.curate.extra import Extra, as_json
 from datainf_ray.curate.lines import Stays
 from datainf_ray.curate.target import Target
@@ -53,7 +53,7 @@ def copy_named(target: Target, corpus: Corpus, number: int, stays: Stays) -> Non
     folder = PurePosixPath(target.named(file)).parent
     kept = stays(0, file.rows)
     for row, name in named_pictures(corpus, number):
-        if name is not None and kept[row]:
+        if kept[row]:
             _copy(target, file, name, folder)
 
 
@@ -91,16 +91,20 @@ def _list(
     for one, columns in zip(parsed, more, strict=True):
         _copy(target, file, one.values["file_name"], folder)
         known = {name: one.values[name] for name in ("file_name", "text") if name in one.values}
-        out.write(json.dumps(known, ensure_ascii=False).encode()[:-1] + b", " + columns + b"}\n")
+        line = json.dumps(known, ensure_ascii=False).encode("utf-8", "surrogateescape")  # a name may be any bytes
+        out.write(line[:-1] + b", " + columns + b"}\n")
 
 
 def _copy(target: Target, file: SourceFile, name: str, folder: PurePosixPath) -> None:
-    place = str(folder / PurePosixPath(name.replace("\\", "/")))
+    path = path_beside(name, file)
+    if path is None:
+        return  # it lies where no picture is read, and none is written
+    place = str(folder / path)
     if target.has(place):
         return  # another row has the same picture; or its name is that of a table
     try:
         data = persistently(lambda: read_beside(name, file))
-    except ValueError:  # there is none, or it lies where no picture is read
+    except ValueError:  # there is none
         return
     with target.other(place) as out:
         out.write(data)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from datainf_ray.common.errors import RequestError
-from datainf_ray.corpus.alike import ALIKE, Texts, pieces_of, texts_in
+from datainf_ray.corpus.alike import ALIKE, Texts, pieces_of, require_minhash, texts_in
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.pictures import PICTURE
 from datainf_ray.corpus.rows import Row
@@ -16,20 +16,23 @@ from datainf_ray.curate.rules import GOES, SIBLING, Decided
 from datainf_ray.curate.source import read
 
 
-def _require_texts(corpus: Corpus) -> None:
-    """Raises `RequestError` where rows are pictures: many may have one caption, and not be alike at all."""
+def require_comparable(corpus: Corpus) -> None:
+    """Raises `RequestError` where rows are pictures: many may have one caption, and not be alike at all; or where the
+    library that compares texts is not installed.
+    """
     if PICTURE in corpus.types.values():
         problem = "compares texts, and pictures of the same caption need not be alike"
         raise RequestError("--near-duplicates", None, problem)
+    require_minhash()
 
 
 def add_siblings(decided: Decided, corpus: Corpus) -> None:
     """Let the near-duplicates of the rows that go by the rule go with them, and note of which row each is one.
 
-    Two passes over the corpus; memory for the rows that go by the rule. Raises `RequestError` where rows are pictures.
+    Two passes over the corpus, which must be comparable (see `require_comparable`); memory for the rows that go by the
+    rule.
     """
     known = Texts()
-    _require_texts(corpus)
     for row in some_rows(corpus, np.flatnonzero(decided.fate == GOES)):
         known.add(row.row, pieces_of(texts_in(row.fields)))
     if not len(known):
@@ -48,8 +51,8 @@ def alike(corpus: Corpus, row: Row) -> list[dict[str, Any]]:
 
     A pass over the corpus. Raises `RequestError` where the library is not installed, or rows are pictures.
     """
+    require_comparable(corpus)
     known = Texts()
-    _require_texts(corpus)
     mine = pieces_of(texts_in(row.fields))
     known.add(row.row, mine)
     many, found = len(set(mine)), list[dict[str, Any]]()

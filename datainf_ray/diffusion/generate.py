@@ -21,6 +21,7 @@ from datainf_ray.config import DiffusionConfig, GenerateConfig, ModelConfig
 from datainf_ray.diffusion.noise import key_of, noise
 from datainf_ray.diffusion.parts import Parts, PipelineConfig
 from datainf_ray.diffusion.pictures import refused
+from datainf_ray.diffusion.pipeline import require_there
 from datainf_ray.model.quiet import quiet
 
 _START = 0xFFFFFFFF  # the noise that a picture begins as is at no timestep
@@ -41,6 +42,7 @@ def require_able(told: PipelineConfig, model: ModelConfig, asked: DiffusionConfi
     if library != "diffusers":
         problem = f"its scheduler is a {library}.{name}, and code of a pipeline's own is not run"
         raise RequestError("model.base", model.base, problem, "give queries with pictures")
+    require_there(model, told.classes, ["scheduler"])
     if not told.family.flow:
         _require_steps(told, asked.generate.steps)
     distilled = told.family.name == "Flux" and not told.configs[told.family.denoiser].get("guidance_embeds")

@@ -47,18 +47,20 @@ def told_of_loss(header: Mapping[str, str], name: str, asked: DiffusionConfig, r
             continue
         yield f"the header of {name} says {key.removeprefix('ss_')} {printable(value, 40)}; the loss here is without it"
     if (classes := header.get("ss_num_reg_images", "None")) not in _NOTHING:
-        weight = printable(header.get("ss_prior_loss_weight", "1.0"), 40)
         yield (
-            f"the header of {name} says that it was trained on {printable(classes, 40)} pictures of its class, too, "
-            f"with prior_loss_weight {weight}: they have a score if they are rows of train, where each row weighs 1"
+            f"the header of {name} says that it was trained on {printable(classes, 40)} pictures of its class, too: "
+            "they have a score if they are rows of train"
         )
+        there, weight = header.get("ss_prior_loss_weight", "1.0"), asked.prior_loss_weight
+        if weight is not None or _number(there) != 1:
+            also = ", and train.columns.prior to the column that says which rows they are"
+            yield from _compared(there, name, "prior_loss_weight", weight, also)
 
 
-def _compared(there: str, name: str, key: str, here: float | None) -> Iterator[str]:
-    """What the header says of a key that the configuration has."""
-    try:
-        value = None if there in _NOTHING else float(there)
-    except ValueError:
+def _compared(there: str, name: str, key: str, here: float | None, also: str = "") -> Iterator[str]:
+    """What the header says of a key that the configuration has; `also` is what is to be set with it."""
+    value = None if there in _NOTHING else _number(there)
+    if value is None and there not in _NOTHING:
         yield f"the header of {name} says {key} {printable(there, 40)}, which is no number"
         return
     if value == here:
@@ -66,25 +68,32 @@ def _compared(there: str, name: str, key: str, here: float | None) -> Iterator[s
     if value is None:
         yield f"the header of {name} says that it was trained without {key}, and diffusion.{key} is {here:g}"
     elif here is None:
-        remedy = f"set diffusion.{key}: {value:g}"
+        remedy = f"set diffusion.{key}: {value:g}{also}"
         yield f"the header of {name} says {key} {value:g}, and the loss here is without it: {remedy}"
     else:
         yield f"the header of {name} says {key} {value:g}, and diffusion.{key} is {here:g}"
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def pictures_in(header: Mapping[str, str], name: str) -> dict[str, Any]:
     """On how many pictures the file called `name` was trained, in plain values; {} where its header does not say.
 
-    `counts` has the pictures of each folder and how often an epoch repeats them; where that is not known `all` has
-    their number with repeats.
+    `counts` has the pictures of each folder and how often an epoch repeats them, and `classes` how many there are of
+    the class; where that is not known `all` has their number with repeats.
     """
     found: dict[str, Any] = {}
-    folders = [*_subsets(_json(header.get("ss_datasets")))]
-    if not folders and isinstance(dirs := _json(header.get("ss_dataset_dirs")), dict):
-        folders = [one for one in dirs.values() if isinstance(one, dict)]
+    subsets = [*_subsets(_json(header.get("ss_datasets")))]
+    folders = [one for one in subsets if not one.get("is_reg")] or _folders(header.get("ss_dataset_dirs"))
+    classes = [one for one in subsets if one.get("is_reg")] or _folders(header.get("ss_reg_dataset_dirs"))
     counts = [(one.get("img_count"), one.get("n_repeats", one.get("num_repeats", 1))) for one in folders]
     if counts and all(type(count) is int and type(repeats) is int for count, repeats in counts):
-        found["counts"] = counts
+        found |= {"counts": counts, "classes": sum(n for one in classes if type(n := one.get("img_count")) is int)}
     elif (total := header.get("ss_num_train_images", "")).isascii() and total.isdigit() and 0 < len(total) < 16:
         found["all"] = int(total)
     return found | {"file": name} if found else {}
@@ -96,8 +105,10 @@ def told_of_pictures(trained: Mapping[str, Any], rows: int) -> Iterator[str]:
     have = f"train has {counted(rows, 'row')}: influence is of the rows that are there"
     if "counts" in trained:
         pictures = sum(count for count, _ in trained["counts"])
-        if pictures != rows:
-            yield f"{said} {counted(pictures, 'picture')}, and {have}"
+        classes = trained.get("classes", 0)
+        if rows not in (pictures, pictures + classes):
+            also = f" and {classes:,} of their class" if classes else ""
+            yield f"{said} {counted(pictures, 'picture')}{also}, and {have}"
         repeats = {times for _, times in trained["counts"]}
         if len(repeats) > 1:
             some = " and ".join(f"{times} times" for times in sorted(repeats))
@@ -107,12 +118,17 @@ def told_of_pictures(trained: Mapping[str, Any], rows: int) -> Iterator[str]:
 
 
 def _subsets(datasets: Any) -> Iterator[Mapping[str, Any]]:
-    """The folders of all datasets, but for those of the class' pictures."""
+    """The folders of all datasets."""
     for dataset in datasets if isinstance(datasets, list) else ():
         subsets = dataset.get("subsets") if isinstance(dataset, dict) else None
         for one in subsets if isinstance(subsets, list) else ():
-            if isinstance(one, dict) and not one.get("is_reg"):
+            if isinstance(one, dict):
                 yield one
+
+
+def _folders(text: str | None) -> list[Mapping[str, Any]]:
+    dirs = _json(text)
+    return [one for one in dirs.values() if isinstance(one, dict)] if isinstance(dirs, dict) else []
 
 
 def _json(text: str | None) -> Any:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.model.quiet import quiet
 
+_MOST_STEPS = 100_000  # of a training; tables of so many are made
+
 
 @dataclass(frozen=True)
 class Family:
@@ -81,13 +83,7 @@ class Parts(nn.Module):
     @cached_property
     def schedule(self) -> Tensor:
         """ᾱ_t of all timesteps of the training, float64; of flow matching nothing."""
-        if self.family.flow:
-            return torch.empty(0)
-        import diffusers
-
-        config = {k: v for k, v in self.told.configs["scheduler"].items() if not k.startswith("_")}
-        found: Tensor = diffusers.DDPMScheduler.from_config(config).alphas_cumprod
-        return found.double()
+        return self.told.alphas
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -142,7 +138,30 @@ class PipelineConfig:
     @property
     def steps(self) -> int:
         """The number of timesteps of the training."""
-        return int(self.configs["scheduler"].get("num_train_timesteps", 1000))
+        found = int(self.configs["scheduler"].get("num_train_timesteps", 1000))
+        if not 1 <= found <= _MOST_STEPS:
+            raise ValueError(f"num_train_timesteps is {found}, and not from 1 to {_MOST_STEPS:,}")
+        return found
+
+    @property
+    def latent_scale(self) -> tuple[float, float]:
+        """The shift and the scale of the VAE's latents: s · (mode − shift)."""
+        told = self.configs["vae"]
+        return float(told.get("shift_factor") or 0.0), float(told.get("scaling_factor") or 1.0)
+
+    @property
+    def alphas(self) -> Tensor:
+        """ᾱ_t of all timesteps of the training, float64; of flow matching nothing. Raises what its numbers do."""
+        steps = self.steps
+        if self.family.flow:
+            return torch.empty(0)
+        import diffusers
+
+        config = {k: v for k, v in self.configs["scheduler"].items() if not k.startswith("_")}
+        found: Tensor = diffusers.DDPMScheduler.from_config(config).alphas_cumprod
+        if len(found) != steps:
+            raise ValueError(f"it has {len(found)} timesteps, and not {steps}")
+        return found.double()
 
     def on_meta(self, part: str) -> nn.Module:
         """A part without its weights."""

@@ -29,7 +29,8 @@ def read_picture(data: bytes, side: int, crop: str) -> Picture:
 
     `crop` "center": resized so that its shorter side is `side`, and cut to the middle of the longer one; "none":
     squeezed. As the trainers of diffusers do it. Raises ValueError where the bytes are no picture of `FORMATS`, are
-    truncated, or have more than `MOST_PIXELS`; such a one is not decoded.
+    truncated, or have more than `MOST_PIXELS`; such a one is not decoded. So many is also the most, but for pictures at
+    most four times as long as wide, that a resized one has.
     """
     from PIL import Image
 
@@ -39,6 +40,9 @@ def read_picture(data: bytes, side: int, crop: str) -> Picture:
         sized, corner = image.resize((side, side), Image.Resampling.LANCZOS), (0, 0)
     else:
         w, h = (int(side * length / min(width, height)) for length in (width, height))
+        if w * h > max(MOST_PIXELS, 4 * side * side):
+            grown = f"{w:,} × {h:,} at diffusion.resolution {side}"
+            raise ValueError(f"image has {width:,} × {height:,} pixels, {grown}: {MOST_PIXELS:,} is the most")
         top, left = round((h - side) / 2), round((w - side) / 2)
         resized = image.resize((w, h), Image.Resampling.LANCZOS) if (w, h) != image.size else image
         sized, corner = resized.crop((left, top, left + side, top + side)), (top, left)

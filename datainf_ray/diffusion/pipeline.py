@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from datainf_ray.common.errors import RequestError, one_line
 from datainf_ray.common.storage import Options
+from datainf_ray.common.words import printable
 from datainf_ray.config import ModelConfig
 from datainf_ray.diffusion.families import FAMILIES
 from datainf_ray.diffusion.parts import Family, PipelineConfig
@@ -39,7 +42,38 @@ def pipeline_config(model: ModelConfig, options: Options | None = None, weights:
         file = {"scheduler": "scheduler_config.json"}.get(part, "config.json")
         if not part.startswith("tokenizer"):
             configs[part] = _json(model, Path(folder) / part / file)
-    return PipelineConfig(folder, family, classes, configs)
+    told = PipelineConfig(folder, family, classes, configs)
+    _require_sound(model, told)
+    return told
+
+
+def require_there(model: ModelConfig, classes: Mapping[str, tuple[str, str]], parts: Iterable[str]) -> None:
+    """Raises `RequestError` where the class of one of the `parts` is none of its library's."""
+    for part in parts:
+        library, name = classes[part]
+        module = importlib.import_module(library)
+        if name not in dir(module):  # which imports none of them
+            problem = f"its {part} is {printable(name, 60)}, which {library} {module.__version__} does not have"
+            raise RequestError("model.base", model.base, problem)
+
+
+def _require_sound(model: ModelConfig, told: PipelineConfig) -> None:
+    """Raises `RequestError` where a part is none that is known here, or its configuration says what cannot be."""
+    require_there(model, told.classes, (told.family.denoiser, "vae", *(encoder for _, encoder, _ in told.texts)))
+    if told.classes["vae"][1] != "AutoencoderKL":
+        problem = f"its vae is {told.classes['vae'][1]}, and latents are taken of an AutoencoderKL"
+        raise RequestError("model.base", model.base, problem)
+    looks = {
+        "vae": lambda: (told.vae_scale, told.latent_scale),
+        told.family.denoiser: lambda: (told.side, told.unit),
+        "scheduler": lambda: told.alphas,
+    }
+    for part, look in looks.items():
+        try:
+            look()
+        except Exception as error:  # a configuration may say anything
+            problem = f"its {part} cannot be understood: {one_line(error)[:200]}"
+            raise RequestError("model.base", model.base, problem) from None
 
 
 def _family(model: ModelConfig, name: str) -> Family:

@@ -8,7 +8,8 @@ loss = mean (or sum) over the latents of (denoiser(z, t, prompt) − y)²
 
 With `diffusion.noise_offset` o, ε is moved by o · η_c in channel c, η drawn likewise. With `diffusion.min_snr_gamma` γ
 the loss is weighed, as trainers do it, by min(SNR, γ) / SNR, or min(SNR, γ) / (SNR + 1) where v is predicted, or by
-min(SNR, γ) where x is; SNR = ᾱ_t / (1−ᾱ_t).
+min(SNR, γ) where x is; SNR = ᾱ_t / (1−ᾱ_t). With `diffusion.prior_loss_weight` W the loss of a row that is a picture of
+the class weighs W, as in DreamBooth's loss of a pair, instance + W · class.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def frozen(parts: Parts, values: Values) -> dict[str, Tensor]:
 
     Where a text encoder has a LoRA the tokens are left in the place of the embeddings.
     """
-    told = parts.told.configs["vae"]
+    shift, scale = parts.told.latent_scale
     vae: Any = parts.vae
     pixels = values["pixels"].permute(0, 3, 1, 2).to(next(vae.parameters()).dtype) / 127.5 - 1
     latents = vae.encode(pixels).latent_dist.mode()
-    latents = (latents - (told.get("shift_factor") or 0.0)) * (told.get("scaling_factor") or 1.0)
+    latents = (latents - shift) * scale
     given = {name: x for name, x in values.items() if name.startswith(_TOKENS)}
     if not parts.trains_texts:
         given = _embedded(parts, given)
@@ -56,6 +57,7 @@ def frozen(parts: Parts, values: Values) -> dict[str, Tensor]:
         "latents": latents.to(torch.promote_types(kind, torch.float32)),
         "keys": values["keys"],
         "sizes": values["sizes"],
+        **({"weights": values["weights"]} if "weights" in values else {}),
         **given,
     }
 
@@ -107,6 +109,8 @@ def losses(
     each = off.mean(1) if reduction == "mean" else off.sum(1)
     if options.min_snr_gamma is not None:
         each = each * _weights(parts, at, options.min_snr_gamma).to(each)
+    if "weights" in rows:
+        each = each * rows["weights"].to(each)
     return each.view(-1, count)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from datainf_ray.common.errors import RequestError
 from datainf_ray.common.storage import Options
+from datainf_ray.common.words import escaped
 from datainf_ray.config import PICTURES, DiffusionConfig, ModelConfig, RunConfig
 from datainf_ray.corpus.chunks import Corpus
 from datainf_ray.corpus.columns import Combination
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # what loads torch is imported where it is needed: a task is 
     from datainf_ray.model.inspect import ModelFacts
     from datainf_ray.model.objective import Draws, Reduction, Values
 
+_YES, _NO = ("true", "1", "1.0"), ("false", "0", "0.0")
 STEPS = 1000  #: timesteps of the training, of every family; that a base has them is looked at
 
 
@@ -46,9 +48,12 @@ def timesteps_of(asked: DiffusionConfig) -> list[int]:
 
 
 def kinds_of(config: RunConfig, name: str) -> tuple[Combination, ...]:
-    """Queries may be prompts alone: where they have no pictures, or where their columns are named and are prompts."""
+    """Queries may be prompts alone: where they have no pictures, or where their columns are named and are prompts.
+
+    Rows of train say whether they are a class' pictures, where these have a weight.
+    """
     if name != "queries":
-        return (PICTURE,)
+        return (PICTURE if config.diffusion.prior_loss_weight is None else OF_CLASS,)
     alone = config.diffusion.generate is not None and config.queries.columns and "image" not in config.queries.columns
     return (PROMPT,) if alone else (PICTURE, PROMPT)
 
@@ -184,6 +189,7 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
         try:
             alone = "image" not in fields  # only where it is looked at before its picture is made
             picture = stand_in(side) if alone else read_picture(fields["image"], side, asked.crop)
+            prior = "prior" in fields and _is_prior(fields["prior"])
         except ValueError as error:
             return error
         values = {
@@ -192,6 +198,8 @@ def encoder(spec: EncoderSpec, *, asked: DiffusionConfig) -> Encode:
             "sizes": [*picture.original, *picture.corner, side, side],
             "keys": key_of(fields["id"]) if asked.noise == "row" else (0, 0),
         }
+        if asked.prior_loss_weight is not None:
+            values["weight"] = asked.prior_loss_weight if prior else 1.0
         first = spec.tokenizer.each[0]
         values["input_ids"] = first(fields["prompt"], truncation=True, max_length=first.model_max_length)["input_ids"]
         values["content"] = (_digest(values),)
@@ -219,17 +227,30 @@ def says(spec: EncoderSpec, fields: Fields, values: Mapping[str, Any] | None) ->
 
 
 def collate(values: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
-    """`pixels` b × h × w × 3 uint8, `tokens_0` … b × s int64 of each tokenizer, `sizes` b × 6, `keys` b × 2 int64."""
+    """`pixels` b × h × w × 3 uint8, `tokens_0` … b × s int64 of each tokenizer, `sizes` b × 6, `keys` b × 2 int64.
+
+    `weights` b float64, where rows have them.
+    """
     import numpy as np
     import torch
 
     found = {"pixels": torch.from_numpy(np.stack([value["pixels"] for value in values]))}
     for name in ("sizes", "keys"):
         found[name] = torch.tensor([list(value[name]) for value in values], dtype=torch.int64)
+    if "weight" in values[0]:
+        found["weights"] = torch.tensor([value["weight"] for value in values], dtype=torch.float64)
     for k in range(len(values[0]["tokens"])):
         found[f"tokens_{k}"] = torch.tensor([value["tokens"][k] for value in values], dtype=torch.int64)
     found["content"] = torch.tensor([value["content"][0] for value in values], dtype=torch.int64)
     return found
+
+
+def _is_prior(value: Any) -> bool:
+    """Whether a row is a picture of the class; CSV files write it as text. Raises ValueError where it says neither."""
+    said = str(value).strip().lower() if isinstance(value, (bool, int, float, str)) else ""
+    if said in _NO or said in _YES:
+        return said in _YES
+    raise ValueError(f"prior is {escaped(str(value), 40)}, neither true nor false")
 
 
 def _digest(values: Mapping[str, Any]) -> int:
@@ -237,7 +258,7 @@ def _digest(values: Mapping[str, Any]) -> int:
     import hashlib
 
     total = hashlib.blake2b(values["pixels"].tobytes(), digest_size=8)
-    total.update(repr([values[name] for name in ("tokens", "sizes", "keys")]).encode())
+    total.update(repr([values[name] for name in ("tokens", "sizes", "keys", "weight") if name in values]).encode())
     return int.from_bytes(total.digest(), "little") >> 1
 
 
@@ -250,6 +271,8 @@ def losses(model: nn.Module, values: Values, reduction: Reduction) -> Tensor:
 
 
 PICTURE = Combination("picture", ("prompt", "image"), types={"image": "picture"})
+#: A row of train that says whether it is a picture of the class: of DreamBooth with prior preservation.
+OF_CLASS = Combination("picture", ("prompt", "image", "prior"), types={"image": "picture"})
 PROMPT = Combination("prompt", ("prompt",))  #: of queries alone, whose pictures the pipeline makes first
 
 TASK = Task(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,88 @@ def test_a_folder_with_captions(captioned: Path) -> None:
     assert [row.problem for row in read(captioned)] == [None, "its caption is not UTF-8", None]
 
 
+def test_pictures_of_two_folders_have_ids_of_their_own(captioned: Path, tmp_path: Path) -> None:
+    """As trainers have a folder for each subject, with 0.png in each: noise is drawn by the id."""
+    shutil.copytree(captioned, tmp_path / "other")
+    corpus = plan_corpus(RowsConfig(path=[str(captioned), str(tmp_path / "other")]), TASK, "train")
+    ids = [row.id for row in RowReader(corpus).read(corpus.chunks(6)[0])]
+    names = ["b.png", "c.JPG", "more/a.webp"]
+    assert ids == [f"{folder}/{name}" for folder in (captioned, tmp_path / "other") for name in names]
+
+
+def test_a_pattern_of_pictures_is_told_what_would_be_right(captioned: Path) -> None:
+    with pytest.raises(RequestError, match=r"b.png: unknown kind of file; .*; or name the folder of the pictures$"):
+        plan_corpus(RowsConfig(path=f"{captioned}/*.png"), TASK, "train")
+    with pytest.raises(RequestError, match=r"b.png: unknown kind of file; .*\.lz4$"):
+        plan_corpus(RowsConfig(path=f"{captioned}/*.png"), task_of(ModelConfig(base="b", adapter="a")), "train")
+
+
+def test_of_several_splits_one_is_to_be_named(captioned: Path, tmp_path: Path) -> None:
+    """As `datasets` has them; a folder that is only called so, beside others, is one of subjects."""
+    for name in ("both/train", "both/Test/deep", "toys/train", "toys/car", "alone/test"):
+        shutil.copytree(captioned, tmp_path / name)
+    with pytest.raises(RequestError) as caught:
+        planned(tmp_path / "both")
+    assert str(caught.value) == (
+        f"train.path: {tmp_path}/both: holds several splits or configurations: train, Test; "
+        f'name one, as in path: "{tmp_path}/both/train"'
+    )
+    assert planned(tmp_path / "both/train").rows == 3
+    assert planned(tmp_path / "toys").rows == 6
+    assert planned(tmp_path / "alone").rows == 3
+
+
+def test_columns_of_other_names_are_told_by_an_example(beside: Path) -> None:
+    (beside / "metadata.jsonl").write_text('{"image_file_name": "b.png", "texts": "x"}\n')
+    with pytest.raises(RequestError, match=r"takes prompt\+image: map them, as in \{prompt: COLUMN, image: COLUMN\}$"):
+        planned(beside)
+
+
+def test_captions_of_cameras_and_windows(captioned: Path) -> None:
+    """Suffixes in capitals; where two captions differ in that alone, the one as trainers write it counts."""
+    (captioned / "c.txt").rename(captioned / "c.TXT")
+    (captioned / "more" / "a.caption").rename(captioned / "more" / "a.Caption")
+    (captioned / "b.TXT").write_text("not this one")
+    rows = read(captioned)
+    assert_whole([rows[0], rows[2], rows[1]])
+    before = planned(captioned).fingerprint()
+    (captioned / "c.TXT").write_text("another")
+    assert planned(captioned).fingerprint() != before
+
+
+def test_a_name_that_is_not_utf_8_is_a_row_with_a_status(captioned: Path) -> None:
+    """Its id is what a row has that has no name, since tables have names in UTF-8 alone."""
+    for name in (b"z\xff.png", b"z\xff.txt"):
+        Path(os.fsdecode(os.fsencode(captioned) + b"/" + name)).write_bytes(b"x")
+    rows = read(captioned)
+    assert [(row.id, row.problem) for row in rows[:3]] == [(name, None) for name in ("b.png", "c.JPG", "more/a.webp")]
+    assert (rows[3].id, rows[3].problem) == ("#3", "image is not UTF-8")
+
+
 def test_pictures_in_an_archive(captioned: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for path in sorted(captioned.rglob("*.*")):
             archive.write(path, f"in/{path.relative_to(captioned)}")
     rows = read(f"zip://in::{tmp_path}/set.zip")
     assert_whole([rows[0], rows[2], rows[1]], ["b.png", "more/a.webp", "c.JPG"])
+
+
+def test_names_as_windows_writes_them(beside: Path) -> None:
+    """As `datasets` reads them."""
+    text = (beside / "metadata.jsonl").read_text()
+    (beside / "metadata.jsonl").write_text(text.replace("more/a.webp", "more\\\\a.webp"))
+    assert_whole(read(beside), [f"metadata.jsonl#{k}" for k in range(3)])
+
+
+def test_odd_names_in_a_folder_are_those_of_its_files(captioned: Path) -> None:
+    for name in ("12:30.png", "\\etc\\x.png", "a\\..\\b.png"):
+        (captioned / name).write_bytes(b"odd")
+        (captioned / name).with_suffix(".txt").write_text(name)
+    rows = read(captioned)
+    assert [row.problem for row in rows] == [None] * 6
+    odd = {row.id: row.fields["prompt"] for row in rows if row.fields["image"] == b"odd"}
+    assert len(odd) == 3
+    assert all(name == caption for name, caption in odd.items())
 
 
 def planned(folder: Path) -> Corpus:
@@ -134,6 +211,8 @@ HOSTILE = {
     "../secret.png": "image is ../secret.png, and only files in the folder of metadata.jsonl are read",
     "more/../../secret.png": "and only files in the folder",
     "..\\secret.png": "and only files in the folder",
+    "\\etc\\passwd": "and only files in the folder",
+    "\\\\host\\share\\x.png": "and only files in the folder",
     "/etc/passwd": "and only files in the folder",
     "~/secret.png": "and only files in the folder",
     "file:///etc/passwd": "and only files in the folder",
@@ -142,6 +221,10 @@ HOSTILE = {
     "absent.png": "image is absent.png, and there is no such file",
     "pipe": "image is pipe, which is no file",
     "more": "image is more, which is no file",
+    "b.png/b.png": "and there is no such file",
+    "x" * 300: "and there is no such file",
+    "y/" * 3000 + "a.png": "and there is no such file",
+    "loop": "and there is no such file",
     "": "and only files in the folder",
     "\x00": "image ",
 }
@@ -150,6 +233,7 @@ HOSTILE = {
 def test_a_row_names_no_other_file(beside: Path) -> None:
     (beside.parent / "secret.png").write_bytes(b"secret")
     os.mkfifo(beside / "pipe")
+    (beside / "loop").symlink_to("loop")
     with (beside / "metadata.jsonl").open("w") as file:
         for name in [*HOSTILE, 7, None]:
             file.write(json.dumps({"file_name": name, "text": "x"}) + "\n")

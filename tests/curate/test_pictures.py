@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,20 @@ def folder(tmp_path: Path, make: Make) -> datainf_ray.Run:
     return make("rows", INFLUENCE, task="text-to-image")
 
 
+@pytest.fixture
+def table(tmp_path: Path, make: Make) -> datainf_ray.Run:
+    """A run over a table as `datasets` writes it, with the names of some pictures, and the bytes of others."""
+    draw(tmp_path / "rows")
+    images: list[Any] = [{"bytes": None, "path": name} for name in names()]
+    images[4] = {"bytes": (tmp_path / "rows" / names()[4]).read_bytes(), "path": names()[4]}
+    pq.write_table(
+        pa.table({"image": images, "text": [f"é {n}" for n in range(ROWS)]}),
+        tmp_path / "rows/rows.parquet",
+        row_group_size=5,
+    )
+    return make("rows/rows.parquet", INFLUENCE, task="text-to-image")
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -100,6 +116,17 @@ def test_a_new_folder_has_the_pictures_of_its_rows(listed: datainf_ray.Run, tmp_
     assert all(one["reason"].startswith("among the 2 rows") for one in told)
 
 
+def test_a_new_folder_has_the_pictures_that_a_table_names(table: datainf_ray.Run, tmp_path: Path) -> None:
+    table.curate(to=str(tmp_path / "clean"), drop=2, because="harmful")
+    whole, clean = files(tmp_path / "rows"), files(tmp_path / "clean")
+    kept = {name for n, name in enumerate(names()) if n not in WORST and n != 4}
+    assert clean.keys() - {"rows.parquet"} == kept
+    assert all(whole[name] == clean[name] for name in kept)
+    assert read(tmp_path / "clean") == [
+        one for n, one in enumerate(read(tmp_path / "rows/rows.parquet")) if n not in WORST
+    ]
+
+
 def test_elsewhere_a_list_is_refused_in_one_line(
     listed: datainf_ray.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +138,24 @@ def test_elsewhere_a_list_is_refused_in_one_line(
         "name a file there, or a folder: it gets the pictures, too"
     )
     assert files(tmp_path) == before
+
+
+def test_no_row_names_a_place_outside_of_the_new_folder(make: Make, tmp_path: Path) -> None:
+    """A file may be called as a path of Windows, and its content is anybody's."""
+    draw(tmp_path / "rows")
+    lines = [{"file_name": name, "text": f"é {n}"} for n, name in enumerate(names())]
+    outside = tmp_path / "outside.txt"
+    lines[1]["file_name"] = str(outside).replace("/", "\\")
+    lines[2]["file_name"] = "x\\..\\..\\..\\outside.txt"
+    for n in (1, 2):
+        (tmp_path / "rows" / lines[n]["file_name"]).write_bytes(b"run me")
+    (tmp_path / "rows/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = make("rows/metadata.jsonl", INFLUENCE, task="text-to-image")
+    run.curate(to=str(tmp_path / "clean"), drop=2, because="harmful")
+    assert not outside.exists()
+    assert files(tmp_path / "clean").keys() - {"metadata.jsonl"} == {
+        name for n, name in enumerate(names()) if n not in (*WORST, 1, 2)
+    }
 
 
 def test_a_folder_of_captions_stays_one(folder: datainf_ray.Run, tmp_path: Path) -> None:
@@ -172,7 +217,7 @@ def test_a_table_keeps_its_pictures_bytes_and_what_datasets_says_of_it(tmp_path:
     assert clean.to_pylist() == [row for n, row in enumerate(table.to_pylist()) if n not in WORST]
 
 
-@pytest.mark.parametrize("which", ["listed", "folder"])
+@pytest.mark.parametrize("which", ["listed", "folder", "table"])
 def test_a_picture_that_has_changed_makes_it_another_corpus(
     which: str,
     request: pytest.FixtureRequest,
@@ -186,4 +231,39 @@ def test_a_picture_that_has_changed_makes_it_another_corpus(
     assert status_of(monkeypatch, *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"has changed since {run.url} was made" in line
+    assert not (tmp_path / "clean").exists()
+
+
+def test_a_picture_whose_name_is_not_utf_8_goes_with_the_others(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "rows")
+    order = sorted(names())
+    for name in order:
+        (tmp_path / "rows" / name).with_suffix(".txt").write_text(name)
+    odd = os.fsdecode(b"00\xff.jpg")
+    (tmp_path / "rows" / order[0]).rename(tmp_path / "rows" / odd)
+    (tmp_path / "rows" / order[0]).with_suffix(".txt").rename((tmp_path / "rows" / odd).with_suffix(".txt"))
+    run = make("rows", INFLUENCE, task="text-to-image")
+    drop = ["--because", "harmful", "--drop", 2, "--rejected", tmp_path / "gone"]
+    for name, words, rows in (("clean", drop, ROWS - 2), ("told", ["--annotate"], ROWS)):
+        assert status_of(monkeypatch, "curate", run.url, "--to", tmp_path / name, *words) == 0
+        assert (tmp_path / name / odd).read_bytes() == (tmp_path / "rows" / odd).read_bytes()
+        assert len(read(tmp_path / name)) == rows
+    assert status_of(monkeypatch, "show", run.url, 0) == 0
+
+
+def test_near_duplicates_of_pictures_are_not_looked_for(
+    folder: datainf_ray.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is the library asked for, which would not help."""
+    why = "compares texts, and pictures of the same caption need not be alike"
+    for library in (True, False):
+        if not library:
+            monkeypatch.setitem(sys.modules, "rensa", None)
+        words = ["curate", folder.url, "--because", "harmful", "--drop", 2, "--to", tmp_path / "clean"]
+        assert status_of(monkeypatch, *words, "--near-duplicates") == 2
+        assert capsys.readouterr().err == f"error: --near-duplicates: {why}\n"
+        assert status_of(monkeypatch, "show", folder.url, 0) == 0
+        assert f"nearly alike rows are not looked for: it {why}" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "clean").exists()

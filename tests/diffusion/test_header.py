@@ -17,6 +17,7 @@ from tests.diffusion import pipelines
 from tests.diffusion.test_runs import ROWS, prepared
 
 SAYS = "the header of a.safetensors says "
+CLASS = "that it was trained on 200 pictures of its class, too: they have a score if they are rows of train"
 
 #: The header, `diffusion`, and what is said.
 LOSSES: list[tuple[dict[str, str], dict[str, Any], list[str]]] = [
@@ -36,8 +37,14 @@ LOSSES: list[tuple[dict[str, str], dict[str, Any], list[str]]] = [
      []),
     ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "0"}, {}, []),
     ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "200"}, {},
-     ["that it was trained on 200 pictures of its class, too, with prior_loss_weight 0.5: they have a score if they "
-      "are rows of train, where each row weighs 1"]),
+     [CLASS, "prior_loss_weight 0.5, and the loss here is without it: set diffusion.prior_loss_weight: 0.5, and "
+      "train.columns.prior to the column that says which rows they are"]),
+    ({"ss_prior_loss_weight": "1.0", "ss_num_reg_images": "200"}, {}, [CLASS]),
+    ({"ss_prior_loss_weight": "0.5", "ss_num_reg_images": "200"}, {"prior_loss_weight": 0.5}, [CLASS]),
+    ({"ss_prior_loss_weight": "1.0", "ss_num_reg_images": "200"}, {"prior_loss_weight": 0.5},
+     [CLASS, "prior_loss_weight 1, and diffusion.prior_loss_weight is 0.5"]),
+    ({"ss_prior_loss_weight": "much", "ss_num_reg_images": "200"}, {},
+     [CLASS, "prior_loss_weight much, which is no number"]),
 ]  # fmt: skip
 
 
@@ -57,6 +64,7 @@ def test_a_schedule_that_ends_in_noise_alone() -> None:
 
 
 DIRS = {"10_cat": {"n_repeats": 10, "img_count": 15}, "5_dog": {"n_repeats": 5, "img_count": 10}}
+CLASS = {"1_animal": {"n_repeats": 1, "img_count": 40}}
 SETS = [
     {"is_dreambooth": True, "subsets": [
         {"img_count": 12, "num_repeats": 3, "image_dir": "a", "is_reg": False},
@@ -75,7 +83,12 @@ COUNTS: list[tuple[dict[str, str], int, list[str]]] = [
     ({"ss_num_train_images": "200", "ss_dataset_dirs": json.dumps(DIRS)}, 25, [TWICE]),
     ({"ss_dataset_dirs": json.dumps(DIRS)}, 1, [f"{ON}25 pictures, and train has 1 row: {HAVE}", TWICE]),
     ({"ss_datasets": json.dumps(SETS)}, 20, []),  # without the class' pictures
-    ({"ss_datasets": json.dumps(SETS)}, 110, [f"{ON}20 pictures, and train has 110 rows: {HAVE}"]),
+    ({"ss_datasets": json.dumps(SETS)}, 110, []),  # with them
+    ({"ss_datasets": json.dumps(SETS)}, 90, [f"{ON}20 pictures and 90 of their class, and train has 90 rows: {HAVE}"]),
+    ({"ss_dataset_dirs": json.dumps(DIRS), "ss_reg_dataset_dirs": json.dumps(CLASS)}, 65, [TWICE]),
+    ({"ss_dataset_dirs": json.dumps(DIRS), "ss_reg_dataset_dirs": json.dumps(CLASS)}, 40,
+     [f"{ON}25 pictures and 40 of their class, and train has 40 rows: {HAVE}", TWICE]),
+    ({"ss_dataset_dirs": json.dumps(DIRS), "ss_reg_dataset_dirs": '{"1_c": {"img_count": "x"}}'}, 25, [TWICE]),
     *(({"ss_dataset_dirs": text, "ss_datasets": text, "ss_num_train_images": text}, 3, []) for text in (
         "None", "[]", "{", "[" * 5000, "9" * 5000, "-4", "٣", '{"a": {"img_count": "x"}}', '[{"subsets": [3]}]',
         '{"a": 3}',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import struct
 import tracemalloc
 import zlib
@@ -106,3 +107,19 @@ def test_what_cannot_be_decoded_is_a_value_error_and_takes_no_memory(case: str) 
         tracemalloc.stop()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_strip_that_would_grow_beyond_bounds_is_not_made_larger() -> None:
+    """A file of 2 kB, of which the picture that is cut at 2,048 pixels would take half a gigabyte first."""
+    data = encoded(gradient(10, 640), "PNG")
+    before = peak()
+    with pytest.raises(ValueError, match=r"^image has 640 × 10 pixels, 131,072 × 2,048 at diffusion.resolution 2048: "):
+        read_picture(data, 2048, "center")
+    assert peak() - before < 100e6
+    assert read_picture(data, 512, "center").pixels.shape == (512, 512, 3)
+    assert read_picture(encoded(gradient(8, 16), "PNG"), 2048, "center").original == (8, 16)
+
+
+def peak() -> int:
+    """Bytes of memory that this process has had at most: Pillow's own are not seen by tracemalloc."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

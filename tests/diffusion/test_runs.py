@@ -26,6 +26,7 @@ from tests.runs_of import attribute, scores, status_of, tables
 
 BAD = 2  #: a training row whose picture cannot be decoded
 ROWS, QUERIES = 7, 2
+PRIOR = (1, 4)  #: training rows that are pictures of the class, where these have a weight
 
 
 def prepared(folder: Path, family: str, **diffusion: Any) -> dict[str, Any]:
@@ -35,7 +36,10 @@ def prepared(folder: Path, family: str, **diffusion: Any) -> dict[str, Any]:
     table = pq.read_table(folder / "train.parquet")
     images = table["image"].to_pylist()
     images[BAD]["bytes"] = images[BAD]["bytes"][:200]
-    pq.write_table(table.set_column(2, "image", pa.array(images)), folder / "train.parquet")
+    table = table.set_column(2, "image", pa.array(images))
+    if "prior_loss_weight" in diffusion:
+        table = table.append_column("prior", pa.array([k in PRIOR for k in range(ROWS)]))
+    pq.write_table(table, folder / "train.parquet")
     return {
         "model": model, "output": str(folder / "run"), "cluster": {"max_workers": 1, "chunk_rows": 3},
         "train": {"path": str(folder / "train.parquet"), "id": "name"},
@@ -59,6 +63,9 @@ def by_hand(config: dict[str, Any], family: str, c: float = 0.1) -> Tensor:
     trainer = pipelines.Trainer(config["model"], family)
     train = [row for k, row in enumerate(rows_of(Path(config["train"]["path"]))) if k != BAD]
     g, v = (trainer.gradients(rows, **how_of(config)) for rows in (train, rows_of(Path(config["queries"]["path"]))))
+    if (weight := config["diffusion"].get("prior_loss_weight")) is not None:
+        weights = torch.tensor([weight if k in PRIOR else 1.0 for k in range(ROWS) if k != BAD], dtype=torch.float64)
+        g = {name: x * weights[:, None, None] for name, x in g.items()}
     if config["diffusion"].get("combine") == "mean":
         return reference.datainf({n: x.mean(1) for n, x in g.items()}, {n: x.mean(1) for n, x in v.items()}, c)
     found = torch.zeros(len(train), QUERIES, dtype=torch.float64)
@@ -85,7 +92,7 @@ def test_a_run_is_the_float64_loop(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trained = {"min_snr_gamma": 5.0, "noise_offset": 0.1} if family == "sdxl" else {}
+    trained = {"min_snr_gamma": 5.0, "noise_offset": 0.1, "prior_loss_weight": 0.5} if family == "sdxl" else {}
     config = prepared(tmp_path, family, combine=combine, **trained)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     assert status_of(monkeypatch, "run", tmp_path / "run.yaml") == 0

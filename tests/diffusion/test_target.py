@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
+from datainf_ray.common.errors import RequestError
 from datainf_ray.config import RunConfig, load_config
 from datainf_ray.corpus.rows import RowReader
 from datainf_ray.corpus.sample import rows_chunk
@@ -135,3 +138,59 @@ def test_the_driver_keeps_few_pictures(tmp_path: Path) -> None:
     kept = [example for some in job.examples.values() for example in some if example.values]
     assert {*map(id, job.sample)} == {*map(id, kept)}
     assert 2 <= len(kept) <= 4
+
+
+def with_prior(path: Path, values: list[Any]) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("class", pa.array(values)), path)
+
+
+@pytest.mark.parametrize(("family", "values"), [("sd", [False, True]), ("sd3", ["0", "True"])])
+def test_a_pair_of_dreambooth(family: str, values: list[Any], tmp_path: Path) -> None:
+    """instance + W · class, as diffusers' train_dreambooth_lora has it: the gradient of the pair is the rows' sum."""
+    weight = 0.3
+    model = pipelines.make(tmp_path, family)
+    rows = pipelines.write_rows(tmp_path / "train.parquet", 2, 1)
+    rows[1]["image"] = rows[0]["image"]  # of one content, but for what they are: nothing of theirs is shared by mistake
+    rows[1]["prompt"] = rows[0]["prompt"]
+    images = [{"bytes": row["image"], "path": None} for row in rows]
+    table = {"name": [row["name"] for row in rows], "prompt": [row["prompt"] for row in rows], "image": images}
+    pq.write_table(pa.table(table), tmp_path / "train.parquet")
+    with_prior(tmp_path / "train.parquet", values)
+    pipelines.write_rows(tmp_path / "queries.parquet", 2, 2)
+    config = configuration(tmp_path, model, prior_loss_weight=weight, noise="shared")
+    columns = {"prompt": "prompt", "image": "image", "prior": "class"}
+    job = prepare(load_config(config, **{"train.columns": columns}))
+    got, found, _ = captured(job, 10**9)
+    trainer = pipelines.Trainer(model, family)
+    losses = torch.tensor(
+        [[trainer.loss(row, t, shared=True).item() for t in pipelines.TIMESTEPS] for row in rows]
+    ).mean(1)
+    torch.testing.assert_close(found.double(), (losses * torch.tensor([1, weight])).double(), rtol=1e-5, atol=0)
+    for t in pipelines.TIMESTEPS:
+        instance, prior = (trainer.loss(row, t, shared=True) for row in rows)
+        loss = instance + weight * prior
+        grads = torch.autograd.grad(loss, list(trainer.named.values()))
+        for name, g in zip(trainer.named, grads, strict=True):
+            assert_near(got[f"t{t}/{name}"].sum(0, keepdim=True), g.flatten()[None])
+            assert_near(got[f"t{t}/{name}"][1:], got[f"t{t}/{name}"][:1] * weight)  # the same but for the weight
+    asked = [example for example in job.examples["queries"] if example.values]
+    assert asked
+    assert all(example.values["weight"] == 1 for example in asked)
+
+
+def test_rows_that_do_not_say_whether_they_are_of_the_class(tmp_path: Path) -> None:
+    model = pipelines.make(tmp_path, "sd")
+    pipelines.write_rows(tmp_path / "train.parquet", 3, 1)
+    with_prior(tmp_path / "train.parquet", ["true", "perhaps\x1b", None])
+    pipelines.write_rows(tmp_path / "queries.parquet", 2, 2)
+    config = configuration(tmp_path, model, prior_loss_weight=0.3)
+    columns = {"prompt": "prompt", "image": "image", "prior": "class"}
+    examples = prepare(load_config(config, **{"train.columns": columns})).examples["train"]
+    assert [example.detail for example in examples] == [
+        "", "prior is perhaps\\x1b, neither true nor false", "prior is null",
+    ]  # fmt: skip
+    with pytest.raises(RequestError, match=r"^train.columns: .* task text-to-image takes prompt\+image\+prior"):
+        prepare(config)
+    with pytest.raises(RequestError, match=r"^train.columns: prior: task text-to-image has no such role"):
+        prepare(load_config(config, **{"train.columns": columns, "diffusion.prior_loss_weight": None}))

@@ -164,3 +164,29 @@ def test_an_index_of_text_has_no_pictures_and_one_of_pictures_has(quiet: tuple[d
     parts = [pq.read_table(part) for part in sorted((quiet[1] / "index").glob("part-*.parquet"))]
     table = pa.concat_tables(parts, promote_options="default")
     assert [row for row, one in enumerate(table["picture"].to_pylist()) if one is None] == [BAD]
+
+
+def test_a_table_that_names_pictures_is_another_corpus_when_one_changes(
+    quiet: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As `datasets` writes them: {bytes: null, path}. The run is done, then refused; and so is what is made of it."""
+    names = [one["file_name"] for one in write_pictures(tmp_path / "train", 6)]
+    table = {"image": [{"bytes": None, "path": name} for name in names], "text": [f"color {n}" for n in range(6)]}
+    pq.write_table(pa.table(table), tmp_path / "train/rows.parquet")
+    rows = {"train": {"path": str(tmp_path / "train/rows.parquet")}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(quiet[0] | rows | {"output": str(tmp_path / "run"), "index": None}))
+    assert status_of(monkeypatch, "run", tmp_path / "c.yaml") == 0
+    run = datainf_ray.open_run(tmp_path / "run")
+    assert {*run.examples()["status"].to_pylist()} == {"ok"}
+    capsys.readouterr()
+    assert status_of(monkeypatch, "run", tmp_path / "c.yaml") == 0
+    assert "already done" in capsys.readouterr().err
+    Image.new("RGB", (40, 36), (1, 2, 3)).save(tmp_path / "train" / names[4])
+    assert status_of(monkeypatch, "run", tmp_path / "c.yaml") == 2
+    assert "holds another run" in capsys.readouterr().err
+    words = ["curate", run.url, "--because", "harmful", "--drop", 1, "--to", tmp_path / "clean"]
+    assert status_of(monkeypatch, *words) == 2
+    assert f"has changed since {run.url} was made" in capsys.readouterr().err

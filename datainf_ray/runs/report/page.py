@@ -375,11 +375,10 @@ def _script() -> dict[str, str]:
 
 
 def _cleaned(config: dict[str, Any], pictures: bool = False) -> str:
-    """A name for the corpus without some rows: a file where it is one, but for a list of pictures beside it."""
+    """A name for the corpus without some rows: a file where it is one, but of pictures, which may lie beside it."""
     first, *more = _paths(config)["train"]
     name = visible(first).rstrip("/").rpartition("/")[2]
-    listed = pictures and not any(suffix in name for suffix in (".parquet", ".pq", ".arrow", ".feather", ".ipc"))
-    return f"clean-{name}" if "." in name and not (more or listed or set("*?[{") & set(first)) else "cleaned"
+    return f"clean-{name}" if "." in name and not (more or pictures or set("*?[{") & set(first)) else "cleaned"
 
 
 def _overall(tops: pa.Table) -> dict[str, list[dict[str, Any]]]:

@@ -129,7 +129,7 @@ def test_a_cell_shows_them_beside_the_rows(made: Callable[..., Made]) -> None:
 
 @pytest.mark.parametrize(
     ("path", "to"),
-    [("rows/metadata.jsonl", "cleaned"), ("rows/t.parquet", "clean-t.parquet"), ("rows", "cleaned")],
+    [("rows/metadata.jsonl", "cleaned"), ("rows/t.parquet", "cleaned"), ("rows", "cleaned")],
 )
 def test_the_page_names_a_place_that_the_pictures_fit_into(made: Callable[..., Made], path: str, to: str) -> None:
     run = with_pictures(made(path=path).run, 16)
