@@ -10,7 +10,8 @@ Names are made the parts' own by diffusers itself. What it would leave out with 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from datainf_ray.diffusion.parts import Family
 from datainf_ray.model.blocks import ADAPTER_NAME, PREFIX
 from datainf_ray.model.files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from datainf_ray.model.quiet import quiet
+from datainf_ray.model.weights import must_be_finite
 
 _HEADER = "lora_adapter_metadata"  # where diffusers keeps the LoraConfig
 _KOHYA = "ss_network_alpha"  # where kohya's trainer does, beside each layer's own
@@ -67,8 +69,30 @@ def read_lora(model: ModelConfig, place: str, family: Family, config: Mapping[st
     """The LoRA at `place`, a folder or a file on this machine.
 
     `config` is the denoiser's, and `kind` the pipeline's class of diffusers, which knows the names of others' files.
-    Raises `RequestError` where it is none, or is of a kind whose layers would not be as trained.
+    Raises `RequestError` where it is none, is of a kind whose layers would not be as trained, or has weights that are
+    not finite or a scale that is none.
     """
+    lora = _read(model, place, family, config, kind)
+    for name, tensor in lora.tensors.items():
+        must_be_finite(model, name, int(tensor.numel() - tensor.isfinite().sum()), tensor.numel())
+    for name, alpha in _alphas(lora):
+        if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha != 0):
+            problem = f"{name} is {printable(str(alpha), 40)}, and a LoRA's scale is its alpha over its rank"
+            raise RequestError("model.adapter", str(lora.file), problem, "save it with the alpha of its training")
+    return lora
+
+
+def _alphas(lora: LoraFile) -> Iterator[tuple[str, Any]]:
+    """What a file says of alphas, by name: its layers' own, and those of the configuration in it."""
+    yield from (lora.alphas or {}).items()
+    for name, value in (lora.config or {}).items():
+        if name.endswith("lora_alpha"):
+            yield name, value
+        elif name.endswith("alpha_pattern") and isinstance(value, dict):
+            yield from value.items()
+
+
+def _read(model: ModelConfig, place: str, family: Family, config: Mapping[str, Any], kind: Any) -> LoraFile:
     file = lora_file(model, place)
     names, header = _header(model, file)
     found = next((what for mark, what in _OTHERS.items() for name in names if mark in name), None)

@@ -110,7 +110,7 @@ def require_sound_adapter(model: ModelConfig, folder: str) -> None:
     if not file.is_file():
         for name, values in read_pickled(folder).items():
             bad = int(values.numel() - values.isfinite().sum())
-            _must_be_finite(model, name, bad, values.numel())
+            must_be_finite(model, name, bad, values.numel())
         return
     read = functools.partial(_read_local, file)
     size = file.stat().st_size
@@ -121,10 +121,11 @@ def require_sound_adapter(model: ModelConfig, folder: str) -> None:
     most = size if size <= _ADAPTER_BYTES else _ADAPTER_BYTES // max(len(tensors), 1)
     for name, tensor in tensors.items():
         bad, looked = _not_finite(tensor, read, most)
-        _must_be_finite(model, name, bad, looked)
+        must_be_finite(model, name, bad, looked)
 
 
-def _must_be_finite(model: ModelConfig, name: str, bad: int, looked: int) -> None:
+def must_be_finite(model: ModelConfig, name: str, bad: int, looked: int) -> None:
+    """Raises `RequestError` where `bad` of the values of an adapter's tensor that were looked at are not finite."""
     if bad:
         raise RequestError(
             "model.adapter",

@@ -127,6 +127,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], str]] = {
                             "unet.nowhere.to_q.lora_B.weight": torch.ones(8, 2)}),
         "have a place there; give the base that it was trained on"),
     "half a layer": (lambda s: s.pop(FIRST), "tensors for the unet"),
+    "NaN": (lambda s: s[FIRST].view(-1)[:1].fill_(torch.nan), f"{FIRST} has 1 value of 16 that is not finite; take a "),
     "no part": (lambda s: s.update({"vae.x.lora_A.weight": torch.ones(2, 8)}), "has vae.x.lora_A.weight, and 0 more, "),
 }  # fmt: skip
 
@@ -139,6 +140,31 @@ def test_what_would_not_be_as_trained_is_refused_by_name(made: Path, tmp_path: P
     assert str(caught.value).startswith("model.adapter: ")
     assert said in str(caught.value), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("alpha", ["nan", "inf", "0.0"])
+@pytest.mark.parametrize("where", ["header", "layer", "configuration"])
+def test_an_alpha_that_is_no_scale_is_refused(made: Path, tmp_path: Path, where: str, alpha: str) -> None:
+    def change(state: dict[str, torch.Tensor]) -> None:
+        if where == "layer":
+            layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+            down = next(
+                x for name, x in state.items() if "mid_block" in name and name.endswith("attn1.to_q.lora_A.weight")
+            )
+            up = next(
+                x for name, x in state.items() if "mid_block" in name and name.endswith("attn1.to_q.lora_B.weight")
+            )
+            state.clear()
+            state.update({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up})
+            state[f"{layer}.alpha"] = torch.tensor(float(alpha))
+
+    headers: dict[str, dict[str, str]] = {
+        "header": {"ss_network_alpha": alpha},
+        "layer": {},
+        "configuration": {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": float(alpha)})},
+    }
+    with pytest.raises(RequestError, match=rf"alpha is {alpha}, and a LoRA's scale is its alpha over its rank"):
+        facts(asked(made, edited(made, tmp_path, change, headers[where])))
 
 
 def test_alpha_is_said_once(made: Path) -> None:
