@@ -206,6 +206,7 @@ def test_the_peers_table_has_its_figures(figures: Run) -> None:
         assert found[f"peers: {case}: inside the sweeps / limit"]["aim"]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_whole_run_is_compared_with_training_on_the_same_tokens(figures: Run) -> None:
     found = figures("whole", "--repeats", "1")

@@ -173,6 +173,7 @@ def test_run_top_and_report(config: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "not a run directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_machine_without_room_for_a_worker_says_what_it_has(config: Path) -> None:
     """In a process of its own: here the command would join the tests' Ray, which may grow for all that it knows."""

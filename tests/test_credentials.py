@@ -228,6 +228,7 @@ def test_an_output_without_credentials_is_one_line(
         datainf_ray.attribute(config, block=block, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_two_runs_with_different_credentials_at_once(scene: Scene, local_ray: None) -> None:
     """In one process; each bucket is open to one of the two alone."""
@@ -286,6 +287,7 @@ assert conf == before
 """
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_run_in_the_background_has_its_credentials(scene: Scene, closed: bool) -> None:

@@ -265,6 +265,7 @@ def test_a_damaged_record_is_one_line_for_every_command(kind: str, run: Path, as
         assert len(line) < 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_damaged_table_is_named_by_who_needs_it(kind: str, run: Path, asked: Asked) -> None:
     damage, named, needs = TABLES[kind]
@@ -279,6 +280,7 @@ def test_a_damaged_table_is_named_by_who_needs_it(kind: str, run: Path, asked: A
             assert status == 0, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [
     "top.parquet half", "queries.parquet flipped", "blocks.parquet gone", "queries.parquet of no rows",
     "top.parquet of other columns", "examples half", "examples flipped", "examples gone", "examples folder gone",

@@ -180,6 +180,7 @@ def test_new_queries_are_answered_from_an_index_in_a_bucket(scene: Scene, killed
     assert np.abs(found - known).max() < 0.02 * np.abs(known).max()  # the index holds 16 bits of each number
 
 
+@pytest.mark.slow
 def test_a_run_with_credentials_in_its_configuration_tells_them_to_nobody(scene: Scene) -> None:
     config = scene.configuration(f"{scene.store.url}/given", "given-options")
     config["storage_options"] = scene.store.options
@@ -198,6 +199,7 @@ def test_a_run_with_credentials_in_its_configuration_tells_them_to_nobody(scene:
         assert not [text[:200] for text in everything if scene.store.secret.encode() in text]
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_is_one_line(scene: Scene) -> None:
     (scene.folder / "c.yaml").write_text(yaml.safe_dump(scene.configuration(f"{scene.store.url}/given", "nothing")))
     absent = scene.store.url.replace("runs", "absent") + "/a"

@@ -20,6 +20,7 @@ from tests.runs_of import COMMAND
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stopped_command_ends_with_130_and_goes_on(
     tmp_path: Path, tiny_llama: dict[str, Any], number: signal.Signals

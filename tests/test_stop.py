@@ -66,6 +66,7 @@ def _stopped(config: dict[str, Any]) -> Iterator[None]:
         somebody.join()
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_a_call_that_is_stopped_raises_an_error_of_its_own(
@@ -83,6 +84,7 @@ def test_a_call_that_is_stopped_raises_an_error_of_its_own(
     assert any(line.startswith("scores: ") and line.endswith("taken up from an earlier attempt") for line in said.lines)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_command_that_is_stopped_ends_as_an_interrupted_one(tmp_path: Path, config: dict[str, Any]) -> None:
     (tmp_path / "c.yaml").write_text(json.dumps(config))

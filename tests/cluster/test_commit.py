@@ -41,6 +41,7 @@ class Copies(Silent):
                 (self.target / file.name).write_bytes(table_file(table, self.owner, f"checkpoints/scores/{file.name}"))
 
 
+@pytest.mark.slow
 def test_the_second_of_two_workers_returns_what_the_first_one_wrote(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     """As if a worker on another kind of device, here with another damping, had been quicker with every chunk."""
     config = tiny.configuration(tmp_path, tiny_llama, tmp_path / "run")

@@ -65,6 +65,7 @@ def _raylet(folder: Path) -> socket.socket:
     return server
 
 
+@pytest.mark.slow
 def test_a_head_may_be_away_for_as_long_as_ray_would_wait_and_no_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

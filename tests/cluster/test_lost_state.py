@@ -48,6 +48,7 @@ def is_gone(reference: Any) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_lost_ihvp_is_read_again(
     tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_lost_ihvp_is_read_again(
     assert [s["name"] for s in disturbed.summary()["sweeps"]] == ["queries", "pilot", "curvature", "scores"]
 
 
+@pytest.mark.slow
 def test_a_part_of_the_examples_is_written_again_where_ray_lost_it(
     tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def threshold() -> float:
     return share
 
 
+@pytest.mark.slow
 def test_a_machine_that_has_no_room_for_a_worker_ends_the_run_with_what_to_change(
     tmp_path: Path, tiny_llama: dict[str, Any]
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_run_waits_for_a_worker_only_so_long(config: dict[str, Any]) -> None:
         attribute(config)
 
 
+@pytest.mark.slow
 def test_where_no_node_comes_in_time_other_labels_are_asked_for(config: dict[str, Any]) -> None:
     # both must be up before the first sweep: the run is so short that one alone might do it
     config["cluster"] |= {
@@ -67,6 +68,7 @@ def test_where_no_node_comes_in_time_other_labels_are_asked_for(config: dict[str
     assert [e["detail"] for e in falls] == [told] * 2
 
 
+@pytest.mark.slow
 def test_a_reason_for_not_starting_is_told_once(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     class NoKernel(Worker):
         def load(self, spec: Any, name: str) -> Any:
@@ -79,6 +81,7 @@ def test_a_reason_for_not_starting_is_told_once(config: dict[str, Any], monkeypa
     assert len([line for line in watcher.lines if "no kernel image" in line]) == 1
 
 
+@pytest.mark.slow
 def test_idle_workers_are_let_go_and_come_again(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = attribute(config, output=config["output"] + "-quiet")
     monkeypatch.setattr(members, "IDLE", 0.2)
@@ -98,6 +101,7 @@ def test_idle_workers_are_let_go_and_come_again(config: dict[str, Any], monkeypa
     assert tables(run) == tables(quiet)
 
 
+@pytest.mark.slow
 def test_workers_do_not_run_ahead_of_a_driver_that_falls_behind(tmp_path: Path, config: dict[str, Any]) -> None:
     config["cluster"] |= {"chunk_rows": 1}
     config["gradients"] = "recompute"
@@ -116,6 +120,7 @@ def test_workers_do_not_run_ahead_of_a_driver_that_falls_behind(tmp_path: Path, 
     assert 1 <= written[0] <= 1 + pool.IN_FLIGHT  # of 40: the one that is dealt with, and those on their way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("here", [True, False])
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_reason(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, here: bool
@@ -135,6 +140,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_reason(
     assert attribute(config).state == "done"
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_mentioned_and_waited_for(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from tests.runs_of import attribute, tables
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("local_ray")]
 
 
+@pytest.mark.slow
 def test_a_worker_that_had_another_run_gives_the_bits_of_a_new_one(tmp_path: Path) -> None:
     """Sweeps of both runs have the same numbers; models, rows, queries, blocks and projections are others."""
     configs = []

@@ -36,6 +36,7 @@ def _run(place: Path, config: dict[str, Any], *arguments: str) -> subprocess.Com
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_the_files_of_a_local_ray_go_when_all_went_well(
     tmp_path: Path, tiny_llama: dict[str, Any], place: Path

@@ -62,6 +62,7 @@ def test_options_are_in_no_dump_and_in_no_error() -> None:
         load_config(given, storage_options={"s33": {}})
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_with_credentials_in_its_configuration(tmp_path: Path, tiny_llama: dict[str, Any], bucket: str) -> None:
     """Rows, model and output in a bucket that only the configuration tells how to open."""

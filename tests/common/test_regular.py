@@ -103,6 +103,7 @@ CASES: dict[str, tuple[Place, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_no_file_is_refused_and_not_waited_for(case: str, tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     place, said = CASES[case]

@@ -25,6 +25,7 @@ from tests.runs_of import COMMAND
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.slow
 def test_a_run_from_bucket_to_bucket(tmp_path: Path, tiny_llama: dict[str, Any], bucket: str) -> None:
     fs, _ = fsspec.url_to_fs(bucket)
     for folder in ("base", "adapter"):
@@ -68,6 +69,7 @@ def test_memory_cannot_be_shared_with_workers(tmp_path: Path, tiny_llama: dict[s
         datainf_ray.attribute(config, progress=False)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)

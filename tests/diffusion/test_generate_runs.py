@@ -62,6 +62,7 @@ def with_made(config: dict[str, Any], run: datainf_ray.Run) -> dict[str, Any]:
     return config | {"queries": {"path": str(path.with_name("whole.parquet")), "id": "name"}}
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("family", "combine"), [("sd", "paired"), ("sdxl", "mean"), ("sd3", "mean"), ("flux", "mean")])
@@ -106,6 +107,7 @@ def _is_the_same_by_all_ways(
     assert [row.fields["image"] for row in shown] == [*kept.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_pictures_that_are_kept_are_not_made_again(tmp_path: Path) -> None:
@@ -125,6 +127,7 @@ def test_pictures_that_are_kept_are_not_made_again(tmp_path: Path) -> None:
         assert [sweep.name for sweep in run.record.sweeps] == [sweep.name for sweep in quiet.record.sweeps]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_the_kept_picture_is_the_query_and_a_lost_one_begins_the_run_again(tmp_path: Path) -> None:
@@ -161,6 +164,7 @@ def test_the_kept_picture_is_the_query_and_a_lost_one_begins_the_run_again(tmp_p
     assert (tmp_path / "foreign" / "pictures" / "query-000001.png").read_bytes() == pipelines.picture(3)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 def test_a_finished_run_answers_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

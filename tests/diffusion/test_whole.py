@@ -89,6 +89,7 @@ def test_a_run_keeps_small_pictures_of_its_rows_and_queries(quiet: tuple[dict[st
     assert "img-src data:;" in page
 
 
+@pytest.mark.slow
 def test_killed_workers_change_nothing(quiet: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     config, run = quiet
     with killing_workers():
@@ -96,6 +97,7 @@ def test_killed_workers_change_nothing(quiet: tuple[dict[str, Any], Path], tmp_p
     assert tables(disturbed) == tables(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", ["queries", "scores"])
 def test_an_interrupted_run_is_taken_up_by_two_workers(
     quiet: tuple[dict[str, Any], Path], tmp_path: Path, sweep: str
@@ -112,6 +114,7 @@ def test_an_interrupted_run_is_taken_up_by_two_workers(
     assert tables(again) == tables(run)
 
 
+@pytest.mark.slow
 def test_new_pictures_are_asked_of_an_index_when_the_corpus_is_gone(
     quiet: tuple[dict[str, Any], Path],
     tmp_path: Path,

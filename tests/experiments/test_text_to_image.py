@@ -48,6 +48,7 @@ def small(folder: Path) -> dict[str, Any]:
     return {"model": base_of(folder), "data": str(folder / "digits.parquet"), **few}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [{"combine": "paired", "noise": "row"}, {"combine": "mean", "noise": "shared"}])
 def test_digits_have_the_gradients_of_a_plain_loop(tmp_path: Path, setting: dict[str, str]) -> None:
     """One picture and one draw at a time, by autograd, on DDPM's own noising."""

@@ -240,6 +240,7 @@ def test_a_series_that_grows_ends_when_that_is_seen(scale: float, steps: int) ->
     assert float(found["facts"]["b0"]["residual"]) < 1
 
 
+@pytest.mark.slow
 def test_the_scale_is_just_above_the_largest_eigenvalue() -> None:
     """Of every one of many blocks, in which the eigenvalues fall slowly."""
     draw, shape = torch.Generator().manual_seed(0), 1 / (1 + torch.arange(300)).sqrt()

@@ -128,6 +128,7 @@ SPREAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SPREAD)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_two_devices_give_what_one_gives(tmp_path: Path, case: str, reduction: str) -> None:

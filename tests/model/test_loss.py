@@ -135,6 +135,7 @@ print(chunked, grown())
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_carry_logits_of_a_batch() -> None:
     logits = 4096 * 50_000 * 4
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)

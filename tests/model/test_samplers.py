@@ -353,6 +353,7 @@ def test_saved_modules_are_captured_by_hooks(case: str, tmp_path: Path) -> None:
     is_right(replica, model, rows, side, sizes=(1, 3, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("case", ["norms", "layer norms and embedding", "GPT-2's linear layers"])

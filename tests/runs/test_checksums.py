@@ -85,6 +85,7 @@ def test_cuts_and_other_files_are_noticed(directory: RunDirectory) -> None:
         read_document(directory, "b.json", OWNER)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_part_changes_what_is_read_of_it(directory: RunDirectory) -> None:
     """Of a part only some columns are read, so that its pages and its footer are checked, not all of its bytes."""
     rows = 30

@@ -167,6 +167,7 @@ def test_checking_that_a_directory_is_writable_leaves_nothing(directory: RunDire
     assert directory.fs.find(directory.root) == []
 
 
+@pytest.mark.slow
 def test_a_store_that_creates_a_file_twice_is_refused(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     with careless_s3() as url:
         options = {"s3": {"endpoint_url": url, "key": "testing", "secret": "testing"}}
@@ -229,6 +230,7 @@ def _write_for_ever(url: str) -> None:
             directory.write("x", bytes([letter]) * 1_000_000)
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file_even_when_the_writer_is_killed(tmp_path: Path) -> None:
     directory = RunDirectory(str(tmp_path))
     directory.write("x", b"a" * 1_000_000)

@@ -77,6 +77,7 @@ def test_a_list_is_a_run_for_each_and_their_sum(tmp_path: Path, config: dict[str
         attribute(config, **{"method.damping": 0.2})
 
 
+@pytest.mark.slow
 def test_one_that_is_cut_off_anywhere_goes_on_with_the_same_bytes(tmp_path: Path, config: dict[str, Any]) -> None:
     quiet = attribute(config, output=str(tmp_path / "quiet"))
 
@@ -135,6 +136,7 @@ def test_the_command_does_it_and_others_take_the_first(
     assert torch.allclose(torch.from_numpy(matrix(both.scores()["influence"])), want, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.fresh_workers  # a driver that is elsewhere knows nothing of those that wait here, and needs their CPUs
 def test_in_the_background_it_is_one_run_that_can_be_waited_for(
     tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -69,6 +69,7 @@ def test_a_wrong_request_is_all_that_is_looked_at(config: dict[str, Any]) -> Non
     assert [finding.status for finding in found.values()] == [2, *[None] * 6]
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_does_not_hide_the_cluster(config: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = look(config, output=str(tmp_path / "file" / "run"), index=None)

@@ -48,6 +48,7 @@ def taken_up(config: dict[str, Any], output: Path) -> tuple[dict[str, bytes], li
     return tables(run), watcher.said
 
 
+@pytest.mark.slow
 def test_lissa_that_is_killed_goes_on_with_the_same_bits(tmp_path: Path, config: dict[str, Any]) -> None:
     """While the largest eigenvalue is estimated, and in the series."""
     quiet = attribute(config)
@@ -63,6 +64,7 @@ def test_lissa_that_is_killed_goes_on_with_the_same_bits(tmp_path: Path, config:
         assert f"{name}: taken up from an earlier attempt, behind step {step}" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lissa", "exact"])
 def test_a_step_that_is_damaged_is_computed_again(
     tmp_path: Path, config: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch

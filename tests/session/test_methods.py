@@ -57,6 +57,7 @@ def test_exact_and_self_influence_equal_the_dense_inverse(tmp_path: Path, arch: 
     assert max(run.blocks()["residual"].to_pylist()) == curvature["residual"] < 1e-8
 
 
+@pytest.mark.slow
 def test_conjugate_gradient_that_is_killed_goes_on_with_the_same_bits(
     tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

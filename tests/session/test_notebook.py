@@ -43,6 +43,7 @@ def _for_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_the_notebook_from_its_first_cell_to_its_last(tmp_path: Path, tiny_llama: dict[str, Any]) -> None:
     notebook = nbformat.read(ROOT / "jobs" / "notebook.ipynb", 4)

@@ -104,6 +104,7 @@ def test_classes_by_their_names_whatever_the_gradients_come_from(
     assert [line["label"] for line in lines] == [row["label"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
     rows_for(tmp_path, 5)
     model = tiny.save_model(tmp_path, "bert", labels=5, seed=4, settings=NAMED)

@@ -41,6 +41,7 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "half", "empty", "gone", "exchanged"])
 def test_damaged_checkpoints_are_computed_again(tmp_path: Path, config: dict[str, Any], cut: Path, damage: str) -> None:
     """Every file of them, each kind by itself."""
@@ -81,6 +82,7 @@ def test_a_chunk_that_is_damaged_behind_the_sweep_is_scored_again(tmp_path: Path
     assert tables(run) == tables(attribute(config, output=str(tmp_path / "quiet")))
 
 
+@pytest.mark.slow
 def test_parts_of_the_index_that_are_damaged_meanwhile_are_written_again(
     tmp_path: Path, config: dict[str, Any], cut: Path
 ) -> None:
@@ -96,6 +98,7 @@ def test_parts_of_the_index_that_are_damaged_meanwhile_are_written_again(
     assert run.state == "done"
 
 
+@pytest.mark.slow
 def test_another_models_run_takes_nothing_of_it(tmp_path: Path, config: dict[str, Any], cut: Path) -> None:
     """Even where run.json alone was taken away, or put in from another run."""
     shutil.copytree(tmp_path / "adapter", tmp_path / "other")

@@ -51,6 +51,7 @@ def slopes(peft: Any, row: dict[str, Any], r: dict[str, Tensor]) -> Tensor:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["llama", "t5"])
 def test_shares_are_those_of_a_backward_pass_a_token(tmp_path: Path, arch: str) -> None:
     tiny.write_rows(tmp_path / "train.jsonl", 24, 1)
@@ -92,6 +93,7 @@ def test_shares_are_those_of_a_backward_pass_a_token(tmp_path: Path, arch: str) 
         assert found.influence == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_groups_methods_workers_and_bad_rows(
     tmp_path: Path, tiny_llama: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_readmes_example_runs_and_is_right(example: Path) -> None:
     is_right(datainf_ray.open_run(str(example / "run")), example)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.fresh_workers  # a driver that is elsewhere knows nothing of those that wait here, and needs their CPUs
 @pytest.mark.usefixtures("local_ray")

@@ -112,6 +112,7 @@ def test_queries_and_first_rows_come_before_the_others(made: Callable[..., Made]
     assert made_of.rows.keys() == {(line["query"], line["row"]) for line in lines}
 
 
+@pytest.mark.slow
 def test_however_many_there_are_the_page_stays_below_its_size(made: Callable[..., Made]) -> None:
     it = made(rows=300, queries=25, previews=['"<&' * 2_000 + " ⟶ " + '"' * 5_000] * 300, results={"top_k": 150})
     page = Path(write_report(with_pictures(it.run))).read_text()
